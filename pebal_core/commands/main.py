@@ -1,0 +1,47 @@
+"""``pebal COMMAND …``: the entry point of every offline command (``ros2 run pebal_core COMMAND`` calls the same)."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from jsonargparse import ArgumentParser
+
+from ..errors import PebalError
+
+COMMANDS = {
+    "predict": "labels, energy and overlays of images, folders and videos",
+    "info": "what a model file says of itself",
+    "pretrain": "train a segmentation network from labelled images",
+    "evaluate": "mean IoU of a model on a labelled set",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; a `PebalError` ends it with its one sentence and status 1."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print("usage: pebal COMMAND [options]      pebal COMMAND --help\n")
+        for name, purpose in COMMANDS.items():
+            print(f"  {name:<12}{purpose}")
+        return 0 if words else 2
+    name = words[0]
+    if name not in COMMANDS:
+        print(f"pebal: there is no command '{name}'; choose one of: {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    command = importlib.import_module(f".{name.replace('-', '_')}", __package__)
+    parser = ArgumentParser(prog=f"pebal {name}", description=COMMANDS[name])
+    command.add_arguments(parser)
+    try:
+        return command.run(parser.parse_args(words[1:])) or 0
+    except PebalError as error:
+        print(f"pebal {name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"pebal {name}: interrupted.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""The detector: image in, class labels and anomaly energy out. The node and every command go through it.
+
+    detector = AnomalyDetector.load("starter")
+    result = detector(image)      # H×W×3 uint8 RGB
+    result.labels, result.energy  # H×W uint8 trainIds, H×W float32 nats
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+
+from .engines import Engine
+from .errors import PebalError
+from .model_file import ModelInfo, file_sha256, load_model, resolve_model
+
+ENGINES = ("auto", "torch")
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+MIN_SIDE = 16
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the detector says of one image."""
+
+    labels: np.ndarray
+    """H×W uint8: trainId of the most probable inlier class."""
+    energy: np.ndarray
+    """H×W float32: free energy in nats, higher = more anomalous."""
+
+
+class AnomalyDetector:
+    """A model, loaded on one engine and device.
+
+    Args:
+        engine: runs the network.
+        info: description of the model.
+        model_path: the file it was loaded from.
+    """
+
+    def __init__(self, engine: Engine, info: ModelInfo, model_path: Path) -> None:
+        self.engine, self.info, self.model_path = engine, info, model_path
+        self.model_sha256 = file_sha256(model_path)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path = "starter",
+        engine: str = "auto",
+        device: str = "auto",
+        precision: str = "auto",
+        input_size: tuple[int, int] | None = None,
+        smoothing: bool | None = None,
+    ) -> AnomalyDetector:
+        """Load a model file or a shipped model.
+
+        Args:
+            model: path, or bare name of a shipped model.
+            engine: ``auto`` or ``torch``.
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; a named device that is missing is an error.
+            precision: ``auto``, ``fp32``, ``fp16`` or ``bf16``.
+            input_size: (height, width) at which the network runs; None = as the model says, (0, 0) = the image's own.
+            smoothing: 7×7 Gaussian on the energy; None = as the model says.
+
+        Raises:
+            PebalError: no such model, engine, device or precision, or a damaged file.
+        """
+        if engine not in ENGINES:
+            raise PebalError(f"There is no engine '{engine}'; choose one of: {', '.join(ENGINES)}.")
+        if precision not in PRECISIONS:
+            raise PebalError(f"There is no precision '{precision}'; choose one of: {', '.join(PRECISIONS)}.")
+        from .engines.torch import TorchEngine
+
+        path = resolve_model(model)
+        network, info = load_model(path)
+        if input_size is None and info.input_size is not None:
+            input_size = (info.input_size[0], info.input_size[1])
+        runner = TorchEngine(
+            network,
+            info,
+            device,
+            precision,
+            input_size=None if input_size == (0, 0) else input_size,
+            smoothing=info.smoothing if smoothing is None else smoothing,
+        )
+        return cls(runner, info, path)
+
+    @property
+    def engine_name(self) -> str:
+        """Runtime really in use."""
+        return self.engine.name
+
+    @property
+    def device_name(self) -> str:
+        """Device really in use."""
+        return self.engine.device_name
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Seconds of the last call: preprocess, inference, postprocess."""
+        return self.engine.timings
+
+    @overload
+    def __call__(self, images: np.ndarray) -> Result: ...
+    @overload
+    def __call__(self, images: Sequence[np.ndarray]) -> list[Result]: ...
+    def __call__(self, images: np.ndarray | Sequence[np.ndarray]) -> Result | list[Result]:
+        """Labels and energy of one image H×W×3 uint8 RGB, or of a list of images of one size as one batch.
+
+        Raises:
+            PebalError: wrong type or shape, sides under 16 pixels, or images of different sizes.
+        """
+        batch = [images] if isinstance(images, np.ndarray) else list(images)
+        if not batch:
+            return []
+        for image in batch:
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                raise PebalError(f"An image must be H×W×3 uint8 RGB; this one is {image.shape} {image.dtype}.")
+            if min(image.shape[:2]) < MIN_SIDE:
+                raise PebalError(f"An image must be at least {MIN_SIDE} pixels on both sides; this is {image.shape}.")
+            if image.shape != batch[0].shape:
+                raise PebalError(f"Images of one batch must have one size; got {batch[0].shape} and {image.shape}.")
+        stacked = batch[0][None] if len(batch) == 1 else np.stack(batch)
+        labels, energy = self.engine(np.require(stacked, requirements=["C", "W"]))
+        results = [Result(*pair) for pair in zip(labels, energy)]
+        return results[0] if isinstance(images, np.ndarray) else results
+
+    def warm_up(self, height: int, width: int) -> None:
+        """Run once at this size, so that the first real frame is not the slow one."""
+        self(np.zeros((height, width, 3), np.uint8))

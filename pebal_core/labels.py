@@ -1,0 +1,53 @@
+"""Class names, palettes and the maps from each data set's ids to Cityscapes trainIds.
+
+Ids are those of the Cityscapes evaluation (19 classes, https://www.cityscapes-dataset.com): every data set is read
+into them, so that one network and one palette serve all.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+VOID = 255
+"""Unlabelled pixel: takes no part in any loss or metric."""
+
+OUTLIER = 254
+"""Pixel of a pasted outlier: a training target, never a class."""
+
+CITYSCAPES_CLASSES: tuple[str, ...] = (
+    "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",
+    "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+)  # fmt: skip
+
+CITYSCAPES_PALETTE: tuple[tuple[int, int, int], ...] = (
+    (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153),
+    (250, 170, 30), (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (255, 0, 0),
+    (0, 0, 142), (0, 0, 70), (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
+)  # fmt: skip
+
+_CITYSCAPES_LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+
+CAMVID_CLASSES: tuple[str, ...] = (
+    "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",
+)  # fmt: skip
+"""The 11 evaluated classes in the order of the SegNet label files (id 11 is void)."""
+
+_CAMVID_TRAIN_IDS = (10, 2, 5, 0, 1, 8, 7, 4, 13, 11, 12)
+
+
+def _table(train_ids: dict[int, int]) -> np.ndarray:
+    """Look-up table of 256 uint8 entries; every id that is not named becomes void."""
+    table = np.full(256, VOID, np.uint8)
+    for source, train_id in train_ids.items():
+        table[source] = train_id
+    return table
+
+
+LABEL_ID_TO_TRAIN_ID: np.ndarray = _table({label: i for i, label in enumerate(_CITYSCAPES_LABEL_IDS)})
+"""Cityscapes labelIds → trainIds."""
+
+CAMVID_TO_TRAIN_ID: np.ndarray = _table(dict(enumerate(_CAMVID_TRAIN_IDS)))
+"""CamVid (SegNet's 11 classes) → trainIds."""
+
+CAMVID_EVALUATED: tuple[int, ...] = _CAMVID_TRAIN_IDS
+"""The trainIds that CamVid labels, in the order of `CAMVID_CLASSES`."""

@@ -1,0 +1,186 @@
+"""One file that explains itself: weights as safetensors, everything needed to use them in its metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from .errors import PebalError
+from .labels import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
+
+METADATA_KEY = "pebal"
+FORMAT_VERSION = 1
+MODELS_FOLDER = Path(__file__).parent / "models"
+"""Models that ship with the package, loaded by their bare name."""
+
+
+@dataclass
+class ModelInfo:
+    """What a model file says of itself."""
+
+    network: str
+    """Name for `build_network`."""
+    network_args: dict[str, Any] = field(default_factory=dict)
+    class_names: list[str] = field(default_factory=lambda: list(CITYSCAPES_CLASSES))
+    """K inlier classes in the order of the logits; the abstention channel follows them, unnamed."""
+    palette: list[list[int]] = field(default_factory=lambda: [list(color) for color in CITYSCAPES_PALETTE])
+    """RGB per class."""
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    """Normalisation of RGB / 255."""
+    input_size: list[int] | None = None
+    """[height, width] at which the network runs best; None: at the image's own size."""
+    smoothing: bool = True
+    """Whether the energy is published after the 7×7 Gaussian."""
+    threshold: float | None = None
+    """Alarm threshold in nats, or None where none was chosen."""
+    threshold_note: str = ""
+    """How the threshold was chosen."""
+    energy_range: list[float] = field(default_factory=lambda: [-15.0, 0.0])
+    """Energies in nats that are shown as 0 and 255."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Data, command and figures of the training."""
+    licence: str = ""
+    """Licence of the weights, which follows from their data."""
+    origin: dict[str, Any] = field(default_factory=dict)
+    """Where imported weights came from: file name, SHA-256, layout."""
+
+    @property
+    def num_outputs(self) -> int:
+        """K + 1."""
+        return len(self.class_names) + 1
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT_VERSION, **asdict(self)}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str, source: Path) -> ModelInfo:
+        """Parse the metadata of a model file.
+
+        Raises:
+            PebalError: not ours, damaged, or written by a newer version.
+        """
+        try:
+            values = json.loads(text)
+            version = values.pop("format")
+            if version > FORMAT_VERSION:
+                raise PebalError(f"{source} was written by a newer version (format {version}); update pebal_ros.")
+            known = {f.name for f in fields(cls)}
+            return cls(**{key: value for key, value in values.items() if key in known})
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise PebalError(f"The metadata of {source} is damaged ({error}); export the model again.") from error
+
+
+def resolve_model(name: str | Path) -> Path:
+    """Path of a model given as a file or as the bare name of a shipped model.
+
+    Raises:
+        PebalError: there is no such model; the message lists the shipped ones.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    shipped = {p.stem: p for p in sorted(MODELS_FOLDER.glob("*.safetensors"))}
+    if str(name) in shipped:
+        return shipped[str(name)]
+    raise PebalError(
+        f"There is no model '{name}': give the path of a .safetensors file written by pebal, or one of the shipped "
+        f"models ({', '.join(shipped) or 'none'})."
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
+
+
+def _digest(stream: Any) -> str:
+    """`hashlib.file_digest` for Python 3.10."""
+    digest = hashlib.sha256()
+    while chunk := stream.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_info(path: Path) -> ModelInfo:
+    """Metadata alone, without reading weights.
+
+    Raises:
+        PebalError: the file is truncated, is no safetensors file, or carries no metadata of ours.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as archive:
+            metadata = archive.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise PebalError(
+            f"{path} is not a complete safetensors file ({error}); copy or download it again, or turn a .pth "
+            f"checkpoint into one with 'pebal convert'."
+        ) from error
+    if METADATA_KEY not in metadata:
+        raise PebalError(f"{path} has no '{METADATA_KEY}' metadata: it was not written by pebal.")
+    return ModelInfo.from_json(metadata[METADATA_KEY], path)
+
+
+def load_model(name: str | Path) -> tuple[Any, ModelInfo]:
+    """Network in eval mode on the CPU and its description.
+
+    Args:
+        name: path of a model file, or bare name of a shipped model.
+
+    Returns:
+        (`SegmentationNetwork`, `ModelInfo`)
+
+    Raises:
+        PebalError: missing, truncated or foreign file, or weights that do not fit the network it names.
+    """
+    from safetensors.torch import load_file
+
+    from .networks import build_network
+
+    path = resolve_model(name)
+    info = read_info(path)
+    network = build_network(info.network, num_outputs=info.num_outputs, **info.network_args)
+    try:
+        network.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise PebalError(f"The weights in {path} do not fit the network '{info.network}': {error}") from error
+    return network.eval(), info
+
+
+def save_model(path: str | Path, network: Any, info: ModelInfo) -> None:
+    """Write weights and description; the file appears whole or not at all.
+
+    Raises:
+        PebalError: the folder cannot be written or the disk is full.
+    """
+    from safetensors.torch import save
+
+    path = Path(path)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    write_atomically(path, save(tensors, metadata={METADATA_KEY: info.to_json()}))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write to a temporary name beside the target and rename.
+
+    Raises:
+        PebalError: the folder cannot be written or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise PebalError(f"{path} could not be written: {error.strerror}; free space or choose another place.") from error

@@ -1,0 +1,35 @@
+"""Segmentation networks by name: one way to build any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..errors import PebalError
+from .base import SegmentationNetwork, upsample
+from .smp import DeepLabV3Plus
+
+NETWORKS: dict[str, Callable[..., SegmentationNetwork]] = {
+    "deeplabv3plus": DeepLabV3Plus,
+}
+
+
+def build_network(name: str, num_outputs: int = 20, **arguments: object) -> SegmentationNetwork:
+    """Build a network with fresh weights.
+
+    Args:
+        name: a key of `NETWORKS`.
+        num_outputs: K inlier classes + 1 abstention channel.
+        arguments: passed to the network's constructor.
+
+    Raises:
+        PebalError: unknown name or arguments.
+    """
+    if name not in NETWORKS:
+        raise PebalError(f"Unknown network '{name}'; choose one of: {', '.join(sorted(NETWORKS))}.")
+    try:
+        return NETWORKS[name](num_outputs=num_outputs, **arguments)
+    except (TypeError, ValueError, KeyError) as error:
+        raise PebalError(f"Network '{name}' cannot be built with {arguments}: {error}") from error
+
+
+__all__ = ["NETWORKS", "SegmentationNetwork", "build_network", "upsample"]

@@ -1,0 +1,52 @@
+"""What every segmentation network of the project offers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SegmentationNetwork(nn.Module, ABC):
+    """K inlier classes + one abstention channel (the last), split into a trunk and a head.
+
+    PEBAL fine-tunes the head and leaves the trunk as it was, so the two are separate calls; the split also lets
+    a caller keep the logits at the network's own resolution and upsample only what it needs.
+    """
+
+    num_outputs: int
+    """K + 1: the inlier classes and the abstention channel."""
+    stride: int
+    """`trunk` needs sides that are multiples of this; `forward` pads to it."""
+    head_prefixes: tuple[str, ...]
+    """State-dict prefixes of the parameters that belong to the head."""
+
+    @abstractmethod
+    def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Features of normalised images B×3×H×W."""
+
+    @abstractmethod
+    def head(self, features: tuple[Tensor, ...]) -> Tensor:
+        """Logits B×(K+1)×h×w at the network's own resolution."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits B×(K+1)×H×W of normalised images B×3×H×W of any size."""
+        height, width = images.shape[-2:]
+        padding = (0, -width % self.stride, 0, -height % self.stride)
+        if any(padding):
+            images = F.pad(images, padding, mode="replicate")
+        logits = upsample(self.head(self.trunk(images)), images.shape[-2:])
+        return logits[..., :height, :width]
+
+    def is_head(self, name: str) -> bool:
+        """Whether the parameter or buffer of this state-dict name belongs to the head."""
+        return name.startswith(self.head_prefixes)
+
+
+def upsample(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Bilinear to H×W with aligned corners, as every network here was trained."""
+    if tuple(logits.shape[-2:]) == tuple(size):
+        return logits
+    return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=True)

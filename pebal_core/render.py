@@ -1,0 +1,37 @@
+"""Energies and labels as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+
+def score_map(energy: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Energy H×W in nats → H×W uint8: ``low`` and below is 0, ``high`` and above is 255, linear between."""
+    return cv2.convertScaleAbs(np.clip(energy, low, high) - low, alpha=255 / (high - low))
+
+
+def overlay(image: np.ndarray, score: np.ndarray, alpha: float = 0.8) -> np.ndarray:
+    """Camera image H×W×3 RGB blended with a heat map of the score H×W uint8.
+
+    The heat is the more opaque the higher the score (at most ``alpha``): where nothing is anomalous, the driver's
+    view stays as it was.
+    """
+    opacity = cv2.LUT(score, _opacity(alpha))[..., None].astype(np.uint16)
+    heat = cv2.applyColorMap(score, cv2.COLORMAP_HOT)[..., ::-1]
+    return ((image * (255 - opacity) + heat * opacity) // 255).astype(np.uint8)
+
+
+def _opacity(alpha: float) -> np.ndarray:
+    """Opacity 0–255 per score: nothing below a quarter of the range, then rising linearly."""
+    share = np.clip((np.arange(256) / 255 - 0.25) / 0.5, 0, 1)
+    return (255 * alpha * share).astype(np.uint8)
+
+
+def label_colors(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
+    """Labels H×W uint8 → H×W×3 uint8 RGB; ids outside the palette are black."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(palette)] = palette
+    return table[labels]

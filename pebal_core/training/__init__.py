@@ -1,0 +1,1 @@
+"""Offline training: a segmentation network from labelled images, and PEBAL fine-tuning of any network."""
