@@ -95,15 +95,10 @@ def resolve_model(name: str | Path) -> Path:
 
 def file_sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
-
-
-def _digest(stream: Any) -> str:
-    """`hashlib.file_digest` for Python 3.10."""
     digest = hashlib.sha256()
-    while chunk := stream.read(1 << 20):
-        digest.update(chunk)
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -154,8 +149,11 @@ def load_model(name: str | Path) -> tuple[Any, ModelInfo]:
     return network.eval(), info
 
 
-def save_model(path: str | Path, network: Any, info: ModelInfo) -> None:
+def save_model(path: str | Path, network: Any, info: ModelInfo, half: bool = False) -> None:
     """Write weights and description; the file appears whole or not at all.
+
+    Args:
+        half: store the convolution kernels as float16, which halves the file; statistics and biases stay float32.
 
     Raises:
         PebalError: the folder cannot be written or the disk is full.
@@ -164,7 +162,21 @@ def save_model(path: str | Path, network: Any, info: ModelInfo) -> None:
 
     path = Path(path)
     tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    if half:
+        tensors = {key: value.half() if value.dim() == 4 else value for key, value in tensors.items()}
     write_atomically(path, save(tensors, metadata={METADATA_KEY: info.to_json()}))
+
+
+def rewrite_info(source: str | Path, target: str | Path, info: ModelInfo) -> None:
+    """Copy a model with another description; the weights stay as they are stored.
+
+    Raises:
+        PebalError: the source is no model, or the target cannot be written.
+    """
+    from safetensors.torch import load_file, save
+
+    tensors = load_file(resolve_model(source))
+    write_atomically(Path(target), save(tensors, metadata={METADATA_KEY: info.to_json()}))
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -182,5 +194,6 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(stream.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
         raise PebalError(f"{path} could not be written: {error.strerror}; free space or choose another place.") from error

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
+
+from .errors import PebalError
 
 
 def score_map(energy: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -35,3 +38,31 @@ def label_colors(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.nda
     table = np.zeros((256, 3), np.uint8)
     table[: len(palette)] = palette
     return table[labels]
+
+
+class VideoWriter:
+    """MP4 of RGB frames; the size follows from the first.
+
+    Raises:
+        PebalError: the file cannot be written, or a frame has another size than the first.
+    """
+
+    def __init__(self, path: Path, rate: float) -> None:
+        self.path, self.rate = path, rate
+        self._writer: cv2.VideoWriter | None = None
+        self._shape: tuple[int, ...] = ()
+
+    def write(self, image: np.ndarray) -> None:
+        if self._writer is None:
+            self._shape = image.shape
+            fourcc = cv2.VideoWriter.fourcc(*"mp4v")
+            self._writer = cv2.VideoWriter(str(self.path), fourcc, self.rate, (image.shape[1], image.shape[0]))
+            if not self._writer.isOpened():
+                raise PebalError(f"The video {self.path} cannot be written; choose another folder.")
+        if image.shape != self._shape:
+            raise PebalError(f"The frames of {self.path} change size from {self._shape} to {image.shape}.")
+        self._writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.release()

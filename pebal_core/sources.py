@@ -60,6 +60,11 @@ class FrameSource:
             read_image(self._files[0])
             self.rate, self.count = FOLDER_RATE, len(self._files)
 
+    @property
+    def is_video(self) -> bool:
+        """Whether the frames are a sequence of one size (video or camera) rather than separate images."""
+        return not self._files
+
     def _probe(self, source: str | int, kind: str) -> float:
         """Rate of a capture that yields at least one frame."""
         capture = cv2.VideoCapture(source)

@@ -14,6 +14,7 @@ COMMANDS = {
     "predict": "labels, energy and overlays of images, folders and videos",
     "info": "what a model file says of itself",
     "pretrain": "train a segmentation network from labelled images",
+    "calibrate": "choose the alarm threshold on scenes without anomalies",
     "evaluate": "mean IoU of a model on a labelled set",
 }
 

@@ -103,6 +103,20 @@ def cityscapes(root: str | Path, split: str) -> SceneSet:
     return SceneSet(f"Cityscapes {split}", tuple(pairs), LABEL_ID_TO_TRAIN_ID)
 
 
+SCENE_SETS = {"camvid": camvid, "cityscapes": cityscapes}
+
+
+def open_scenes(layout: str, root: str | Path, split: str) -> SceneSet:
+    """The scenes of a data set by the name of its layout.
+
+    Raises:
+        PebalError: unknown layout, or a folder that does not hold it.
+    """
+    if layout not in SCENE_SETS:
+        raise PebalError(f"There is no layout '{layout}'; choose one of: {', '.join(sorted(SCENE_SETS))}.")
+    return SCENE_SETS[layout](root, split)
+
+
 def _require_labels(pairs: Sequence[tuple[Path, Path]]) -> None:
     missing = [(image, labels) for image, labels in pairs if not labels.is_file()]
     if missing:

@@ -22,13 +22,19 @@ from torch import Tensor
 
 from ..data.augment import random_color, random_crop, random_mirror, random_scale
 from ..data.scenes import SceneSet, camvid
+from ..detector import AnomalyDetector
 from ..errors import PebalError
 from ..labels import VOID
 from ..metrics.segmentation import ConfusionMatrix
 from ..model_file import ModelInfo, save_model
 from ..networks import SegmentationNetwork, build_network
+from .calibrate import calibrate
 from .encoders import load_encoder
 from .stream import Sample, SampleStream, shuffled_index, stream_loader
+
+
+FALSE_ALARMS = 0.01
+"""Share of the validation set's inlier pixels above the threshold that is stored with the model."""
 
 
 @dataclass
@@ -70,6 +76,8 @@ class PretrainConfig:
     """Lightning's name; bf16-mixed halves the time on CPUs with AVX-512 BF16 or AMX, and is slow on others."""
     resume: bool = False
     """Continue from the last checkpoint of the same run."""
+    half: bool = True
+    """Store the convolution kernels as float16, which halves the file."""
     licence: str = ""
     """Licence of the resulting weights: it follows from the data."""
 
@@ -114,7 +122,10 @@ def pretrain(config: PretrainConfig) -> Path:
         "data": f"{train.name} ({len(train)} images)",
     }
     if trainer.is_global_zero:
-        save_model(out, network, info)
+        save_model(out, network, info, config.half)
+        detector = AnomalyDetector.load(out)
+        calibrate(detector, map(validation.load, range(len(validation))), FALSE_ALARMS, validation.name)
+        save_model(out, network, detector.info, config.half)
     return out
 
 

@@ -1,0 +1,26 @@
+"""The options that every command with a model shares."""
+
+from __future__ import annotations
+
+from jsonargparse import ArgumentParser, Namespace
+
+from ..detector import ENGINES, PRECISIONS, AnomalyDetector
+
+
+def add_model_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--model", type=str, default="starter", help="model file, or name of a shipped model")
+    parser.add_argument("--engine", choices=ENGINES, default="auto")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto")
+    parser.add_argument(
+        "--input-size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="size at which the network runs; default: as the model says, 0 0: the image's own",
+    )
+
+
+def load_detector(args: Namespace) -> AnomalyDetector:
+    size = tuple(args.input_size) if args.input_size else None
+    return AnomalyDetector.load(args.model, args.engine, args.device, args.precision, input_size=size)

@@ -1,0 +1,131 @@
+"""Scenes, augmentation and the numbered sample stream."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from pebal_core.data.augment import random_color, random_crop, random_mirror, random_scale
+from pebal_core.data.scenes import camvid, cityscapes, open_scenes
+from pebal_core.errors import PebalError
+from pebal_core.labels import CAMVID_TO_TRAIN_ID, CITYSCAPES_CLASSES, LABEL_ID_TO_TRAIN_ID, VOID
+from pebal_core.training.stream import SampleStream, shuffled_index, stream_loader
+
+
+def write_camvid(root: Path, count: int = 3) -> Path:
+    """A CamVid-like folder: train, val and test of a few small scenes."""
+    for split in ("train", "val", "test"):
+        for kind in (split, f"{split}annot"):
+            (root / kind).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            rng = np.random.default_rng(number)
+            ids = np.full((48, 64), 3, np.uint8)
+            ids[:20] = 0
+            image = rng.integers(0, 40, (48, 64, 3), np.uint8) + np.where(ids == 3, 60, 160).astype(np.uint8)[..., None]
+            cv2.imwrite(str(root / split / f"{number}.jpg"), image)
+            cv2.imwrite(str(root / f"{split}annot" / f"{number}.png"), ids)
+    return root
+
+
+def test_camvid_ids_become_train_ids(tmp_path: Path) -> None:
+    image, labels = camvid(write_camvid(tmp_path), "train").load(0)
+    assert image.shape == (48, 64, 3) and image.dtype == np.uint8
+    assert set(np.unique(labels)) == {10, 0}
+    named = {CITYSCAPES_CLASSES[i] for i in CAMVID_TO_TRAIN_ID[:11]}
+    assert named == {"sky", "building", "pole", "road", "sidewalk", "vegetation", "traffic sign", "fence", "car",
+                     "person", "rider"}  # fmt: skip
+    assert CAMVID_TO_TRAIN_ID[11] == VOID
+
+
+def test_cityscapes_label_ids_become_train_ids() -> None:
+    """The official table: 19 evaluated classes, all else void."""
+    assert LABEL_ID_TO_TRAIN_ID[[7, 8, 11, 23, 24, 26, 33]].tolist() == [0, 1, 2, 10, 11, 13, 18]
+    assert (LABEL_ID_TO_TRAIN_ID != VOID).sum() == 19
+
+
+def test_real_cityscapes_layout(shared_dir: Path) -> None:
+    scenes = cityscapes(shared_dir / "data/cityscapes_mini", "train")
+    assert len(scenes) == 8
+    image, labels = scenes.load(0)
+    assert image.shape == (1024, 2048, 3) and labels.shape == (1024, 2048)
+    assert (labels == 0).mean() > 0.1, "a good part of a street scene is road"
+
+
+def test_missing_folder_and_labels_are_named(tmp_path: Path) -> None:
+    with pytest.raises(PebalError, match="train does not exist"):
+        camvid(tmp_path / "nowhere", "train")
+    root = write_camvid(tmp_path)
+    (root / "trainannot" / "1.png").unlink()
+    with pytest.raises(PebalError, match=r"1 of 3 images have no labels.*1\.png"):
+        camvid(root, "train")
+    with pytest.raises(PebalError, match="There is no layout 'kitti'"):
+        open_scenes("kitti", root, "train")
+
+
+def test_sizes_that_differ_and_colour_labels_are_named(tmp_path: Path) -> None:
+    root = write_camvid(tmp_path)
+    cv2.imwrite(str(root / "trainannot" / "0.png"), np.zeros((10, 10), np.uint8))
+    cv2.imwrite(str(root / "trainannot" / "1.png"), np.zeros((48, 64, 3), np.uint8))
+    scenes = camvid(root, "train")
+    with pytest.raises(PebalError, match=r"0\.png are \(10, 10\)"):
+        scenes.load(0)
+    with pytest.raises(PebalError, match="not a single-channel 8-bit label image"):
+        scenes.load(1)
+
+
+def test_augmentation_keeps_image_and_labels_together() -> None:
+    """A scene whose image is its label map stays so through scale, mirror and crop."""
+    labels = np.repeat(np.repeat(np.arange(12, dtype=np.uint8).reshape(3, 4), 40, 0), 40, 1)
+    image = np.repeat(labels[..., None] * 20, 3, axis=2)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        scaled = random_scale(image, labels, 0.5, 2.0, rng)
+        cropped, target = random_crop(*random_mirror(*scaled, 0.5, rng), 64, 80, rng)
+        assert cropped.shape == (64, 80, 3) and target.shape == (64, 80)
+        known = target != VOID
+        assert (np.abs(cropped[known][:, 0].astype(int) - target[known] * 20) <= 2).mean() > 0.85
+        assert (cropped[~known] == 0).all(), "padding is black and void"
+
+
+def test_crop_reaches_every_corner_and_never_leaves_the_scene() -> None:
+    """An inclusive upper bound would reach one row of padding now and then."""
+    labels = np.arange(36, dtype=np.uint8).reshape(6, 6)
+    image = np.repeat(labels[..., None], 3, axis=2)
+    rng = np.random.default_rng(0)
+    corners = {int(random_crop(image, labels, 5, 5, rng)[1][0, 0]) for _ in range(200)}
+    assert corners == {0, 1, 6, 7}
+
+
+def test_colour_strength_zero_is_the_identity() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    assert (random_color(image, 0, np.random.default_rng(1)) == image).all()
+    assert not (random_color(image, 0.3, np.random.default_rng(1)) == image).all()
+
+
+def draw(rng: np.random.Generator, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """A sample that carries its own number and one random value."""
+    return np.full((2, 2, 3), rng.integers(256), np.uint8), np.full((2, 2), number)
+
+
+def numbers(workers: int = 0, start: int = 0, rank: int = 0, world_size: int = 1) -> list[tuple[list[int], list[int]]]:
+    stream = SampleStream(draw, 7, start, 24, batch_size=2, rank=rank, world_size=world_size)
+    return [
+        (target[:, 0, 0].tolist(), image[:, 0, 0, 0].tolist()) for image, target in stream_loader(stream, workers)
+    ]
+
+
+def test_stream_is_the_same_however_it_is_split() -> None:
+    whole = numbers()
+    assert [n for batch, _ in whole for n in batch] == list(range(24))
+    assert numbers(workers=2) == whole, "workers"
+    assert numbers(start=8) == whole[4:], "resume"
+    assert [b for pair in zip(numbers(rank=0, world_size=2), numbers(rank=1, world_size=2)) for b in pair] == whole
+
+
+def test_every_scene_comes_once_per_pass() -> None:
+    passes = [[shuffled_index(3, p * 10 + i, 10) for i in range(10)] for p in range(3)]
+    assert all(sorted(p) == list(range(10)) for p in passes)
+    assert passes[0] != passes[1]
