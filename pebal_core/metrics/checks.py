@@ -1,0 +1,23 @@
+"""What every metric refuses, in sentences that name the frame."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pebal_core.errors import PebalError
+
+
+def check_sizes(name: str, what: str, array: np.ndarray, target: np.ndarray) -> None:
+    """Refuse an array of another size than the label image; `what` names it in the plural."""
+    if array.shape != target.shape:
+        sizes = ["×".join(map(str, shape)) for shape in (array.shape, target.shape)]
+        raise PebalError(f"{name}: the {what} are {sizes[0]} (height×width) but the label image is {sizes[1]}.")
+
+
+def check_scores(name: str, score: np.ndarray, target: np.ndarray) -> None:
+    """Refuse a score map that is not float32, has another size than the label image, or holds a NaN."""
+    if score.dtype != np.float32:
+        raise TypeError(f"scores must be float32, not {score.dtype}: conversion can merge distinct scores")
+    check_sizes(name, "scores", score, target)
+    if score.size and np.isnan(score.max()):
+        raise PebalError(f"{name}: {np.count_nonzero(np.isnan(score))} of {score.size} scores are NaN.")

@@ -1,0 +1,202 @@
+"""Counts of float32 scores on disk: the storage behind `ScoreCounts`.
+
+Scores are mapped to unsigned 32-bit keys of the same order and filed by *page*, the upper 16 bits of the
+key, each class by itself. A page is stored in the smaller of two forms: the list of the lower 16 bits of its
+pixels, or, once it is crowded, a table of 65,536 counts. Pages written together are a *run*.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, cast
+
+import numpy as np
+
+from pebal_core.errors import PebalError
+
+PAGE = 1 << 16
+"""Keys in a page; also the number of pages of a class: inliers have page numbers 0…, outliers PAGE…"""
+
+_STRETCH = 1 << 18  # pixels that are sorted at once
+_IN_MEMORY = 4 << 20  # bytes of a file that are kept in memory before it goes to disk
+
+Array = np.ndarray
+Buffer = bytes | memoryview
+
+
+def score_keys(scores: Array) -> Array:
+    """float32 scores without NaN → uint32 keys in the same order; -0.0 and 0.0 have one key."""
+    bits = (scores + np.float32(0)).view(np.uint32)
+    # A set sign bit turns the order of the other 31 round: flip them all; else set the sign bit.
+    flipped = bits.view(np.int32) >> 31
+    flipped |= np.int32(-(1 << 31))
+    bits ^= flipped.view(np.uint32)
+    return bits
+
+
+def key_scores(keys: Array) -> Array:
+    """The inverse of `score_keys`."""
+    return np.where(keys >> 31, keys ^ np.uint32(1 << 31), ~keys).view(np.float32)
+
+
+@dataclass
+class Run:
+    """Pages of both classes, ascending, one behind the other in a file from `start` on."""
+
+    file: IO[bytes]
+    start: int
+    pages: Array  # int32 page numbers
+    pixels: Array  # int64, pixels in each page
+    widths: Array  # uint8: 0 = list of lower 16 bits (uint16), else bytes of each of the 65,536 counts
+
+    def __post_init__(self) -> None:
+        sizes = np.where(self.widths == 0, 2 * self.pixels, PAGE * self.widths.astype(np.int64))
+        self._ends = np.concatenate([[0], np.cumsum(sizes)])
+
+    def count(self, first: int, end: int) -> int:
+        """Pixels in the pages first ≤ page < end."""
+        i, j = np.searchsorted(self.pages, (first, end))
+        return int(self.pixels[i:j].sum())
+
+    def keys(self, first: int, end: int) -> Array:
+        """uint32 keys of all pixels in the pages first ≤ page < end of one class, page by page."""
+        i, j = np.searchsorted(self.pages, (first, end))
+        upper = self.pages[i:j].astype(np.uint32) << 16  # the class falls out of the 32 bits
+        if not self.widths[i:j].any():
+            return np.repeat(upper, self.pixels[i:j]) | self._read(i, j, 0)
+        pages = []
+        for at, page in zip(range(i, j), upper, strict=True):
+            width = int(self.widths[at])
+            content = self._read(at, at + 1, width)
+            pages.append(page | (np.repeat(np.arange(PAGE, dtype=np.uint32), content) if width else content))
+        return np.concatenate(pages)
+
+    def table(self, page: int) -> Array:
+        """Numbers of pixels with each of the 65,536 keys of a page."""
+        i, j = np.searchsorted(self.pages, (page, page + 1))
+        width = int(self.widths[i]) if i < j else 0
+        content = self._read(i, j, width)
+        return content if width else np.bincount(content, minlength=PAGE)
+
+    def payload(self, chunk: int = 1 << 20) -> Iterator[bytes]:
+        """All pages as they lie in the file, in pieces of at most `chunk` bytes."""
+        size = int(self._ends[-1])
+        for at in range(0, size, chunk):
+            self.file.seek(self.start + at)
+            yield self.file.read(min(chunk, size - at))
+
+    def _read(self, i: int, j: int, width: int) -> Array:
+        self.file.seek(self.start + int(self._ends[i]))
+        return np.frombuffer(self.file.read(int(self._ends[j] - self._ends[i])), f"u{width or 2}")
+
+
+class Level:
+    """Runs of one generation in one temporary file."""
+
+    def __init__(self) -> None:
+        self.runs: list[Run] = []
+        self.file = cast(IO[bytes], tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY))  # noqa: SIM115
+        weakref.finalize(self, self.file.close)
+
+    def append(
+        self,
+        payload: Iterable[Buffer],
+        pages: Sequence[int] | Array,
+        pixels: Sequence[int] | Array,
+        widths: Sequence[int] | Array,
+    ) -> None:
+        """Add a run; `widths` may be filled while `payload` is drawn."""
+        start = self.file.seek(0, os.SEEK_END)
+        try:
+            for content in payload:
+                self.file.seek(0, os.SEEK_END)  # a merge reads between two writes, perhaps from this file
+                self.file.write(content)
+            self.file.flush()
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise PebalError(
+                f"The folder for temporary files, {tempfile.gettempdir()}, is full: set TMPDIR to another "
+                "one (exact pixel metrics need up to 2 bytes for each pixel and score)."
+            ) from error
+        index = np.array(pages, np.int32), np.array(pixels, np.int64), np.array(widths, np.uint8)
+        self.runs.append(Run(self.file, start, *index))
+
+    def clear(self) -> None:
+        self.runs.clear()
+        self.file.seek(0)
+        self.file.truncate()
+
+
+def distinct(ascending: Array) -> tuple[Array, Array]:
+    """Distinct values of a sorted array and how often each occurs (numpy.unique would sort again)."""
+    starts = np.flatnonzero(ascending[1:] != ascending[:-1]) + 1
+    starts = np.concatenate([np.zeros(min(len(ascending), 1), np.int64), starts])
+    return ascending[starts], np.diff(starts, append=len(ascending))
+
+
+def stretches(totals: Array) -> list[tuple[int, int]]:
+    """Split pages into ascending ranges (first, end) of one page or of few enough pixels to sort at once.
+
+    `totals` holds the number of pixels in each page; the first and the last page of a range are not empty.
+    """
+    ranges: list[tuple[int, int]] = []
+    room = 0
+    for page in np.flatnonzero(totals).tolist():
+        pixels = int(totals[page])
+        if pixels <= room:
+            ranges[-1] = ranges[-1][0], page + 1
+        else:
+            ranges.append((page, page + 1))
+            room = _STRETCH
+        room -= pixels
+    return ranges
+
+
+def tally(runs: list[Run], first: int, end: int) -> tuple[Array, Array]:
+    """Distinct keys (uint32, ascending) in a range of pages of one class, and how many pixels have each."""
+    if end - first == 1 and sum(run.count(first, end) for run in runs) > _STRETCH:
+        table = np.zeros(PAGE, np.int64)
+        for run in runs:
+            table += run.table(first)
+        lower = np.flatnonzero(table)
+        return lower.astype(np.uint32) | np.uint32(first % PAGE << 16), table[lower]
+    keys = np.concatenate([np.empty(0, np.uint32), *(run.keys(first, end) for run in runs)])
+    keys.sort()
+    return distinct(keys)
+
+
+def merge_runs(runs: list[Run], into: Level) -> None:
+    """Write one run with the pixels of several, each page in its smaller form."""
+    totals = np.zeros(2 * PAGE, np.int64)
+    for run in runs:
+        totals[run.pages] += run.pixels
+    pages = np.flatnonzero(totals)
+    widths: list[int] = []
+
+    def payload() -> Iterator[Buffer]:
+        for class_start in (0, PAGE):
+            for first, end in stretches(totals[class_start : class_start + PAGE]):
+                keys, number = tally(runs, class_start + first, class_start + end)
+                page_starts = np.flatnonzero(np.diff(keys >> 16, prepend=PAGE))
+                for here in map(slice, page_starts, [*page_starts[1:], len(keys)]):
+                    width, content = _smaller_form(keys[here].astype(np.uint16), number[here])
+                    widths.append(width)
+                    yield content.data
+
+    into.append(payload(), pages, totals[pages], widths)
+
+
+def _smaller_form(lower: Array, number: Array) -> tuple[int, Array]:
+    """Width and content of a page, from the lower 16 bits of its distinct keys and the pixels at each."""
+    width = np.min_scalar_type(int(number.max())).itemsize
+    if 2 * int(number.sum()) <= PAGE * width:
+        return 0, np.repeat(lower, number)
+    table = np.zeros(PAGE, f"u{width}")
+    table[lower] = number
+    return width, table
