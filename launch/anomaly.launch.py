@@ -1,0 +1,98 @@
+"""Start anomaly_node, and if asked a player for footage and rviz2.
+
+ros2 launch pebal_ros anomaly.launch.py image:=/camera/image_raw camera_info:=/camera/camera_info
+ros2 launch pebal_ros anomaly.launch.py source:=drive.mp4 rviz:=true
+"""
+
+import os
+from pathlib import Path
+
+from ament_index_python.packages import get_package_share_directory
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable, Shutdown
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+
+CONFIG = Path(get_package_share_directory("pebal_ros")) / "config"
+
+ARGUMENTS = {
+    "image": ("image", "Image topic of the camera."),
+    "camera_info": ("camera_info", "Calibration topic of the camera."),
+    "namespace": ("", "Namespace of the node and its outputs, such as front."),
+    "model": ("", "Model file or shipped model; empty: as the parameter file says."),
+    "engine": ("", "torch, onnxruntime or auto; empty: as the parameter file says."),
+    "device": ("", "cpu, cuda, cuda:N or auto; empty: as the parameter file says."),
+    "params_file": (str(CONFIG / "anomaly.yaml"), "Parameters of anomaly_node."),
+    "source": ("", "Video, image folder, image or webcam index to play as the camera; empty: no player."),
+    "loop": ("true", "Whether the player begins again at the end; false: the launch ends with the footage."),
+    "rviz": ("false", "Whether to show camera, overlay, score and labels in rviz2."),
+}
+
+
+def generate_launch_description() -> LaunchDescription:
+    declared = [
+        DeclareLaunchArgument(name, default_value=default, description=description)
+        for name, (default, description) in ARGUMENTS.items()
+    ]
+    return LaunchDescription([*declared, OpaqueFunction(function=start)])
+
+
+def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """The actions, once the arguments have values."""
+    given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
+
+    # Images need larger shared memory than Fast DDS has by default. Up to Jazzy it knows only the old name of the
+    # variable; later ones take both, and complain when both name one file.
+    old = os.environ.get("ROS_DISTRO") in ("humble", "iron", "jazzy")
+    profile = "FASTRTPS_DEFAULT_PROFILES_FILE" if old else "FASTDDS_DEFAULT_PROFILES_FILE"
+    actions: list[LaunchDescriptionEntity] = []
+    if profile not in os.environ:
+        actions.append(SetEnvironmentVariable(profile, str(CONFIG / "fastdds.xml")))
+    camera = [("image", given["image"]), ("camera_info", given["camera_info"])]
+    # Without the type, launch would read "0" as a number.
+    chosen = {
+        name: ParameterValue(given[name], value_type=str) for name in ("model", "engine", "device") if given[name]
+    }
+    actions.append(
+        Node(
+            package="pebal_ros",
+            executable="anomaly_node",
+            namespace=given["namespace"],
+            parameters=[given["params_file"], chosen],
+            remappings=camera,
+            output="screen",
+            on_exit=Shutdown(reason="anomaly_node ended"),
+        )
+    )
+    if given["source"]:
+        loop = given["loop"].lower() in ("true", "1", "yes")
+        actions.append(
+            Node(
+                package="pebal_ros",
+                executable="camera_player",
+                namespace=given["namespace"],
+                parameters=[
+                    {
+                        "source": ParameterValue(given["source"], value_type=str),
+                        "loop": loop,
+                        "wait_for_subscribers": 1,
+                    }
+                ],
+                remappings=camera,
+                output="screen",
+                on_exit=Shutdown(reason="the footage ended"),
+            )
+        )
+    if given["rviz"].lower() in ("true", "1", "yes"):
+        actions.append(
+            Node(
+                package="rviz2",
+                executable="rviz2",
+                namespace=given["namespace"],
+                arguments=["-d", str(CONFIG / "anomaly.rviz")],
+                remappings=camera,
+            )
+        )
+    return actions

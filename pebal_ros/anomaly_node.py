@@ -1,0 +1,250 @@
+"""`anomaly_node`: camera images in, class labels and anomaly energy out.
+
+python -m pebal_ros.anomaly_node --ros-args -p model:=starter -r image:=/camera/image_raw
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.executors import Executor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from std_srvs.srv import SetBool
+
+from pebal_core.detector import AnomalyDetector
+from pebal_core.errors import PebalError
+
+from .camera import Camera
+from .diagnostics import Reporter, Status, camera_values, model_values
+from .findings import ERROR, OK, UNSAID, Finding, examine
+from .parameters import PARAMETERS, Settings, declare, refusal
+from .pipeline import Pipeline
+from .process import Finish, run
+
+WATCH_PERIOD = 0.1  # seconds between two looks at who publishes
+
+
+class AnomalyNode(LifecycleNode):
+    """Wires parameters, lifecycle, cameras, the inference thread and diagnostics together.
+
+    Configuring loads the model and offers the outputs, activating subscribes and answers, cleaning up gives
+    everything back.
+
+    Args:
+        finish: ends the process.
+
+    Raises:
+        PebalError: a parameter given at start is not acceptable.
+    """
+
+    def __init__(self, finish: Finish) -> None:
+        super().__init__("anomaly_node")
+        self._finish = finish
+        self._detector: AnomalyDetector | None = None
+        self._cameras: list[Camera] = []
+        self._pipeline: Pipeline | None = None
+        self._settings: Settings | None = None
+        self._enabled = True
+        self._state = "unconfigured"
+        self._failure = ""
+        self._ready = threading.Condition()
+        try:
+            declare(self, PARAMETERS)
+        except PebalError:
+            self.destroy_node()
+            raise
+        self._reporter = Reporter(self, self._collect)
+        self.create_service(SetBool, "~/set_enabled", self._set_enabled)
+        self.create_timer(WATCH_PERIOD, self._watch)
+
+    def _value(self, name: str) -> Any:
+        return self.get_parameter(name).value
+
+    # ---- the process ----
+
+    def start(self, executor: Executor) -> None:
+        self._reporter.start()
+        if self._value("autostart"):
+            executor.create_task(self._autostart)
+
+    def stop(self) -> None:
+        self._release()
+        self._state = "finalized"
+        self._reporter.stop()
+
+    def _give_up(self, reason: str) -> None:
+        self._failure = reason
+        self._finish(reason)
+
+    def _autostart(self) -> None:
+        for transition in (self.trigger_configure, self.trigger_activate):
+            if transition() != TransitionCallbackReturn.SUCCESS:
+                self._finish(self._failure or "The node could not be activated.")
+                return
+
+    # ---- lifecycle; rclpy swallows what these raise, so nothing may pass ----
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._transition(self._configure, "loading the model", "inactive")
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._transition(self._activate, "activating", "active")
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._transition(self._deactivate, "deactivating", "inactive")
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._transition(self._release, "cleaning up", "unconfigured")
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        result = self._transition(self._release, "shutting down", "finalized")
+        self._finish(None)
+        return result
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._transition(self._release, "cleaning up after an error", "unconfigured")
+
+    def _transition(self, work: Callable[[], None], during: str, after: str) -> TransitionCallbackReturn:
+        before, self._state, self._failure = self._state, during, ""
+        try:
+            work()
+        except Exception as error:
+            self._failure = str(error) if isinstance(error, PebalError) else f"{type(error).__name__}: {error}"
+            self._state = before
+            if not self._value("autostart"):  # with it, the process ends with this sentence
+                self.get_logger().error(self._failure)
+            return TransitionCallbackReturn.FAILURE
+        self._state = after
+        return TransitionCallbackReturn.SUCCESS
+
+    def _configure(self) -> None:
+        self.get_logger().info(f"Loading the model '{self._value('model')}' …")
+        height, width = self._value("input_height"), self._value("input_width")
+        if bool(height) != bool(width):
+            raise PebalError("Set both input_height and input_width, or neither.")
+        smoothing = self._value("smoothing")
+        detector = AnomalyDetector.load(
+            self._value("model"),
+            engine=self._value("engine"),
+            device=self._value("device"),
+            precision=self._value("precision"),
+            input_size=(height, width) if height else None,
+            smoothing=None if smoothing == "auto" else smoothing,
+        )
+        self._settings = Settings.resolve({spec.name: self._value(spec.name) for spec in PARAMETERS}, detector.info)
+        if height:
+            detector.warm_up(height, width)  # the size of every frame to come, as far as the network sees it
+        self._cameras = [
+            Camera(
+                self,
+                name,
+                self._value("transport"),
+                self._value("input_reliability"),
+                self._value("output_reliability"),
+                list(self._value("outputs")),
+                self._ready,
+            )
+            for name in self._value("cameras")
+        ]
+        self._detector = detector
+
+    def _activate(self) -> None:
+        assert self._detector is not None and self._settings is not None, "the lifecycle activates what is configured"
+        self._pipeline = Pipeline(
+            self._detector,
+            self._cameras,
+            self._settings,
+            self._ready,
+            self.get_clock(),
+            self.get_logger(),
+            self._give_up,
+        )
+        self._pipeline.start()
+        if self._enabled:
+            for camera in self._cameras:
+                camera.open()
+
+    def _deactivate(self) -> None:
+        if self._pipeline is not None:
+            self._pipeline.stop()
+            self._pipeline = None
+        for camera in self._cameras:
+            camera.close()
+
+    def _release(self) -> None:
+        """Give back everything that configuring took."""
+        self._deactivate()
+        cameras, self._cameras = self._cameras, []
+        for camera in cameras:
+            camera.destroy()
+        self._detector = self._settings = None
+
+    # ---- while it runs ----
+
+    def _watch(self) -> None:
+        if self._state == "active" and self._enabled:
+            for camera in self._cameras:
+                camera.input.watch()
+
+    def _set_enabled(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        changed, self._enabled = self._enabled != request.data, request.data
+        if changed and self._state == "active":
+            for camera in self._cameras:
+                camera.open() if self._enabled else camera.close()
+        response.success = True
+        response.message = f"The node is {'enabled' if self._enabled else 'paused; the model stays loaded'}."
+        return response
+
+    def set_parameters_atomically(self, parameter_list: list[Parameter[Any]]) -> SetParametersResult:
+        """Refuse with a reason what cannot change or is out of range; take over the rest at once."""
+        values = {spec.name: self._value(spec.name) for spec in PARAMETERS}
+        for parameter in parameter_list:
+            reason = refusal(PARAMETERS, parameter.name, parameter.value)
+            if reason:
+                return SetParametersResult(successful=False, reason=f"{reason}.")
+            values[parameter.name] = parameter.value
+        detector = self._detector
+        try:
+            settings = Settings.resolve(values, detector.info) if detector is not None else None
+        except PebalError as error:
+            return SetParametersResult(successful=False, reason=f"{error}.")
+        result = super().set_parameters_atomically(parameter_list)
+        if result.successful and settings is not None:
+            self._settings = settings
+            if self._pipeline is not None:
+                self._pipeline.change(settings)
+        return result
+
+    def _collect(self) -> list[Status]:
+        detector, settings, cameras = self._detector, self._settings, self._cameras
+        now = "paused by set_enabled" if self._state == "active" and not self._enabled else self._state
+        if detector is None or settings is None:
+            values = {"state": self._state, "model": self._value("model")}
+            finding = Finding(ERROR if self._failure else OK, UNSAID, self._failure or f"The node is {now}.")
+            return [Status("model", "", finding, values)]
+        error = self._pipeline.last_error if self._pipeline is not None else ""
+        running = f"{detector.model_path.name} runs on {detector.engine_name}, {detector.device_name}; "
+        finding = Finding(ERROR, UNSAID, error) if error else Finding(OK, now, f"{running}the node is {now}.")
+        values = {"state": self._state, **model_values(detector, settings), "last error": error}
+        statuses = [Status("model", detector.device_name, finding, values)]
+        for camera in cameras:
+            found = Finding(OK, UNSAID, f"{camera.input.topic} is not subscribed to: the node is {now}.")
+            if self._state == "active" and self._enabled:
+                found = examine(camera, settings)
+            values = camera_values(camera, settings)
+            statuses.append(Status(camera.input.topic, camera.frame_id, found, values))
+        return statuses
+
+
+def main() -> None:
+    """Entry point of the executable `anomaly_node`."""
+    sys.exit(run(AnomalyNode))
+
+
+if __name__ == "__main__":
+    main()

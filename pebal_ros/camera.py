@@ -1,0 +1,130 @@
+"""One camera: its input, its mailbox, its outputs and the account of its frames."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from rclpy.node import Node
+from rclpy.subscription import Subscription
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from .camera_input import CameraInput
+from .images import RgbImage, from_compressed, to_rgb
+from .mailbox import Mailbox
+from .outputs import CameraOutputs
+from .qos import BEST_EFFORT, keep_last
+from .stream_statistics import FrameCounts, RateMeter, StageTimes
+
+
+@dataclass(frozen=True)
+class ReceivedFrame:
+    """A message as it came, and when."""
+
+    message: Image | CompressedImage
+    received_at: float
+    """`time.monotonic()` in the subscription's callback."""
+
+    @property
+    def stamp_ns(self) -> int:
+        """When the camera says that it took the picture, in nanoseconds."""
+        stamp = self.message.header.stamp
+        return stamp.sec * 1_000_000_000 + stamp.nanosec
+
+    def decode(self) -> RgbImage:
+        """RGB pixels.
+
+        Raises:
+            PebalError: a malformed message.
+        """
+        return from_compressed(self.message) if isinstance(self.message, CompressedImage) else to_rgb(self.message)
+
+
+class Camera:
+    """Everything the node holds for one camera.
+
+    Args:
+        name: "" for a single camera whose topics have no prefix.
+        transport: "raw" or "compressed".
+        ready: notified when a frame waits; shared by all cameras.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        name: str,
+        transport: str,
+        input_reliability: str,
+        output_reliability: str,
+        outputs: list[str],
+        ready: threading.Condition,
+    ) -> None:
+        prefix = f"{name}/" if name else ""
+        topic = node.resolve_topic_name(f"{prefix}image")
+        compressed = transport == "compressed"
+        self.name = name
+        self.mailbox: Mailbox[ReceivedFrame] = Mailbox(ready)
+        self.outputs = CameraOutputs(node, prefix, outputs, output_reliability)
+        self.input = CameraInput(
+            node,
+            CompressedImage if compressed else Image,
+            f"{topic}/compressed" if compressed else topic,
+            input_reliability,
+            self._receive,
+        )
+        self.counts = FrameCounts()
+        self.rate_in, self.rate_out, self.rate_dropped = RateMeter(), RateMeter(), RateMeter()
+        self.stages = StageTimes()
+        self.last_error = ""
+        self.bad_in_a_row = 0
+        self.frame_id = ""
+        self.picture = "none yet"
+        """Size and encoding of the last good frame, in words."""
+        self.clock_offset = 0.0
+        """Seconds from the last frame's stamp to its arrival, by the node's clock."""
+        self.opened_at: float | None = None
+        self.camera_info: CameraInfo | None = None
+        self._node = node
+        self._info_topic = f"{prefix}camera_info"
+        self._info_subscription: Subscription[Any] | None = None
+
+    def open(self) -> None:
+        """Begin to receive."""
+        self.opened_at = time.monotonic()
+        self.input.open()
+        # Best effort hears reliable and best-effort cameras alike, and a calibration is small.
+        self._info_subscription = self._node.create_subscription(
+            CameraInfo, self._info_topic, self._receive_info, keep_last(BEST_EFFORT)
+        )
+
+    def close(self) -> None:
+        """Receive no more; a waiting frame is dropped."""
+        self.input.close()
+        if self._info_subscription is not None:
+            self._node.destroy_subscription(self._info_subscription)
+            self._info_subscription = None
+        self.mailbox.discard()
+        self.opened_at = None
+
+    def destroy(self) -> None:
+        self.close()
+        self.outputs.destroy()
+
+    @property
+    def dropped(self) -> int:
+        """Frames that gave way to a newer one."""
+        return self.mailbox.counts()[2] + self.counts.superseded
+
+    def _receive(self, message: Image | CompressedImage, lost: int) -> None:
+        self.rate_in.tick()
+        self.counts.lost += lost
+        self.frame_id = message.header.frame_id
+        frame = ReceivedFrame(message, time.monotonic())
+        self.clock_offset = (self._node.get_clock().now().nanoseconds - frame.stamp_ns) * 1e-9
+        if self.mailbox.put(frame):
+            self.rate_dropped.tick()
+
+    def _receive_info(self, message: CameraInfo) -> None:
+        self.camera_info = message

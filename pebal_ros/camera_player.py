@@ -1,0 +1,185 @@
+"""`camera_player`: a video, a folder of images, one image or a webcam as a ROS camera.
+
+python -m pebal_ros.camera_player --ros-args -p source:=drive.mp4 -p wait_for_subscribers:=1
+"""
+
+from __future__ import annotations
+
+import csv
+import queue
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO, TypeAlias
+
+from builtin_interfaces.msg import Time
+from rclpy.duration import Duration
+from rclpy.executors import Executor
+from rclpy.node import Node
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
+
+from pebal_core.errors import PebalError
+from pebal_core.sources import Frame, FrameSource
+
+from .images import to_message
+from .parameters import Spec, declare
+from .process import Finish, run
+from .qos import BEST_EFFORT, RELIABLE, keep_last
+
+Decoded: TypeAlias = "tuple[Frame, Time | None] | PebalError | None"
+"""A frame and, from a webcam, when it was read; or what ended the source: an error, or None for its end."""
+DECODED_AHEAD = 4  # frames; enough to hide a slow key frame
+PARAMETERS = (
+    Spec("source", str, "", "Video, folder of images, one image, or index of a webcam."),
+    Spec("rate", float, 0.0, "Frames per second; 0: as recorded.", (0.0, 1000.0)),
+    Spec("loop", bool, False, "Begin again at the end."),
+    Spec("count", int, 0, "Frames to publish before ending; 0: all.", (0, 1_000_000_000)),
+    Spec("frame_id", str, "camera", "Frame of the camera in the headers."),
+    Spec("reliability", str, RELIABLE, "What to offer to subscribers.", choices=(RELIABLE, BEST_EFFORT)),
+    Spec("wait_for_subscribers", int, 0, "Subscribers on image to wait for before the first frame.", (0, 100)),
+    Spec("start_delay", float, 0.0, "Seconds to wait before the first frame.", (0.0, 3600.0)),
+    Spec("manifest", str, "", "CSV file to write: stamp (ns) and name of every published frame; empty: none."),
+)
+
+
+class CameraPlayer(Node):
+    """Publishes frames at an even pace: one thread decodes ahead, one publishes; the executor is left alone.
+
+    Args:
+        finish: ends the process.
+
+    Raises:
+        PebalError: the source cannot be read, or a parameter is not acceptable.
+    """
+
+    def __init__(self, finish: Finish) -> None:
+        super().__init__("camera_player")
+        try:
+            declare(self, PARAMETERS)
+            name = self.get_parameter("source").value
+            if not name:
+                raise PebalError("The parameter source is empty: give a video, a folder of images or a camera index.")
+            self._source = FrameSource(name)
+            self._manifest = self._open_manifest(self.get_parameter("manifest").value)
+        except PebalError:
+            self.destroy_node()
+            raise
+        self._finish = finish
+        self._loop, self._count = self.get_parameter("loop").value, self.get_parameter("count").value
+        self._frame_id = self.get_parameter("frame_id").value
+        self._period = 1 / (self.get_parameter("rate").value or self._source.rate)
+        qos = keep_last(self.get_parameter("reliability").value)
+        self._images = self.create_publisher(Image, "image", qos)
+        self._infos = self.create_publisher(CameraInfo, "camera_info", qos)
+        self._stopping = threading.Event()
+        self._decoded: queue.Queue[Decoded] = queue.Queue(DECODED_AHEAD)
+        self._decoding = threading.Thread(target=self._decode, name="decoding")
+        self._publishing = threading.Thread(target=self._play, name="publishing")
+
+    def start(self, executor: Executor) -> None:
+        self._decoding.start()
+        self._publishing.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._publishing.join()
+        self._decoding.join()
+        if self._manifest is not None:
+            self._manifest.close()
+
+    @staticmethod
+    def _open_manifest(name: str) -> TextIO | None:
+        if not name:
+            return None
+        try:
+            manifest = Path(name).open("w", encoding="utf-8", newline="")  # noqa: SIM115 closed by stop
+        except OSError as error:
+            raise PebalError(f"The manifest {name} cannot be written: {error.strerror}.") from error
+        manifest.write("stamp_ns,name\n")
+        return manifest
+
+    # ---- the decoding thread ----
+
+    def _decode(self) -> None:
+        end: Decoded = None
+        try:
+            for frame in self._frames():
+                # A webcam's picture is as old as its reading; a recorded frame is as new as its publication.
+                stamp = self.get_clock().now().to_msg() if self._source.is_camera else None
+                if not self._hand_over((frame, stamp)):
+                    return
+        except PebalError as error:
+            end = error
+        self._hand_over(end)
+
+    def _frames(self) -> Iterator[Frame]:
+        number = 0
+        while True:
+            for frame in self._source:
+                yield frame
+                number += 1
+                if number == self._count:
+                    return
+            if not self._loop:
+                return
+
+    def _hand_over(self, item: Decoded) -> bool:
+        while not self._stopping.is_set():
+            try:
+                self._decoded.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    # ---- the publishing thread ----
+
+    def _play(self) -> None:
+        published = 0
+        self._wait_for_subscribers()
+        due = time.monotonic() + self.get_parameter("start_delay").value
+        while not self._stopping.is_set():
+            try:
+                item = self._decoded.get(timeout=0.1)
+            except queue.Empty:
+                continue
+            if item is None or isinstance(item, PebalError):
+                # What was sent last must have arrived before the publisher goes.
+                self._images.wait_for_all_acked(Duration(seconds=2))
+                self.get_logger().info(f"Published {published} frames of {self._source.source}.")
+                self._finish(str(item) if item else None)
+                return
+            frame, stamp = item
+            if stamp is None and self._stopping.wait(max(due - time.monotonic(), 0)):
+                return
+            due = max(due + self._period, time.monotonic())  # after a stall go on at the pace, without a burst
+            self._publish(frame, Header(stamp=stamp or self.get_clock().now().to_msg(), frame_id=self._frame_id))
+            published += 1
+
+    def _wait_for_subscribers(self) -> None:
+        wanted = self.get_parameter("wait_for_subscribers").value
+        if self._images.get_subscription_count() < wanted:
+            self.get_logger().info(f"Waiting for {wanted} subscribers on {self._images.topic_name} …")
+        while self._images.get_subscription_count() < wanted and not self._stopping.wait(0.02):
+            pass
+
+    def _publish(self, frame: Frame, header: Header) -> None:
+        height, width = frame.image.shape[:2]
+        # Zeros in K say "not calibrated"; size and frame are all that is known of the footage.
+        self._infos.publish(CameraInfo(header=header, height=height, width=width))
+        self._images.publish(to_message(frame.image, "rgb8", header))
+        if self._manifest is not None:
+            stamp = header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
+            csv.writer(self._manifest).writerow((stamp, frame.name))
+
+
+def main() -> None:
+    """Entry point of the executable `camera_player`."""
+    sys.exit(run(CameraPlayer))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""/diagnostics once a second, and the same in the log whenever it changes.
+
+The keys of a camera's status are those of `camera_values`, of the model's status those of `model_values`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.duration import Duration
+from rclpy.exceptions import InvalidHandle
+from rclpy.node import Node
+
+from pebal_core.detector import AnomalyDetector
+
+from .camera import Camera
+from .findings import OK, UNSAID, WARN, Finding
+from .parameters import Settings
+
+PERIOD = 1.0  # seconds
+REPEAT_AFTER = 60.0
+"""Seconds before the log says a thing again that came, went and came back."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """One line of a diagnostics viewer."""
+
+    part: str
+    """What it is about: "model", or the camera's topic."""
+    hardware: str
+    finding: Finding
+    values: dict[str, str]
+
+
+class Reporter:
+    """Publishes what `collect` tells, from a thread of its own: a node that loads a model is not silent.
+
+    Args:
+        collect: called once a second.
+    """
+
+    def __init__(self, node: Node, collect: Callable[[], list[Status]]) -> None:
+        self._node, self._collect = node, collect
+        self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._stopped = threading.Event()
+        self._current: dict[str, str] = {}
+        self._said: dict[tuple[str, str], float] = {}
+        self._thread = threading.Thread(target=self._run, name="diagnostics", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Publish the final state and end the thread."""
+        self._stopped.set()
+        self._thread.join()
+        self._publish(self._collect())
+        self._publisher.wait_for_all_acked(Duration(seconds=0.5))
+
+    def _run(self) -> None:
+        while not self._stopped.wait(PERIOD):
+            try:
+                statuses = self._collect()
+            except InvalidHandle:  # a camera was given back while it was looked at
+                continue
+            for status in statuses:
+                self._log(status)
+            self._publish(statuses)
+
+    def _publish(self, statuses: list[Status]) -> None:
+        array = DiagnosticArray()
+        array.header.stamp = self._node.get_clock().now().to_msg()
+        name = self._node.get_fully_qualified_name().lstrip("/")
+        for status in statuses:
+            array.status.append(
+                DiagnosticStatus(
+                    level=status.finding.level,
+                    name=f"{name}: {status.part}",
+                    message=status.finding.sentence,
+                    hardware_id=status.hardware,
+                    values=[KeyValue(key=key, value=value) for key, value in status.values.items()],
+                )
+            )
+        self._publisher.publish(array)
+
+    def _log(self, status: Status) -> None:
+        """Say what has changed since the last second, but the same thing at most once a minute."""
+        finding, now = status.finding, time.monotonic()
+        if finding.code in (UNSAID, self._current.get(status.part)):
+            return
+        self._current[status.part] = finding.code
+        spoken = self._said.get((status.part, finding.code))
+        if spoken is not None and now - spoken < REPEAT_AFTER:
+            return
+        self._said[status.part, finding.code] = now
+        logger = self._node.get_logger()
+        if finding.level == OK:  # one call each: rclpy ties a severity to the line it is called from
+            logger.info(finding.sentence)
+        elif finding.level == WARN:
+            logger.warning(finding.sentence)
+        else:
+            logger.error(finding.sentence)
+
+
+def camera_values(camera: Camera, settings: Settings) -> dict[str, str]:
+    """Counts, rates and times of one camera."""
+    counts, age = camera.counts, camera.rate_in.age()
+    values = {
+        "topic": camera.input.topic,
+        "publishers": str(camera.input.state.publishers),
+        "reliability": camera.input.state.asked,
+        "picture": camera.picture,
+        "outputs wanted": ", ".join(camera.outputs.wanted(settings)) or "none",
+        "frames received": str(camera.mailbox.counts()[0]),
+        "frames answered": str(counts.answered),
+        "frames dropped": str(camera.dropped),
+        "frames bad": str(counts.bad),
+        "frames too old": str(counts.stale),
+        "frames unheard": str(counts.unheard),
+        "frames failed": str(counts.failed),
+        "frames lost before the node": str(counts.lost),
+        "rate in (Hz)": f"{camera.rate_in.hertz():.2f}",
+        "rate out (Hz)": f"{camera.rate_out.hertz():.2f}",
+        "age of the last frame (s)": "never" if age is None else f"{age:.2f}",
+    }
+    for stage, (p50, p95) in camera.stages.percentiles().items():
+        values[f"{stage} p50 (ms)"], values[f"{stage} p95 (ms)"] = f"{p50:.2f}", f"{p95:.2f}"
+    values["last error"] = camera.last_error
+    return values
+
+
+def model_values(detector: AnomalyDetector, settings: Settings) -> dict[str, str]:
+    """What runs, and with which limits."""
+    return {
+        "model": str(detector.model_path),
+        "model sha256": detector.model_sha256,
+        "network": detector.info.network,
+        "engine": detector.engine_name,
+        "device": detector.device_name,
+        "threshold (nats)": "none" if settings.threshold is None else f"{settings.threshold:g}",
+        "score limits (nats)": f"{settings.score_min:g} … {settings.score_max:g}",
+    }

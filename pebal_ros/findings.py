@@ -1,0 +1,102 @@
+"""What is to be said of a camera, in one sentence: state in, words out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from diagnostic_msgs.msg import DiagnosticStatus
+
+from .camera import Camera
+from .camera_input import TopicState
+from .parameters import Settings
+
+OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+
+UNSAID = ""
+"""Code of a finding that is not worth a line in the log, or is there already."""
+PATIENCE = 3.0
+"""Seconds without a frame before silence is a fault: discovery and the first frame take their time."""
+OVERLOAD_SHARE = 0.1
+"""Share of the frames dropped from which the camera counts as faster than the model."""
+CLOCK_TOLERANCE = (-0.5, 10.0)
+"""Seconds that a stamp may lie before its arrival; outside, two clocks disagree or a recording is played."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fact, worth one sentence."""
+
+    level: bytes
+    code: str
+    """Names the kind of fact: the log repeats a finding only when its code changes."""
+    sentence: str
+
+
+def examine(camera: Camera, settings: Settings) -> Finding:
+    """The one most important thing to know about a camera that should be sending."""
+    waited = time.monotonic() - (camera.opened_at or time.monotonic())
+    age = camera.rate_in.age()
+    silent_for = waited if age is None else min(age, waited)
+    topic, state = camera.input.topic, camera.input.state
+    if silent_for > PATIENCE:
+        return _silence(camera, topic, state, silent_for)
+    if age is None:
+        return Finding(OK, "starting", f"Waiting for the first frame on {topic}.")
+    if camera.bad_in_a_row:
+        return Finding(ERROR, "bad frames", camera.last_error)
+    if not CLOCK_TOLERANCE[0] <= camera.clock_offset <= CLOCK_TOLERANCE[1]:
+        return _clocks(topic, camera.clock_offset)
+    if not camera.outputs.wanted(settings):
+        if camera.outputs.heard("mask"):
+            return Finding(
+                WARN,
+                "no threshold",
+                "mask has a subscriber, but the model stores no threshold: set the parameter threshold.",
+            )
+        return Finding(OK, "unheard", f"Frames arrive on {topic}; nobody subscribes to an output, so none is computed.")
+    rate_in, rate_out = camera.rate_in.hertz(), camera.rate_out.hertz()
+    served = f"{rate_out:.1f} of {rate_in:.1f} frames per second from {topic} are answered"
+    asked = min(rate_in, settings.max_rate) if settings.max_rate else rate_in
+    if camera.rate_dropped.hertz() > OVERLOAD_SHARE * rate_in and rate_out < (1 - OVERLOAD_SHARE) * asked:
+        return Finding(WARN, "overload", f"{served}: the camera is faster than the model, older frames are dropped.")
+    return Finding(OK, "running", f"{served}.")
+
+
+def _silence(camera: Camera, topic: str, state: TopicState, seconds: float) -> Finding:
+    """Why no frame arrives."""
+    if state.wrong_types and not state.publishers:
+        return Finding(
+            ERROR,
+            "wrong type",
+            f"{topic} carries {', '.join(sorted(state.wrong_types))}, not {camera.input.type_name}: "
+            "remap 'image' to the camera's image topic, or set the parameter transport.",
+        )
+    if not state.publishers:
+        return Finding(
+            ERROR,
+            "no publisher",
+            f"{topic} has no publisher: start the camera, or remap 'image' to its topic "
+            "('ros2 topic list -t' shows them).",
+        )
+    if state.incompatible:
+        return Finding(
+            ERROR,
+            "incompatible QoS",
+            f"{topic} is published best effort, but input_reliability asks for reliable, so no frame can "
+            "arrive: set input_reliability to auto.",
+        )
+    return Finding(
+        ERROR,
+        "no frame",
+        f"No frame on {topic} for {seconds:.0f} s, though it has a publisher: is the camera stalled?",
+    )
+
+
+def _clocks(topic: str, offset: float) -> Finding:
+    where = f"{-offset:.1f} s in the future" if offset < 0 else f"{offset:.1f} s in the past"
+    return Finding(
+        WARN,
+        "clocks",
+        f"The stamps on {topic} lie {where}: synchronise the clocks, or set use_sim_time for a recording.",
+    )

@@ -1,0 +1,203 @@
+"""The parameters of `anomaly_node` in one table, from which declaration and documentation come."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
+from rclpy.node import Node
+
+from pebal_core.errors import PebalError
+from pebal_core.model_file import ModelInfo
+
+from .qos import BEST_EFFORT, RELIABLE
+
+AUTO = "auto"
+TYPE_NAMES = {bool: "bool", int: "integer", float: "number", str: "string", list: "list of strings"}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One parameter.
+
+    A parameter whose default is "auto" but whose `kind` is not str accepts the word and values of that kind.
+    """
+
+    name: str
+    kind: type[Any]
+    default: Any
+    description: str
+    limits: tuple[float, float] | None = None
+    choices: tuple[str, ...] = ()
+    runtime: bool = False
+    """May change while the node runs; all others are read-only and say that a restart is needed."""
+
+    @property
+    def auto(self) -> bool:
+        return self.default == AUTO and self.kind is not str
+
+    @property
+    def type_name(self) -> str:
+        """The type in words, as the documentation prints it."""
+        return f"{TYPE_NAMES[self.kind]} or '{AUTO}'" if self.auto else TYPE_NAMES[self.kind]
+
+    def refusal(self, value: Any) -> str | None:
+        """Why this value cannot be taken, or None if it can."""
+        if self.auto and value == AUTO:
+            return None
+        accepted: Any = (int, float) if self.kind is float and self.auto else self.kind
+        if not isinstance(value, accepted) or (isinstance(value, bool) and self.kind is not bool):
+            hint = f": write {float(value)}" if self.kind is float and type(value) is int else ""
+            return f"{self.name} takes a {self.type_name}, not {value!r}{hint}"
+        for item in value if self.kind is list else [value]:
+            if self.choices and item not in self.choices:
+                return f"{self.name} takes {', '.join(self.choices)}, not {item!r}"
+        if self.kind is float and not math.isfinite(value):
+            return f"{self.name} must be finite, not {value}"
+        if self.limits and not self.limits[0] <= value <= self.limits[1]:
+            return f"{self.name} {self.range_text}, not {value}"
+        return None
+
+    @property
+    def range_text(self) -> str:
+        """The limits in words."""
+        low, high = self.limits or (-math.inf, math.inf)
+        return f"must lie between {low:g} and {high:g}"
+
+    def descriptor(self) -> ParameterDescriptor:
+        message = ParameterDescriptor(name=self.name, description=self.description, read_only=not self.runtime)
+        message.dynamic_typing = self.auto
+        message.additional_constraints = "; ".join(
+            text
+            for text in (
+                f"a {self.type_name}" if self.auto else "",
+                f"of: {', '.join(self.choices)}" if self.choices else "",
+                "" if self.runtime else "a change needs a restart",
+            )
+            if text
+        )
+        if self.limits and self.kind is float:
+            message.floating_point_range = [FloatingPointRange(from_value=self.limits[0], to_value=self.limits[1])]
+        elif self.limits:
+            message.integer_range = [IntegerRange(from_value=int(self.limits[0]), to_value=int(self.limits[1]))]
+        return message
+
+
+ENERGY_LIMITS = (-1000.0, 1000.0)
+RELIABILITIES = (RELIABLE, BEST_EFFORT)
+OUTPUT_NAMES = ("labels", "energy", "score", "mask", "overlay", "label_colors")
+
+PARAMETERS: tuple[Spec, ...] = (
+    Spec("model", str, "starter", "Model file (.safetensors written by pebal), or the name of a shipped model."),
+    Spec("engine", str, AUTO, "What runs the network: torch, onnxruntime, or auto: the best one installed."),
+    Spec("device", str, AUTO, "cpu, cuda, cuda:N, or auto: the GPU where there is one. A missing one is an error."),
+    Spec("precision", str, AUTO, "Arithmetic of the network.", choices=(AUTO, "fp32", "fp16", "bf16")),
+    Spec(
+        "input_height", int, 0, "Height at which the network sees the image, pixels; 0: as the model says.", (0, 8192)
+    ),
+    Spec("input_width", int, 0, "Width at which the network sees the image, pixels; 0: as the model says.", (0, 8192)),
+    Spec("smoothing", bool, AUTO, "Smooth the energy with a 7×7 Gaussian; auto: as the model file says."),
+    Spec("cameras", list, [""], "Names of the cameras; each has its topics below its name, '' has them as they are."),
+    Spec("transport", str, "raw", "Subscribe to image (raw) or to image/compressed.", choices=("raw", "compressed")),
+    Spec(
+        "input_reliability",
+        str,
+        AUTO,
+        "What to ask of the camera; auto: what it offers.",
+        choices=(AUTO, *RELIABILITIES),
+    ),
+    Spec("output_reliability", str, RELIABLE, "What to offer on every output.", choices=RELIABILITIES),
+    Spec("outputs", list, list(OUTPUT_NAMES), "Outputs that are offered.", choices=OUTPUT_NAMES),
+    Spec("autostart", bool, True, "Configure and activate at start; false: an external lifecycle manager does."),
+    Spec(
+        "threshold",
+        float,
+        AUTO,
+        "Energy in nats from which mask is 255; auto: the model's.",
+        ENERGY_LIMITS,
+        runtime=True,
+    ),
+    Spec("score_min", float, AUTO, "Energy in nats shown as score 0; auto: the model's.", ENERGY_LIMITS, runtime=True),
+    Spec(
+        "score_max", float, AUTO, "Energy in nats shown as score 255; auto: the model's.", ENERGY_LIMITS, runtime=True
+    ),
+    Spec("overlay_alpha", float, 0.8, "Opacity of the hottest places of overlay.", (0.0, 1.0), runtime=True),
+    Spec("max_rate", float, 0.0, "Frames per second answered at most; 0: no limit.", (0.0, 1000.0), runtime=True),
+    Spec(
+        "max_age",
+        float,
+        0.0,
+        "Seconds after which a frame is too old to answer; 0: never.",
+        (0.0, 3600.0),
+        runtime=True,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The run-time parameters, with every "auto" replaced by what the model file says."""
+
+    threshold: float | None
+    """Nats; None: the model stores none and none was given, so there is no mask."""
+    score_min: float
+    score_max: float
+    overlay_alpha: float
+    max_rate: float
+    max_age: float
+
+    @classmethod
+    def resolve(cls, values: Mapping[str, Any], info: ModelInfo) -> Settings:
+        """Settings from parameter values and the model's description.
+
+        Raises:
+            PebalError: the score limits are the wrong way round.
+        """
+
+        def or_model(name: str, stored: float | None) -> float | None:
+            return stored if values[name] == AUTO else float(values[name])
+
+        low, high = or_model("score_min", info.energy_range[0]), or_model("score_max", info.energy_range[1])
+        assert low is not None and high is not None
+        if low >= high:
+            raise PebalError(f"score_min ({low:g}) must be below score_max ({high:g})")
+        return cls(
+            threshold=or_model("threshold", info.threshold),
+            score_min=low,
+            score_max=high,
+            overlay_alpha=values["overlay_alpha"],
+            max_rate=values["max_rate"],
+            max_age=values["max_age"],
+        )
+
+
+def declare(node: Node, specs: Sequence[Spec]) -> None:
+    """Declare every parameter of a table on a node, with its descriptor.
+
+    Raises:
+        PebalError: a value given at start has the wrong type or is out of range.
+    """
+    for spec in specs:
+        try:
+            refused = spec.refusal(node.declare_parameter(spec.name, spec.default, spec.descriptor()).value)
+        except InvalidParameterTypeException:
+            hint = " (a whole number is written 10.0)" if spec.kind is float else ""
+            refused = f"{spec.name} takes a {spec.type_name}{hint}"
+        except InvalidParameterValueException:
+            refused = f"{spec.name} {spec.range_text}"
+        if refused:
+            raise PebalError(f"The parameter {refused}.")
+
+
+def refusal(specs: Sequence[Spec], name: str, value: Any) -> str | None:
+    """Why a parameter of a running node cannot be set to this value, or None if it can."""
+    spec = next((spec for spec in specs if spec.name == name), None)
+    if spec is None:
+        return None
+    if not spec.runtime:
+        return f"{name} cannot change while the node runs: restart the node with the new value"
+    return spec.refusal(value)

@@ -1,0 +1,196 @@
+"""The inference thread: newest frames out of the mailboxes, through the detector, into the outputs."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rclpy.clock import Clock
+from rclpy.impl.rcutils_logger import RcutilsLogger
+
+from pebal_core.detector import AnomalyDetector
+from pebal_core.errors import PebalError
+
+from .camera import Camera, ReceivedFrame
+from .images import RgbImage
+from .outputs import Products
+from .parameters import Settings
+
+FAILURES_BEFORE_GIVING_UP = 5
+
+
+@dataclass(frozen=True)
+class Job:
+    """A frame that is going to be answered."""
+
+    camera: Camera
+    frame: ReceivedFrame
+    image: RgbImage
+    wanted: list[str]
+
+
+class Pipeline:
+    """Answers the frames of all cameras in one thread of its own: no executor callback ever waits for it.
+
+    Each round takes at most one frame per camera, whichever are waiting; frames of one size are one batch.
+    A camera that sends nothing therefore delays no other.
+
+    Args:
+        ready: notified by the cameras' mailboxes.
+        clock: tells the age of a frame.
+        give_up: called with one sentence when the engine fails again and again, or the thread itself does.
+    """
+
+    def __init__(
+        self,
+        detector: AnomalyDetector,
+        cameras: Sequence[Camera],
+        settings: Settings,
+        ready: threading.Condition,
+        clock: Clock,
+        logger: RcutilsLogger,
+        give_up: Callable[[str], None],
+    ) -> None:
+        self._settings = settings  # replaced as a whole, so that a frame sees one version of it
+        self.last_error = ""
+        """The engine's, in one sentence; empty after a success."""
+        self._detector, self._cameras, self._ready = detector, cameras, ready
+        self._clock, self._logger, self._give_up = clock, logger, give_up
+        self._stopping = False
+        self._round_started = 0.0
+        self._failures = 0
+        self._warm: set[tuple[int, ...]] = set()
+        self._thread = threading.Thread(target=self._run, name="inference")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def change(self, settings: Settings) -> None:
+        """Take over new settings with the next frame."""
+        with self._ready:
+            self._settings = settings
+            self._ready.notify_all()
+
+    def stop(self) -> None:
+        """Finish the frame in hand and end the thread."""
+        with self._ready:
+            self._stopping = True
+            self._ready.notify_all()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while self._wait():
+                self._round()
+        except Exception as error:  # a thread that dies must not leave a mute node behind
+            self._logger.error(traceback.format_exc())
+            self._give_up(f"The inference thread failed: {type(error).__name__}: {error}.")
+
+    def _wait(self) -> bool:
+        """Wait until a frame may be answered; False when the thread is to end."""
+        with self._ready:
+            while not self._stopping:
+                max_rate = self._settings.max_rate
+                pause = self._round_started + 1 / max_rate - time.monotonic() if max_rate else 0.0
+                if pause <= 0 and any(camera.mailbox.waiting for camera in self._cameras):
+                    return True
+                self._ready.wait(pause if pause > 0 else None)
+        return False
+
+    def _round(self) -> None:
+        self._round_started = time.monotonic()
+        settings = self._settings
+        batches: dict[tuple[int, ...], list[Job]] = {}
+        for camera in self._cameras:
+            frame = camera.mailbox.take()
+            job = self._accept(camera, frame, settings) if frame is not None else None
+            if job is not None:
+                batches.setdefault(job.image.shape, []).append(job)
+        for shape, jobs in batches.items():
+            self._answer(shape, jobs, settings)
+
+    def _accept(self, camera: Camera, frame: ReceivedFrame, settings: Settings) -> Job | None:
+        """The frame decoded, or None after counting why it gets no answer."""
+        wanted = camera.outputs.wanted(settings)
+        if not wanted:
+            camera.counts.unheard += 1
+            return None
+        if settings.max_age and self._clock.now().nanoseconds - frame.stamp_ns > settings.max_age * 1e9:
+            camera.counts.stale += 1
+            return None
+        started = time.perf_counter()
+        try:
+            image = frame.decode()
+        except PebalError as error:
+            self._refuse(camera, str(error))
+            return None
+        camera.stages.add("decode", time.perf_counter() - started)
+        camera.picture = f"{image.shape[1]}×{image.shape[0]} {getattr(frame.message, 'encoding', 'compressed')}"
+        return Job(camera, frame, image, wanted)
+
+    def _answer(self, shape: tuple[int, ...], jobs: list[Job], settings: Settings) -> None:
+        try:
+            if shape not in self._warm:
+                self._detector.warm_up(shape[0], shape[1])
+                self._warm.add(shape)
+                jobs = [job for job in jobs if not self._superseded(job)]
+            images = [job.image for job in jobs]
+            results = [self._detector(images[0])] if len(images) == 1 else self._detector(images)
+        except PebalError as error:  # the image's fault, not the engine's
+            for job in jobs:
+                self._refuse(job.camera, str(error))
+            return
+        except Exception as error:
+            self._fail(jobs, error)
+            return
+        self._failures, self.last_error = 0, ""
+        for job, result in zip(jobs, results, strict=True):
+            products = Products(job.image, result, settings, self._detector.info.palette)
+            self._publish(job, products)
+
+    def _superseded(self, job: Job) -> bool:
+        """Whether a newer frame came while the engine warmed up, which is the one to answer."""
+        newer = job.camera.mailbox.waiting
+        job.camera.counts.superseded += newer
+        return newer
+
+    def _publish(self, job: Job, products: Products) -> None:
+        camera, header = job.camera, job.frame.message.header
+        started = time.perf_counter()
+        messages = camera.outputs.encode(products, job.wanted, header)
+        rendered = time.perf_counter()
+        if camera.camera_info is not None:
+            camera.outputs.publish_camera_info(camera.camera_info, header)
+        camera.outputs.publish(messages)
+        published = time.perf_counter()
+        camera.counts.answered += 1
+        camera.rate_out.tick()
+        camera.bad_in_a_row = 0
+        for stage, seconds in self._detector.timings.items():
+            camera.stages.add(stage, seconds)
+        camera.stages.add("render", rendered - started)
+        camera.stages.add("publish", published - rendered)
+        camera.stages.add("in the node", time.monotonic() - job.frame.received_at)
+        camera.stages.add("latency", (self._clock.now().nanoseconds - job.frame.stamp_ns) * 1e-9)
+
+    def _refuse(self, camera: Camera, reason: str) -> None:
+        camera.counts.bad += 1
+        camera.bad_in_a_row += 1
+        camera.last_error = f"A frame on {camera.input.topic} was skipped: {reason}"
+
+    def _fail(self, jobs: list[Job], error: Exception) -> None:
+        self._failures += 1
+        first_line = next(iter(str(error).splitlines()), "no reason given")
+        self.last_error = f"The engine failed on {jobs[0].camera.picture}: {type(error).__name__}: {first_line}."
+        for job in jobs:
+            job.camera.counts.failed += 1
+        if self._failures == 1:
+            self._logger.error(f"{self.last_error}\n{traceback.format_exc()}")
+        if self._failures >= FAILURES_BEFORE_GIVING_UP:
+            self._give_up(f"{self.last_error[:-1]}, {self._failures} times in a row; the node ends.")
+            with self._ready:
+                self._stopping = True

@@ -1,0 +1,91 @@
+"""How a node lives and ends as a process: one exit code, one sentence, any number of signals."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Protocol
+
+import rclpy
+from rclpy.executors import Executor, SingleThreadedExecutor
+from rclpy.impl.rcutils_logger import RcutilsLogger
+from rclpy.signals import SignalHandlerOptions
+
+from pebal_core.errors import PebalError
+
+Finish = Callable[["str | None"], None]
+"""Ends the process: well with None, as a failure with a sentence. For any thread; the first call counts."""
+
+
+class RunnableNode(Protocol):
+    """What `run` needs of a node."""
+
+    def start(self, executor: Executor) -> None:
+        """Begin; called once, before the executor's thread runs."""
+
+    def stop(self) -> None:
+        """End every thread of the node; called once, after the executor's thread has ended."""
+
+    def destroy_node(self) -> None: ...
+
+    def get_logger(self) -> RcutilsLogger: ...
+
+
+def run(create: Callable[[Finish], RunnableNode], arguments: list[str] | None = None) -> int:
+    """Run a node until it finishes or a signal ends it; returns the exit code.
+
+    The main thread only waits, so a signal is seen at once whatever the other threads compute. Launch and the
+    process group both send SIGINT: signals after the first change nothing.
+    """
+    finished = threading.Event()
+    reasons: list[str | None] = []
+
+    def finish(reason: str | None = None) -> None:
+        reasons.append(reason)
+        finished.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: finish(None))
+    try:
+        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    except Exception as error:  # rclpy has no common base for unknown arguments and unreadable parameter files
+        return _complain(f"ROS could not be initialised: {error}")
+    try:
+        node = create(finish)
+    except PebalError as error:
+        rclpy.try_shutdown()
+        return _complain(str(error))
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)  # type: ignore[arg-type]
+    spinning = threading.Thread(target=_spin, args=(executor, finished, node.get_logger()), name="executor")
+    node.start(executor)
+    spinning.start()
+    finished.wait()
+    executor.wake()
+    spinning.join()
+    node.stop()
+    if reasons[0]:
+        node.get_logger().fatal(reasons[0])
+    executor.remove_node(node)  # type: ignore[arg-type]
+    executor.shutdown()
+    node.destroy_node()
+    rclpy.try_shutdown()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the interpreter restores the defaults on its way out, but not these
+    return 1 if reasons[0] else 0
+
+
+def _spin(executor: Executor, finished: threading.Event, logger: RcutilsLogger) -> None:
+    while not finished.is_set():
+        try:
+            executor.spin_once(timeout_sec=0.2)
+        except Exception:  # among them a lifecycle transition that is not possible now, which Humble raises here
+            logger.error(f"A callback failed:\n{traceback.format_exc()}", throttle_duration_sec=10.0)
+
+
+def _complain(sentence: str) -> int:
+    print(sentence, file=sys.stderr, flush=True)
+    return 1

@@ -1,0 +1,277 @@
+"""What the node does with good frames: one shared node process, cameras and listeners of the test's own."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+from rcl_interfaces.srv import SetParameters
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_srvs.srv import SetBool
+
+from pebal_core import render
+from pebal_core.detector import AnomalyDetector
+
+from .conftest import Rig
+from .harness import Inbox, TestCamera, picture, values, wait_until
+
+IMAGE = "/rig/image"  # the part of the diagnostics that is about the camera
+
+
+def pixels(message: Image, dtype: type = np.uint8) -> np.ndarray:
+    shape = (message.height, message.width, 3) if message.encoding == "rgb8" else (message.height, message.width)
+    return np.frombuffer(message.data, dtype).reshape(shape)
+
+
+def set_parameter(rig: Rig, name: str, value: float | str) -> tuple[bool, str]:
+    if isinstance(value, str):
+        stored = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=value)
+    else:
+        stored = ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=value)
+    request = SetParameters.Request(parameters=[Parameter(name=name, value=stored)])
+    result = rig.client.call(SetParameters, "anomaly_node/set_parameters", request).results[0]
+    return result.successful, result.reason
+
+
+def test_without_a_camera_it_says_so(rig: Rig) -> None:
+    """Runs first: no test has made a camera yet."""
+    status = rig.client.status(IMAGE, lambda s: s.level == DiagnosticStatus.ERROR, timeout=180)
+    assert status.message.startswith("/rig/image has no publisher: start the camera, or remap 'image'")
+    rig.process.wait_for_output("/rig/image has no publisher")
+    time.sleep(2.5)
+    assert rig.process.output().count("has no publisher") == 1, "said once, not every second"
+
+
+def test_outputs_are_what_the_detector_says(rig: Rig, camera: TestCamera, tiny_model: Path) -> None:
+    image = picture(97, 161)  # sides that are no multiple of the network's stride
+    raw = {name: rig.client.listen(name) for name in ("labels", "energy", "score", "overlay", "label_colors")}
+    packed = {
+        name: rig.client.listen(f"{name}/compressed", CompressedImage)
+        for name in ("labels", "score", "overlay", "label_colors")
+    }
+    stamp = camera.send(image)
+    received = {name: inbox.wait_for(stamp) for name, inbox in raw.items()}
+    compressed = {name: inbox.wait_for(stamp) for name, inbox in packed.items()}
+    for inbox in (*raw.values(), *packed.values()):
+        inbox.close()
+
+    for message in (*received.values(), *compressed.values()):
+        assert message.header.frame_id == "front_left"
+    encodings = {name: message.encoding for name, message in received.items()}
+    assert encodings == {
+        "labels": "mono8", "energy": "32FC1", "score": "mono8", "overlay": "rgb8", "label_colors": "rgb8",
+    }  # fmt: skip
+    assert {(m.height, m.width) for m in received.values()} == {(97, 161)}
+
+    detector = AnomalyDetector.load(tiny_model, device="cpu")
+    expected = detector(image)
+    labels, energy = pixels(received["labels"]), pixels(received["energy"], np.float32)
+    np.testing.assert_allclose(energy, expected.energy, atol=1e-4)
+    assert (labels == expected.labels).mean() > 0.999
+    assert len(np.unique(labels)) > 1 and energy.std() > 1e-3, "the network says something"
+    low, high = detector.info.energy_range
+    score = pixels(received["score"])
+    np.testing.assert_array_equal(score, render.score_map(energy, low, high))
+    np.testing.assert_array_equal(pixels(received["overlay"]), render.overlay(image, score, 0.8))
+    colors = render.label_colors(labels, detector.info.palette)
+    np.testing.assert_array_equal(pixels(received["label_colors"]), colors)
+
+    def unpack(name: str) -> np.ndarray:
+        pixels = cv2.imdecode(np.frombuffer(compressed[name].data, np.uint8), cv2.IMREAD_UNCHANGED)
+        assert pixels is not None
+        return pixels
+
+    np.testing.assert_array_equal(unpack("labels"), labels)
+    np.testing.assert_array_equal(unpack("score"), score)
+    assert np.abs(unpack("overlay")[..., ::-1].astype(int) - pixels(received["overlay"])).mean() < 6
+    assert unpack("label_colors").shape == (97, 161, 3) and "jpeg" in compressed["label_colors"].format
+
+
+def test_a_reliable_camera_that_starts_after_the_node_loses_no_frame(rig: Rig, labels: Inbox) -> None:
+    camera = rig.client.camera(reliability="reliable")
+    camera.wait_for_subscriber()
+    for seed in range(5):
+        stamp = camera.send(picture(seed=seed))  # the very first, the moment the two have met
+        labels.wait_for(stamp)
+    status = rig.client.status(IMAGE, lambda s: values(s)["publishers"] == "1")
+    assert values(status)["reliability"] == "reliable"
+    camera.close()
+
+
+def test_a_best_effort_camera_is_heard_as_well(rig: Rig, labels: Inbox) -> None:
+    camera = rig.client.camera(reliability="best_effort")
+    camera.wait_for_subscriber()
+    # A best-effort publisher may meet its subscriber before that has met it: repeat until one is through.
+    camera.send_until(lambda: labels.messages)
+    for seed in range(5):
+        labels.wait_for(camera.send(picture(seed=seed)))
+    status = rig.client.status(IMAGE, lambda s: values(s)["publishers"] == "1")
+    assert values(status)["reliability"] == "best_effort"
+    camera.close()
+
+
+@pytest.mark.parametrize("encoding", ["bgr8", "mono8", "rgba8"])
+def test_other_encodings_keep_the_size(rig: Rig, camera: TestCamera, labels: Inbox, encoding: str) -> None:
+    channels = {"bgr8": 3, "rgba8": 4, "mono8": 1}[encoding]
+    image = np.ascontiguousarray(np.dstack([picture(), picture()])[..., :channels].squeeze())
+    answer = labels.wait_for(camera.send(image, encoding))
+    assert (answer.height, answer.width) == (96, 160)
+
+
+def test_the_size_may_change_at_any_time(camera: TestCamera, labels: Inbox) -> None:
+    for height, width in ((96, 160), (64, 64), (120, 96), (64, 64)):
+        answer = labels.wait_for(camera.send(picture(height, width)))
+        assert (answer.height, answer.width) == (height, width)
+
+
+def test_nothing_is_computed_when_nobody_listens(rig: Rig, camera: TestCamera) -> None:
+    before = rig.client.counts(IMAGE)
+    for seed in range(4):
+        camera.send(picture(seed=seed))
+        time.sleep(0.1)
+    after = wait_until(lambda: (c := rig.client.counts(IMAGE))["received"] >= before["received"] + 4 and c)
+    assert after["unheard"] - before["unheard"] + after["dropped"] - before["dropped"] == 4
+    assert after["answered"] == before["answered"]
+    status = rig.client.status(IMAGE, lambda s: "nobody subscribes" in s.message)
+    assert status.level == DiagnosticStatus.OK
+
+
+def test_under_overload_every_frame_is_answered_or_counted_as_dropped(
+    rig: Rig, camera: TestCamera, labels: Inbox
+) -> None:
+    labels.wait_for(camera.send(picture(240, 320)))  # warm-up of this size is not part of the load
+    before, answers = rig.client.counts(IMAGE), len(labels.messages)
+    frames = [picture(240, 320, seed) for seed in range(3)]
+    last = camera.send_many(frames, count=100, pause=0.005)
+    labels.wait_for(last)  # the newest frame is never the one that is dropped
+    after = rig.client.counts(IMAGE)
+    change = {name: after[name] - before[name] for name in after}
+    assert change["dropped"] > 20, f"no overload: {change}"
+    assert change["answered"] + change["dropped"] + change["lost before the node"] == 100, change
+    assert change["answered"] == len(labels.messages) - answers
+    assert labels.stamps() == sorted(labels.stamps()), "answers keep the order"
+
+
+def test_camera_info_comes_with_the_stamp_of_the_answer(rig: Rig, camera: TestCamera, labels: Inbox) -> None:
+    publisher = rig.client.node.create_publisher(CameraInfo, "camera_info", 1)
+    wait_until(publisher.get_subscription_count)
+    passed_on = rig.client.listen("camera_info_out", CameraInfo)
+    info = CameraInfo(height=96, width=160, k=[100.0, 0.0, 80.0, 0.0, 100.0, 48.0, 0.0, 0.0, 1.0])
+
+    def answered() -> CameraInfo | None:
+        publisher.publish(info)
+        stamp = camera.send(picture())
+        labels.wait_for(stamp)
+        time.sleep(0.1)
+        return next((m for m in passed_on.messages if (m.header.stamp.sec, m.header.stamp.nanosec) == stamp), None)
+
+    message = wait_until(answered)
+    assert (message.height, message.width, message.k[0]) == (96, 160, 100.0)
+    assert message.header.frame_id == "front_left"
+    passed_on.close()
+    rig.client.node.destroy_publisher(publisher)
+
+
+def test_the_threshold_can_be_set_while_it_runs(rig: Rig, camera: TestCamera) -> None:
+    energies, masks = rig.client.listen("energy"), rig.client.listen("mask")
+    stamp = camera.send(picture())
+    energy = pixels(energies.wait_for(stamp), np.float32)
+    assert not masks.messages, "the model stores no threshold"
+    energies.close()
+    status = rig.client.status(IMAGE, lambda s: s.level == DiagnosticStatus.WARN)
+    assert "set the parameter threshold" in status.message
+    threshold = float(np.median(energy))
+    assert set_parameter(rig, "threshold", threshold) == (True, "")
+    mask = pixels(masks.wait_for(camera.send(picture())))
+    assert set(np.unique(mask)) == {0, 255}
+    np.testing.assert_array_equal(mask == 255, energy >= threshold)
+    assert set_parameter(rig, "threshold", "auto")[0]
+    masks.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("overlay_alpha", 2.0, "overlay_alpha must lie between 0 and 1, not 2.0."),
+        ("score_min", 5.0, "score_min (5) must be below score_max (-2)."),
+        ("model", "other", "model cannot change while the node runs: restart the node with the new value."),
+    ],
+)
+def test_parameters_are_refused_with_a_reason(rig: Rig, name: str, value: float | str, reason: str) -> None:
+    assert set_parameter(rig, name, value) == (False, reason)
+
+
+def test_a_rate_limit_drops_and_keeps_the_newest(rig: Rig, camera: TestCamera, labels: Inbox) -> None:
+    labels.wait_for(camera.send(picture()))
+    assert set_parameter(rig, "max_rate", 2.0)[0]
+    try:
+        count, started = len(labels.messages), time.monotonic()
+        labels.wait_for(camera.send_many([picture()], count=40, pause=0.05))
+        elapsed, answered = time.monotonic() - started, len(labels.messages) - count
+        assert answered <= 2.0 * elapsed + 2
+    finally:
+        set_parameter(rig, "max_rate", 0.0)
+
+
+def test_frames_that_are_too_old_are_skipped(rig: Rig, camera: TestCamera, labels: Inbox) -> None:
+    before = rig.client.counts(IMAGE)
+    set_parameter(rig, "max_age", 30.0)
+    try:
+        header = rig.client.header()
+        header.stamp.sec -= 60
+        old = camera.send(picture(), header=header)
+        rig.client.status(IMAGE, lambda s: "60.0 s in the past" in s.message)
+        fresh = camera.send(picture())
+        labels.wait_for(fresh)
+    finally:
+        set_parameter(rig, "max_age", 0.0)
+    assert old not in labels.stamps()
+    assert rig.client.counts(IMAGE)["too old"] == before["too old"] + 1
+
+
+def test_pausing_and_going_on(rig: Rig, camera: TestCamera, labels: Inbox) -> None:
+    labels.wait_for(camera.send(picture()))
+    response = rig.client.call(SetBool, "anomaly_node/set_enabled", SetBool.Request(data=False))
+    assert response.success and "paused" in response.message
+    wait_until(lambda: camera.publisher.get_subscription_count() == 0)
+    rig.client.status(IMAGE, lambda s: "paused by set_enabled" in s.message)
+    rig.client.call(SetBool, "anomaly_node/set_enabled", SetBool.Request(data=True))
+    camera.wait_for_subscriber()
+    labels.wait_for(camera.send(picture()))
+
+
+def test_diagnostics_say_what_runs(rig: Rig, camera: TestCamera, labels: Inbox, tiny_model: Path) -> None:
+    from pebal_core.model_file import file_sha256
+
+    labels.wait_for(camera.send(picture()))
+    model = values(rig.client.status("model", lambda s: s.hardware_id))
+    assert (model["engine"], model["device"], model["state"]) == ("torch", "cpu", "active")
+    assert model["model sha256"] == file_sha256(tiny_model) and model["model"] == str(tiny_model)
+    seen = rig.client.status(IMAGE, lambda s: s.hardware_id == "front_left")
+    stages = (
+        "decode",
+        "preprocess",
+        "inference",
+        "postprocess",
+        "render",
+        "publish",
+        "in the node",
+        "latency",
+    )
+    for stage in stages:
+        p50, p95 = (float(values(seen)[f"{stage} {p} (ms)"]) for p in ("p50", "p95"))
+        assert 0 <= p50 <= p95, stage
+    assert float(values(seen)["rate in (Hz)"]) > 0 and float(values(seen)["age of the last frame (s)"]) >= 0
+
+
+def test_a_camera_that_stops_is_missed(rig: Rig, camera: TestCamera, labels: Inbox) -> None:
+    labels.wait_for(camera.send(picture()))
+    status = rig.client.status(IMAGE, lambda s: s.level == DiagnosticStatus.ERROR)
+    assert "No frame on /rig/image for" in status.message and "has a publisher" in status.message
+    labels.wait_for(camera.send(picture()))
+    rig.client.status(IMAGE, lambda s: s.level != DiagnosticStatus.ERROR)

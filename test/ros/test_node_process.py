@@ -1,0 +1,163 @@
+"""How the node begins and ends as a process, alone or under an external manager."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+from lifecycle_msgs.msg import State, Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from sensor_msgs.msg import CompressedImage
+
+from pebal_ros.images import to_compressed
+
+from .conftest import start_rig
+from .harness import STARTUP, Client, NodeProcess, frame_counts, picture, stamp_of, values, wait_until
+
+
+def errors(output: str) -> list[str]:
+    return [line for line in output.splitlines() if "[FATAL]" in line or "Error" in line or "Traceback" in line]
+
+
+def test_a_model_that_is_not_there_ends_the_process_with_one_sentence(tmp_path: Path) -> None:
+    with NodeProcess("anomaly_node", tmp_path / "log", {"model": "nowhere.safetensors"}) as process:
+        assert process.exit_code(STARTUP) == 1
+    (line,) = errors(process.output())
+    assert "There is no model 'nowhere.safetensors': give the path" in line
+
+
+def test_a_truncated_model_file_ends_the_process_with_one_sentence(tmp_path: Path, tiny_model: Path) -> None:
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(tiny_model.read_bytes()[:100_000])
+    with NodeProcess("anomaly_node", tmp_path / "log", {"model": broken}) as process:
+        assert process.exit_code(STARTUP) == 1
+    (line,) = errors(process.output())
+    assert f"{broken} is not a complete safetensors file" in line
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sentence"),
+    [
+        ({"overlay_alpha": 3.0}, "The parameter overlay_alpha must lie between 0 and 1."),
+        ({"max_rate": 10}, "The parameter max_rate takes a number (a whole number is written 10.0)."),
+        ({"transport": "theora"}, "The parameter transport takes raw, compressed, not 'theora'."),
+    ],
+)
+def test_an_unacceptable_parameter_ends_the_process(
+    tmp_path: Path, parameters: dict[str, object], sentence: str
+) -> None:
+    with NodeProcess("anomaly_node", tmp_path / "log", parameters) as process:
+        assert process.exit_code(STARTUP) == 1
+    assert sentence in process.output() and "Traceback" not in process.output()
+
+
+def test_started_after_the_camera_and_interrupted_twice(tmp_path: Path, tiny_model: Path) -> None:
+    client = Client("/late")
+    camera = client.camera(reliability="best_effort")
+    remap = ("-r", "__ns:=/late")
+    with NodeProcess("anomaly_node", tmp_path / "log", {"model": tiny_model}, *remap) as process:
+        camera.wait_for_subscriber()
+        labels = client.listen("labels")
+        camera.send_until(lambda: labels.messages)
+        process.interrupt()
+        time.sleep(0.05)
+        process.interrupt()
+        assert process.exit_code() == 0
+    client.close()
+    assert not errors(process.output()), "a clean end, without a word of an error"
+
+
+def test_interrupted_while_it_loads(tmp_path: Path, tiny_model: Path) -> None:
+    with NodeProcess("anomaly_node", tmp_path / "log", {"model": tiny_model}) as process:
+        process.wait_for_output("Loading the model", STARTUP)
+        process.interrupt()
+        assert process.exit_code(STARTUP) == 0
+    assert not errors(process.output())
+
+
+def test_two_compressed_cameras_and_one_of_them_dead(tmp_path: Path, tiny_model: Path) -> None:
+    parameters = {"model": tiny_model, "cameras": "[front, left]", "transport": "compressed"}
+    with start_rig("/pair", tmp_path / "log", parameters) as rig:
+        client = rig.client
+        cameras = {
+            name: client.camera(f"{name}/image/compressed", message_type=CompressedImage) for name in ("front", "left")
+        }
+        inboxes = {name: client.listen(f"{name}/labels") for name in cameras}
+        for camera in cameras.values():
+            camera.wait_for_subscriber()
+
+        def send(name: str, height: int = 96) -> tuple[int, int]:
+            header = client.header(frame_id=name)
+            message = to_compressed(picture(height), "jpeg", header)
+            return cameras[name].send_message(message)
+
+        for height in (96, 64):  # alike in size and not
+            stamps = {name: send(name, 96 if name == "front" else height) for name in cameras}
+            for name, stamp in stamps.items():
+                answer = inboxes[name].wait_for(stamp)
+                assert answer.header.frame_id == name and answer.height == (96 if name == "front" else height)
+        for _ in range(5):  # left is silent from here on
+            inboxes["front"].wait_for(send("front"))
+        corrupt = to_compressed(picture(), "jpeg", client.header())
+        corrupt.data = corrupt.data[: len(corrupt.data) // 2]
+        cameras["front"].send_message(corrupt)
+        part = "/pair/front/image/compressed"
+        status = client.status(part, lambda s: "truncated or corrupt" in s.message)
+        assert frame_counts(status)["bad"] == 1 and frame_counts(status)["answered"] == 7
+        inboxes["front"].wait_for(send("front"))
+        left = client.status("/pair/left/image/compressed", lambda s: s.level == DiagnosticStatus.ERROR)
+        assert frame_counts(left)["answered"] == 2 and "No frame" in left.message
+        assert stamp_of(corrupt) not in inboxes["front"].stamps()
+
+
+def test_an_external_manager_and_a_reliability_that_does_not_fit(tmp_path: Path, tiny_model: Path) -> None:
+    parameters = {"model": tiny_model, "autostart": "false", "input_reliability": "reliable"}
+    with start_rig("/managed", tmp_path / "log", parameters) as rig:
+        client = rig.client
+
+        def change(transition: int) -> bool:
+            request = ChangeState.Request(transition=Transition(id=transition))
+            return client.call(ChangeState, "anomaly_node/change_state", request).success
+
+        def state() -> int:
+            return client.call(GetState, "anomaly_node/get_state", GetState.Request()).current_state.id
+
+        assert state() == State.PRIMARY_STATE_UNCONFIGURED
+        client.status("model", lambda s: "unconfigured" in s.message)
+        assert change(Transition.TRANSITION_CONFIGURE) and state() == State.PRIMARY_STATE_INACTIVE
+        camera = client.camera()
+        time.sleep(0.5)
+        assert camera.publisher.get_subscription_count() == 0, "an inactive node receives nothing"
+        assert change(Transition.TRANSITION_ACTIVATE) and state() == State.PRIMARY_STATE_ACTIVE
+        camera.wait_for_subscriber()
+        labels = client.listen("labels")
+        labels.wait_for(camera.send(picture()))
+        camera.close()
+
+        camera = client.camera(reliability="best_effort")
+        status = client.status("/managed/image", lambda s: "input_reliability" in s.message)
+        assert status.level == DiagnosticStatus.ERROR and values(status)["reliability"] == "reliable"
+        camera.close()
+
+        assert change(Transition.TRANSITION_DEACTIVATE) and change(Transition.TRANSITION_CLEANUP)
+        assert client.node.count_publishers("/managed/labels") == 0
+        assert change(Transition.TRANSITION_CONFIGURE) and change(Transition.TRANSITION_ACTIVATE)
+        camera = client.camera()
+        camera.wait_for_subscriber()
+        wait_until(lambda: client.node.count_publishers("/managed/labels"))
+        labels.wait_for(camera.send(picture()))
+        assert change(Transition.TRANSITION_ACTIVE_SHUTDOWN)
+        assert rig.process.exit_code() == 0
+
+
+def test_a_topic_of_another_type_is_named(tmp_path: Path, tiny_model: Path) -> None:
+    remap = ("-r", "__ns:=/typed", "-r", "image:=/typed/image/compressed")
+    client = Client("/typed")
+    camera = client.camera("image/compressed", message_type=CompressedImage)
+    with NodeProcess("anomaly_node", tmp_path / "log", {"model": tiny_model}, *remap):
+        status = client.status("/typed/image/compressed", lambda s: s.level == DiagnosticStatus.ERROR, STARTUP)
+        assert "carries sensor_msgs/msg/CompressedImage, not sensor_msgs/msg/Image" in status.message
+    camera.close()
+    client.close()

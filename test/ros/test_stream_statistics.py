@@ -1,0 +1,43 @@
+"""Rates, percentiles and sequence gaps."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from pebal_ros import stream_statistics
+from pebal_ros.stream_statistics import RateMeter, SequenceGaps, StageTimes
+
+
+def test_rate_of_a_steady_stream_and_after_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    meter = RateMeter()
+    assert meter.hertz() == 0 and meter.age() is None
+    for _ in range(50):
+        meter.tick()
+        now += 0.04
+    assert meter.hertz() == pytest.approx(25.0) and meter.age() == pytest.approx(0.04)
+    now += stream_statistics.RATE_WINDOW
+    assert meter.hertz() == 0 and meter.age() == pytest.approx(5.04)
+
+
+def test_percentiles_over_the_last_frames() -> None:
+    times = StageTimes()
+    for milliseconds in [1000] * 50 + list(range(1, stream_statistics.LAST_FRAMES + 1)):
+        times.add("inference", milliseconds / 1000)
+    times.add("publish", 0.002)
+    report = times.percentiles()
+    assert list(report) == ["inference", "publish"]
+    assert report["inference"] == pytest.approx((100.5, 190.05)) and report["publish"] == pytest.approx((2, 2))
+
+
+def test_sequence_gaps_per_publisher() -> None:
+    gaps = SequenceGaps()
+    assert gaps.missing_before(b"a", 41) == 0, "what went before the first is not ours"
+    assert gaps.missing_before(b"a", 42) == 0
+    assert gaps.missing_before(b"b", 7) == 0
+    assert gaps.missing_before(b"a", 46) == 3
+    assert gaps.missing_before(b"a", 1) == 0, "the publisher was restarted"
+    assert gaps.missing_before(b"b", 9) == 1
