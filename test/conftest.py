@@ -1,0 +1,19 @@
+"""Fixtures that every part of the test suite uses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder ``shared`` beside the repository, with data sets, weights and reference values.
+
+    A test that asks for it is skipped where the folder is absent: nothing of it is part of the repository.
+    """
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"the data folder {folder} is absent")
+    return folder
