@@ -1,13 +1,13 @@
-"""The PEBAL objective: abstention learning whose penalty comes from an energy-based model (Tian et al., ECCV 2022).
+"""The PEBAL objective: abstention learning with a penalty from the free energy (Tian et al., ECCV 2022).
 
 Notation: f = logits B×(K+1)×H×W of K inlier classes and, last, the abstention; p = softmax(f) over all K+1;
 E = -log Σ_{k<K} exp f_k in nats. Labels are trainIds; 254 marks outlier pixels, 255 void.
 
     total = abstention + 0.1 · energy            energy = hinges + smoothness + sparsity
 
-Every mean is pooled over all pixels of a group, not first per image, so each term is a ratio of sums that add up
-over images. That is how the terms are computed: image by image, which bounds the memory to one image's maps, and
-optionally summed over processes, which makes distributed training equal to one process on the joined batch.
+Every mean is pooled over all pixels of a group, not first per image, so each term is a ratio of sums that add
+up over images. That is how the terms are computed: image by image, which bounds the scratch memory, and where
+wanted summed over processes, which makes distributed training equal to one process on the joined batch.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from .errors import PebalError
 from .labels import OUTLIER, VOID
 from .networks.base import upsample
-from .scores import free_energy, gaussian_blur
+from .scores import gaussian_blur
 
 OUTLIER_ABSTENTION_WEIGHT = 0.1
 MIN_PROBABILITY = 1e-7
@@ -49,8 +50,8 @@ class LossConfig:
     """
 
     classification: Literal["abstention", "abstention_eq3", "cross_entropy"] = "abstention"
-    """On inlier pixels: the abstention loss as the public code has it; as eq. 3 of the paper prints it (logits in
-    place of probabilities, nothing on outlier pixels); or cross-entropy over the K classes."""
+    """The abstention loss as the public code has it; as eq. 3 of the paper prints it (logits in place of
+    probabilities, nothing on outlier pixels); or cross-entropy of the inlier pixels over the K classes."""
     penalty: float | None = None
     """A fixed abstention penalty a > 0; None: adaptive, from the energy."""
     entropy_weight: float = 0.0
@@ -68,15 +69,17 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         if self.penalty is not None and self.penalty <= 0:
-            raise PebalError(f"The abstention penalty must be positive, not {self.penalty}; null makes it adaptive.")
+            raise PebalError(
+                f"The abstention penalty must be positive, not {self.penalty}; null makes it adaptive."
+            )
         if self.inlier_margin > self.outlier_margin:
             raise PebalError(
-                f"inlier_margin ({self.inlier_margin}) must not exceed outlier_margin ({self.outlier_margin})."
+                f"inlier_margin ({self.inlier_margin}) exceeds outlier_margin ({self.outlier_margin})."
             )
 
 
 class LossTerms(NamedTuple):
-    """Scalars. Only `total` carries what is to be minimised; the mean energies are detached and for the log."""
+    """Scalars. `total` is what is to be minimised; the mean energies are detached, for the log."""
 
     total: Tensor
     classification: Tensor
@@ -94,7 +97,7 @@ class LossTerms(NamedTuple):
 class LossSums(NamedTuple):
     """What the terms are made of: sums over pixels, and pixel counts, that add up over images and processes.
 
-    Clean images hold no outlier pixel, mixed images do: the abstention loss averages over each kind separately.
+    Clean images hold no outlier pixel, mixed images do: the abstention loss averages over each kind apart.
     """
 
     clean_pixels: Tensor
@@ -123,12 +126,12 @@ def pebal_loss(
     An empty group contributes zero: a batch without outliers, without inliers, or all void has finite terms.
 
     Args:
-        logits: B×(K+1)×h×w. Where h×w differs from H×W they are upsampled here, one image at a time, so that the
-            full-resolution logits of the batch never exist.
+        logits: B×(K+1)×h×w. Where h×w differs from H×W they are upsampled here, image by image, which takes
+            less memory than to upsample the batch beforehand.
         target: B×H×W integers: trainIds below K, 254 outlier, 255 void; both sides at least 4. Not modified.
         config: terms and weights.
         sum_over_processes: differentiable sum of a vector over processes, such as
-            `torch.distributed.nn.functional.all_reduce`; every process then gets the terms of the joined batch.
+            `torch.distributed.nn.functional.all_reduce`; every process then gets the joined batch's terms.
 
     Raises:
         PebalError: a label that the logits have no class for.
@@ -137,15 +140,11 @@ def pebal_loss(
     stray = target[((target < 0) | (target >= classes)) & (target != OUTLIER) & (target != VOID)]
     if stray.numel():
         raise PebalError(
-            f"The target holds label {int(stray[0])}, but the network has {classes} classes (labels 0 to {classes - 1}; "
-            f"{OUTLIER} outlier, {VOID} void): use the label map that belongs to the network."
+            f"The target holds label {int(stray[0])}, but the network has {classes} classes (labels 0 to "
+            f"{classes - 1}; {OUTLIER} outlier, {VOID} void): use the label map that belongs to the network."
         )
     sums = torch.stack(
-        [
-            # Recomputed in the backward pass: the maps of one image are cheap to make and dear to keep.
-            checkpoint(image_sums, f, y, config, use_reentrant=False, preserve_rng_state=False)
-            for f, y in zip(logits.unbind(), target.unbind(), strict=True)
-        ]
+        [image_sums(f, y, config) for f, y in zip(logits.unbind(), target.unbind(), strict=True)]
     ).sum(0)
     if sum_over_processes is not None:
         sums = sum_over_processes(sums)
@@ -159,27 +158,19 @@ def image_sums(logits: Tensor, target: Tensor, config: LossConfig) -> Tensor:
         f, y = upsample(f, target.shape), target[None]
         outlier = y == OUTLIER
         inlier = ~outlier & (y != VOID)
-        # Relative to each pixel's greatest logit, which no probability depends on: the loss of a confident pixel is
-        # otherwise lost in the rounding of large logits.
-        peak = f.detach().amax(1)
-        f = f - peak[:, None]
-        log_inlier = -free_energy(f)
-        energy = -(log_inlier + peak)
-        label_logit = f.gather(1, y.where(inlier, 0).long()[:, None])[:, 0]
+        energy, log_others, f_y, f_abstain = PixelMaps.apply(f, y.where(inlier, 0).long()[:, None])
+        f_outlier = f.movedim(1, -1)[outlier]
         zero = energy.new_zeros(())
 
         outlier_abstention = zero
         if config.classification == "cross_entropy":
-            classification = cross_entropy(label_logit, log_inlier)
+            classification = cross_entropy(f_y, log_others)
         elif config.classification == "abstention_eq3":
-            log_a = log_penalty(energy, config.penalty)
-            classification = abstention_eq3(label_logit + peak, f[:, -1] + peak, log_a)
+            classification = abstention_eq3(f_y, f_abstain, log_penalty(energy, config.penalty))
         else:
-            reserve = f[:, -1] - log_penalty(energy, config.penalty)
-            log_sum = torch.logaddexp(log_inlier, f[:, -1])
-            classification = abstention(label_logit, reserve, log_sum)
-            chosen = f[:, :-1].movedim(1, -1)[outlier]
-            outlier_abstention = floored_abstention(chosen, reserve[outlier], log_sum[outlier]).sum()
+            reserve = f_abstain - log_penalty(energy, config.penalty)
+            classification = abstention(f_y, torch.logaddexp(log_others, f_abstain), reserve)
+            outlier_abstention = floored_abstention(f_outlier, reserve[outlier]).sum()
 
         mixed = outlier.any()
         pixels, total = inlier.sum().to(energy.dtype), masked_sum(classification, inlier)
@@ -190,7 +181,7 @@ def image_sums(logits: Tensor, target: Tensor, config: LossConfig) -> Tensor:
             clean_classification=total.where(~mixed, zero),
             mixed_classification=total.where(mixed, zero),
             outlier_abstention=outlier_abstention,
-            outlier_entropy=masked_sum(uniform_cross_entropy(f[:, :-1], log_inlier), outlier) if config.entropy_weight else zero,
+            outlier_entropy=uniform_cross_entropy(f_outlier).sum() if config.entropy_weight else zero,
             inlier_hinge=masked_sum((energy - config.inlier_margin).relu().square(), inlier),
             outlier_hinge=masked_sum((config.outlier_margin - energy).relu().square(), outlier),
             squared_differences=squared_differences(energy),
@@ -237,30 +228,39 @@ def log_penalty(energy: Tensor, fixed: float | None) -> Tensor:
     return gaussian_blur(energy.square()).clamp_min(MIN_PENALTY).log()
 
 
-def abstention(label_logit: Tensor, reserve: Tensor, log_sum: Tensor) -> Tensor:
-    """-log(p_y + p_K / a) per pixel, with reserve = f_K - log a and log_sum = log Σ_{k≤K} exp f_k."""
-    return log_sum - torch.logaddexp(label_logit, reserve)
+def abstention(f_y: Tensor, log_others: Tensor, reserve: Tensor) -> Tensor:
+    """-log(p_y + p_K / a) per pixel.
+
+    Written as log(1 + Σ_{k≠y} exp(f_k - f_y)) - log(1 + exp(f_K - log a - f_y)), which keeps the small losses
+    and gradients of confident pixels exact.
+
+    Args:
+        f_y: logit of the label.
+        log_others: log Σ exp f_k over every other channel, the abstention included.
+        reserve: f_K - log a.
+    """
+    return F.softplus(log_others - f_y) - F.softplus(reserve - f_y)
 
 
-def floored_abstention(inlier_logits: Tensor, reserve: Tensor, log_sum: Tensor) -> Tensor:
-    """-1/K Σ_{k<K} log max(p_k + p_K / a, 1e-7) of N outlier pixels. Shapes N×K, N, N."""
-    log_gain = torch.logaddexp(inlier_logits, reserve[:, None]) - log_sum[:, None]
+def floored_abstention(f: Tensor, reserve: Tensor) -> Tensor:
+    """-1/K Σ_{k<K} log max(p_k + p_K / a, 1e-7) of N outlier pixels. Shapes N×(K+1) and N."""
+    log_gain = torch.logaddexp(f[:, :-1], reserve[:, None]) - f.logsumexp(1, keepdim=True)
     return -log_gain.clamp_min(math.log(MIN_PROBABILITY)).mean(1)
 
 
-def abstention_eq3(label_logit: Tensor, abstention_logit: Tensor, log_a: Tensor) -> Tensor:
+def abstention_eq3(f_y: Tensor, f_abstain: Tensor, log_a: Tensor) -> Tensor:
     """-log(f_y + f_K / a) per pixel, as printed: undefined where the sum is not positive, there floored."""
-    return -(label_logit + abstention_logit * torch.exp(-log_a)).clamp_min(MIN_PROBABILITY).log()
+    return -(f_y + f_abstain * torch.exp(-log_a)).clamp_min(MIN_PROBABILITY).log()
 
 
-def cross_entropy(label_logit: Tensor, log_inlier: Tensor) -> Tensor:
-    """-log softmax(f[0..K-1])_y per pixel, with log_inlier = log Σ_{k<K} exp f_k."""
-    return log_inlier - label_logit
+def cross_entropy(f_y: Tensor, log_others: Tensor) -> Tensor:
+    """-log softmax(f[0..K-1])_y per pixel; `log_others` is over the K - 1 other inlier classes."""
+    return F.softplus(log_others - f_y)
 
 
-def uniform_cross_entropy(inlier_logits: Tensor, log_inlier: Tensor) -> Tensor:
-    """-1/K Σ_{k<K} log softmax(f[0..K-1])_k per pixel: least where the entropy is greatest."""
-    return log_inlier - inlier_logits.mean(1)
+def uniform_cross_entropy(f: Tensor) -> Tensor:
+    """-1/K Σ_{k<K} log softmax(f[0..K-1])_k of N outlier pixels, N×(K+1): least at the greatest entropy."""
+    return -f[:, :-1].log_softmax(1).mean(1)
 
 
 def squared_differences(energy: Tensor) -> Tensor:
@@ -276,3 +276,32 @@ def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
 def mean(total: Tensor, count: Tensor) -> Tensor:
     """Mean over a group; zero where the group is empty."""
     return total / count.clamp_min(1)
+
+
+class PixelMaps(torch.autograd.Function):
+    """The four maps every inlier term is made of, with one pass over the channels in each direction.
+
+    forward(f B×(K+1)×H×W, label B×1×H×W) gives, each B×H×W: E; log Σ_{k<K, k≠y} exp f_k; f_y; f_K. It keeps
+    one copy of f for the backward pass; autograd would keep or allocate several for each map.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, f: Tensor, label: Tensor) -> tuple[Tensor, ...]:
+        inlier_logits = f[:, :-1]
+        peak = inlier_logits.amax(1, keepdim=True)
+        others = (inlier_logits - peak).exp_()
+        own = others.gather(1, label)
+        others.scatter_(1, label, 0.0)
+        rest = others.sum(1, keepdim=True).clamp_min_(torch.finfo(f.dtype).tiny)
+        ctx.save_for_backward(others, own, rest, label)
+        maps = (-(peak + (rest + own).log()), peak + rest.log(), f.gather(1, label), f[:, -1:].clone())
+        return tuple(m[:, 0] for m in maps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        others, own, rest, label = ctx.saved_tensors
+        grad_energy, grad_rest, grad_label, grad_abstain = (g[:, None] for g in grads)
+        per_exp = -grad_energy / (rest + own)
+        grad = torch.cat([others * (per_exp + grad_rest / rest), grad_abstain], dim=1)
+        return grad.scatter_(1, label, per_exp * own + grad_label), None

@@ -6,10 +6,14 @@ from collections.abc import Callable
 
 from ..errors import PebalError
 from .base import SegmentationNetwork, upsample
+from .espnetv2 import ESPNetv2
 from .smp import DeepLabV3Plus
+from .wide_resnet38 import DeepLabV3PlusWideResNet38
 
 NETWORKS: dict[str, Callable[..., SegmentationNetwork]] = {
     "deeplabv3plus": DeepLabV3Plus,
+    "deeplabv3plus_wide_resnet38": DeepLabV3PlusWideResNet38,
+    "espnetv2": ESPNetv2,
 }
 
 

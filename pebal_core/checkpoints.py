@@ -1,0 +1,235 @@
+"""Third-party checkpoints, recognised by what they hold and turned once into model files (``pebal convert``).
+
+===================================  ========================================================================
+NVIDIA, DeepLabV3+ WideResNet-38     ``{"state_dict": {"module.…"}}``, 19 classes: the abstention row is drawn
+PEBAL, DeepLabV3+ WideResNet-38      ``{"model": {"branch1.…"}}``, 19 classes and abstention
+EdgeNets, ESPNetv2 for Cityscapes    plain state dict, 19 classes and void, which serves as abstention
+===================================  ========================================================================
+
+Names may carry any stack of the prefixes that wrappers add. No pickle is executed: what is not a tensor or a
+plain value is refused.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .errors import PebalError
+from .labels import CITYSCAPES_CLASSES
+from .model_file import ModelInfo, file_sha256
+from .networks import SegmentationNetwork, build_network
+
+CONTAINERS = ("state_dict", "model")
+"""Keys under which training scripts keep the state dict beside their optimizer, epoch and so on."""
+PREFIXES = ("module.", "branch1.", "_orig_mod.", "model.")
+"""What DataParallel, PEBAL, torch.compile and Lightning modules put before a name."""
+UNUSED = ("criterion", "dsn", "final2")
+"""Parts of the training of other projects that inference has no use for."""
+
+CLASSES = len(CITYSCAPES_CLASSES)
+
+
+class Family(NamedTuple):
+    """A network whose public checkpoints are known."""
+
+    network: str
+    """Name for `build_network`."""
+    title: str
+    marker: str
+    """A weight that no other network has; its length gives the width of a scalable one."""
+    classifier: str
+    """Weight with one row per output."""
+    outputs: tuple[int, ...]
+    """Numbers of outputs that can be used: K + 1, or K where the abstention row may be drawn."""
+    extra_output: str
+    """What output K is, where there is one."""
+    input_size: list[int] | None
+    """[height, width] it was trained for; None: no size of its own."""
+
+
+WIDE_RESNET38 = Family(
+    network="deeplabv3plus_wide_resnet38",
+    title="DeepLabV3+ WideResNet-38",
+    marker="mod1.conv1.weight",
+    classifier="final.6.weight",
+    outputs=(CLASSES, CLASSES + 1),
+    extra_output="abstention",
+    input_size=None,
+)
+ESPNETV2 = Family(
+    network="espnetv2",
+    title="ESPNetv2",
+    marker="base_net.level2_0.act.weight",
+    classifier="bu_dec_l4.merge_layer.3.weight",
+    outputs=(CLASSES + 1,),
+    extra_output="void, used as abstention",
+    input_size=[512, 1024],
+)
+
+_SAFE_GLOBALS: list[Any] = [
+    Namespace,
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64")),
+    # NumPy scalars (a best mIoU, say) name their constructor differently before and after NumPy 2.
+    *((np.float64().__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+
+
+class Checkpoint(NamedTuple):
+    """Weights under the names of a network of this project, and what they were recognised as."""
+
+    state_dict: dict[str, Tensor]
+    family: Family
+    network_args: dict[str, Any]
+    layout: str
+    """The recognised form, in words."""
+
+
+def load_checkpoint(
+    path: str | Path, source: str = "", licence: str = "", seed: int = 0
+) -> tuple[SegmentationNetwork, ModelInfo]:
+    """Network in eval mode on the CPU and its description, which keeps the file's name and SHA-256.
+
+    Args:
+        source: where the file came from (an address, say); kept in the description.
+        licence: of the weights; kept in the description.
+        seed: of the abstention row, where the checkpoint has none.
+
+    Raises:
+        PebalError: as `read_checkpoint`.
+    """
+    path = Path(path)
+    state_dict, family, arguments, layout = read_checkpoint(path, seed)
+    with torch.device("meta"):  # every tensor is overwritten: initialising them would be for nothing
+        network = build_network(family.network, num_outputs=CLASSES + 1, **arguments)
+    network.to_empty(device="cpu").load_state_dict(state_dict)
+    origin = {
+        "file": path.name,
+        "sha256": file_sha256(path),
+        "layout": layout,
+        "source": source or "not stated",
+    }
+    info = ModelInfo(
+        network=family.network,
+        network_args=arguments,
+        input_size=family.input_size,
+        licence=licence,
+        origin=origin,
+    )
+    return network.eval(), info
+
+
+def read_checkpoint(path: str | Path, seed: int = 0) -> Checkpoint:
+    """Recognise a checkpoint and bring its names and outputs into this project's form.
+
+    The tensors of a zip-format file stay mapped to it until they are copied.
+
+    Args:
+        seed: of the abstention row, where the checkpoint has none.
+
+    Raises:
+        PebalError: the file is missing, truncated, refers to code, or is of another network or class count.
+    """
+    path = Path(path)
+    state = _strip_prefixes(_find_state_dict(_read(path), path), path)
+    family = next((f for f in (WIDE_RESNET38, ESPNETV2) if f.marker in state), None)
+    if family is None:
+        raise PebalError(
+            f"{path} holds another network (its weights start with '{next(iter(state))}'): DeepLabV3+ "
+            f"WideResNet-38 and ESPNetv2 for segmentation can be converted."
+        )
+    arguments = {"scale": _rows(state, family.marker) / 64} if family is ESPNETV2 else {}
+    outputs = _rows(state, family.classifier)
+    if outputs not in family.outputs:
+        raise PebalError(
+            f"{path} is a {family.title} with {outputs} outputs instead of "
+            f"{' or '.join(map(str, family.outputs))}: one of the {CLASSES} Cityscapes classes is needed."
+        )
+    weights = _fit(state, family, arguments, outputs, path)
+    layout = f"{family.title}, {CLASSES} classes and {family.extra_output}"
+    if outputs == CLASSES:
+        classifier = weights[family.classifier]
+        row = torch.empty(1, *classifier.shape[1:])
+        nn.init.kaiming_normal_(row, nonlinearity="relu", generator=torch.Generator().manual_seed(seed))
+        weights[family.classifier] = torch.cat([classifier.float(), row])
+        layout = f"{family.title}, {CLASSES} classes; abstention row drawn (Kaiming normal, seed {seed})"
+    return Checkpoint(weights, family, arguments, layout)
+
+
+def _read(path: Path) -> object:
+    """Content of a file written by `torch.save`, without executing anything in it."""
+    if not path.is_file():
+        raise PebalError(f"There is no checkpoint '{path}'.")
+    try:
+        with torch.serialization.safe_globals(_SAFE_GLOBALS):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a damaged file fails in whatever way its bytes lead to
+        message = str(error)
+        if isinstance(error, pickle.UnpicklingError) and "Unsupported" in message:
+            code = re.search(r"GLOBAL ([\w.]+)", message)
+            raise PebalError(
+                f"{path} refers to Python code ({code[1] if code else 'of an unknown kind'}), which is never "
+                f"executed: where the file comes from, load it and save only the weights, "
+                f"torch.save(network.state_dict(), …)."
+            ) from error
+        raise PebalError(
+            f"{path} is no complete PyTorch checkpoint ({type(error).__name__}): download or copy it again."
+        ) from error
+
+
+def _find_state_dict(content: object, path: Path) -> dict[str, Tensor]:
+    """The tensors by name, out of the dictionaries a training script put around them."""
+    while isinstance(content, Mapping):
+        inner = next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+            if tensors:
+                return tensors
+            break
+        content = inner
+    raise PebalError(
+        f"{path} holds no weights: a state dict is needed, plain or under 'state_dict' or 'model'."
+    )
+
+
+def _strip_prefixes(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Names without what wrappers put before them."""
+    prefixes = re.compile(f"^({'|'.join(map(re.escape, PREFIXES))})+")
+    stripped = {prefixes.sub("", name): tensor for name, tensor in state.items()}
+    if len(stripped) != len(state):
+        raise PebalError(
+            f"{path} holds several networks (names that differ in their prefix only): save one of them."
+        )
+    return stripped
+
+
+def _rows(state: dict[str, Tensor], name: str) -> int:
+    """First dimension of a weight; 0 where it is missing or a scalar."""
+    return state[name].shape[0] if name in state and state[name].dim() else 0
+
+
+def _fit(
+    state: dict[str, Tensor], family: Family, arguments: dict[str, Any], outputs: int, path: Path
+) -> dict[str, Tensor]:
+    """Exactly the entries that the network has; PebalError where names or shapes differ."""
+    with torch.device("meta"):
+        expected = build_network(family.network, num_outputs=outputs, **arguments).state_dict()
+    missing = [key for key in expected if key not in state]
+    unknown = [key for key in state if key not in expected and not key.startswith(UNUSED)]
+    misshaped = [key for key in expected if key in state and state[key].shape != expected[key].shape]
+    for keys, fault in ((missing, "missing"), (unknown, "unknown"), (misshaped, "of another shape")):
+        if keys:
+            raise PebalError(
+                f"{path} does not fit {family.title}: {len(keys)} entries are {fault}, first '{keys[0]}'."
+            )
+    return {key: state[key] for key in expected}

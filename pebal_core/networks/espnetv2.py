@@ -1,0 +1,248 @@
+"""ESPNetv2 for semantic segmentation (Mehta et al., CVPR 2019), with the names of the EdgeNets checkpoints.
+
+Every convolution is followed by BatchNorm and PReLU unless said otherwise, and keeps the size at stride 1.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import SegmentationNetwork, upsample
+
+BRANCHES = 4
+"""Dilated branches of an EESP unit, and groups of its 1×1 convolutions."""
+NARROW = (1, 1, 2, 3)
+WIDE = (1, 2, 3, 4)
+"""Dilations of the branches: the deepest level sees a small map and stays narrow."""
+PYRAMID_SCALES = (2.0, 1.5, 1.0, 0.5, 0.1)
+PYRAMID_MIN_SIDE = 5
+
+
+def conv(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, dilation: int = 1
+) -> nn.Conv2d:
+    """Convolution without bias that keeps the size at stride 1."""
+    padding = dilation * (kernel // 2)
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias=False)
+
+
+class Conv(nn.Module):
+    """Convolution, then BatchNorm and PReLU where asked for, as the encoder names them (conv, bn, act)."""
+
+    def __init__(self, convolution: nn.Conv2d, norm: bool = True, act: bool = True) -> None:
+        super().__init__()
+        self.conv = convolution
+        self.bn = nn.BatchNorm2d(convolution.out_channels) if norm else nn.Identity()
+        self.act = nn.PReLU(convolution.out_channels) if act else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(self.conv(x)))
+
+
+class NormAct(nn.Module):
+    """BatchNorm and PReLU, as the encoder names them (bn, act)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(channels)
+        self.act = nn.PReLU(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(x))
+
+
+class EESP(nn.Module):
+    """Extremely efficient spatial pyramid of depth-wise dilated convolutions.
+
+    The branches are summed cumulatively before they are concatenated, against gridding artefacts.
+    With stride 2 the unit ends after its last BatchNorm: the down-sampler around it adds and activates (its own
+    ``module_act`` then exists, as in the checkpoints, and is unused).
+    """
+
+    def __init__(self, inputs: int, outputs: int, dilations: tuple[int, ...], stride: int = 1) -> None:
+        super().__init__()
+        width = outputs // BRANCHES
+        self.stride = stride
+        self.proj_1x1 = Conv(conv(inputs, width, 1, groups=BRANCHES))
+        self.spp_dw = nn.ModuleList(
+            Conv(conv(width, width, 3, stride, groups=width, dilation=dilation), norm=False, act=False)
+            for dilation in dilations
+        )
+        self.br_after_cat = NormAct(outputs)
+        self.conv_1x1_exp = Conv(conv(outputs, outputs, 1, groups=BRANCHES), act=False)
+        self.module_act = nn.PReLU(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        reduced = self.proj_1x1(x)
+        sums = [self.spp_dw[0](reduced)]
+        for branch in list(self.spp_dw)[1:]:
+            sums.append(sums[-1] + branch(reduced))
+        expanded = self.conv_1x1_exp(self.br_after_cat(torch.cat(sums, dim=1)))
+        if self.stride == 2:
+            return expanded
+        return self.module_act(expanded + x if expanded.shape == x.shape else expanded)
+
+
+def halve(x: Tensor) -> Tensor:
+    """3×3 average at stride 2; the padded zeros count."""
+    return F.avg_pool2d(x, 3, stride=2, padding=1)
+
+
+class DownSampler(nn.Module):
+    """Halves the resolution: averaged input beside a strided EESP, plus the equally small image."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.eesp = EESP(inputs, outputs - inputs, WIDE, stride=2)
+        self.inp_reinf = nn.Sequential(Conv(conv(3, 3, 3)), Conv(conv(3, outputs, 1), act=False))
+        self.act = nn.PReLU(outputs)
+
+    def forward(self, x: Tensor, image: Tensor) -> Tensor:
+        """Features at half the resolution of `x`; `image` already has that resolution."""
+        return self.act(torch.cat([halve(x), self.eesp(x)], dim=1) + self.inp_reinf(image))
+
+
+class Encoder(nn.Module):
+    """ESPNetv2 without its classifier: features at strides 2, 4, 8 and 16."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        base = math.ceil(int(32 * scale) / 4) * 4
+        self.widths = (min(32, base), 2 * base, 4 * base, 8 * base)
+        one, two, three, four = self.widths
+        self.level1 = Conv(conv(3, one, 3, stride=2))
+        self.level2_0 = DownSampler(one, two)
+        self.level3_0 = DownSampler(two, three)
+        self.level3 = nn.Sequential(*(EESP(three, three, WIDE) for _ in range(3)))
+        self.level4_0 = DownSampler(three, four)
+        self.level4 = nn.Sequential(*(EESP(four, four, NARROW) for _ in range(7)))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        quarter = halve(halve(images))
+        eighth = halve(quarter)
+        one = self.level1(images)
+        two = self.level2_0(one, quarter)
+        three = self.level3(self.level3_0(two, eighth))
+        four = self.level4(self.level4_0(three, halve(eighth)))
+        return one, two, three, four
+
+
+def norm_act(channels: int) -> nn.Sequential:
+    """BatchNorm and PReLU."""
+    return nn.Sequential(nn.BatchNorm2d(channels), nn.PReLU(channels))
+
+
+class ConvDec(nn.Module):
+    """Convolution, BatchNorm and PReLU, as the decoder names them (cbr)."""
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self.cbr = nn.Sequential(convolution, *norm_act(convolution.out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cbr(x)
+
+
+class NormActDec(nn.Module):
+    """BatchNorm and PReLU, as the decoder names them (br)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.br = norm_act(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.br(x)
+
+
+class PyramidPool(nn.Module):
+    """Depth-wise 3×3 convolutions at five scales of a narrow projection, merged by a grouped convolution.
+
+    Args:
+        last: the module that yields the logits; its 1×1 convolution has a bias and nothing follows it.
+    """
+
+    def __init__(self, inputs: int, width: int, outputs: int, last: bool = False) -> None:
+        super().__init__()
+        branches = len(PYRAMID_SCALES)
+        self.projection_layer = ConvDec(conv(inputs, width, 1))
+        self.stages = nn.ModuleList(conv(width, width, 3, groups=width) for _ in PYRAMID_SCALES)
+        self.merge_layer = nn.Sequential(
+            NormActDec(width * branches),
+            nn.ChannelShuffle(branches),
+            ConvDec(conv(width * branches, width, 3, groups=width)),
+            nn.Conv2d(width, outputs, 1, bias=last),
+        )
+        self.br = nn.Identity() if last else NormActDec(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.projection_layer(x)
+        size = (x.shape[-2], x.shape[-1])
+        branches = []
+        for scale, stage in zip(PYRAMID_SCALES, self.stages, strict=True):
+            height, width = (max(math.ceil(side * scale), PYRAMID_MIN_SIDE) for side in size)
+            if scale > 1:
+                branches.append(F.adaptive_avg_pool2d(stage(upsample(x, (height, width))), size))
+            elif scale < 1:
+                branches.append(upsample(stage(F.adaptive_avg_pool2d(x, (height, width))), size))
+            else:
+                branches.append(stage(x))
+        return self.br(self.merge_layer(torch.cat(branches, dim=1)))
+
+
+class MergeEncoder(nn.Module):
+    """Encoder features brought to the decoder's width, each channel weighted by the global mean."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.wt_layer = nn.Sequential(nn.AdaptiveAvgPool2d(1), conv(inputs, outputs, 1), nn.Sigmoid())
+        self.expansion_layer = ConvDec(conv(inputs, outputs, 3, groups=math.gcd(inputs, outputs)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.expansion_layer(x) * self.wt_layer(x)
+
+
+class ESPNetv2(SegmentationNetwork):
+    """ESPNetv2 with its segmentation decoder; 0.79 M parameters at scale 2.
+
+    Args:
+        num_outputs: K + 1 channels.
+        scale: width multiplier; checkpoints exist for 0.5, 1.0, 1.25, 1.5 and 2.0.
+
+    Logits come at half resolution (odd sides: rounded up). Any input size is accepted: the decoder upsamples
+    to the size of the encoder's features, which is plain doubling wherever the sides are multiples of 16.
+    """
+
+    stride = 1
+    head_prefixes = ("bu_dec_", "merge_enc_dec_", "bu_br_")
+
+    def __init__(self, num_outputs: int = 20, scale: float = 2.0) -> None:
+        super().__init__()
+        self.num_outputs = num_outputs
+        self.base_net = Encoder(scale)
+        one, two, three, four = self.base_net.widths
+        width = min(num_outputs // 2, 16)
+        self.bu_dec_l1 = PyramidPool(four, width, 64)
+        self.merge_enc_dec_l2 = MergeEncoder(three, 64)
+        self.bu_br_l2 = norm_act(64)
+        self.bu_dec_l2 = PyramidPool(64, width, 48)
+        self.merge_enc_dec_l3 = MergeEncoder(two, 48)
+        self.bu_br_l3 = norm_act(48)
+        self.bu_dec_l3 = PyramidPool(48, width, 32)
+        self.merge_enc_dec_l4 = MergeEncoder(one, 32)
+        self.bu_br_l4 = norm_act(32)
+        self.bu_dec_l4 = PyramidPool(32, width, num_outputs, last=True)
+
+    def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Encoder features at strides 2, 4, 8 and 16."""
+        return self.base_net(images)
+
+    def head(self, features: tuple[Tensor, ...]) -> Tensor:
+        one, two, three, four = features
+        x = self.bu_dec_l1(four)
+        x = self.bu_dec_l2(self.bu_br_l2(upsample(x, three.shape[-2:]) + self.merge_enc_dec_l2(three)))
+        x = self.bu_dec_l3(self.bu_br_l3(upsample(x, two.shape[-2:]) + self.merge_enc_dec_l3(two)))
+        return self.bu_dec_l4(self.bu_br_l4(upsample(x, one.shape[-2:]) + self.merge_enc_dec_l4(one)))

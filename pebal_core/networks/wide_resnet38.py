@@ -1,0 +1,134 @@
+"""DeepLabV3+ on WideResNet-38, the network of the PEBAL paper, with the names of its public checkpoints.
+
+WideResNet-38 is Wu et al., Wider or Deeper (2016); DeepLabV3+ is Chen et al., ECCV 2018; combination and
+state-dict names come from NVIDIA's semantic-segmentation models, on which PEBAL builds.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from .base import SegmentationNetwork, upsample
+
+ASPP_RATES = (12, 24, 36)
+
+
+def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
+    """Convolution without bias that keeps the size at stride 1."""
+    padding = dilation * (kernel // 2)
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False)
+
+
+def bn_relu(channels: int) -> nn.Sequential:
+    """The activation in front of every convolution of the trunk (``bnN.0`` holds the statistics)."""
+    return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+
+
+class ResidualBlock(nn.Module):
+    """Pre-activation residual block; two widths make it 3×3-3×3, three make it 1×1-3×3-1×1.
+
+    The projection takes the activated input, the identity the raw one. A strided block strides in its first
+    3×3 and in the projection.
+    """
+
+    def __init__(
+        self, inputs: int, widths: tuple[int, ...], stride: int = 1, dilation: int = 1, drop: float = 0.0
+    ) -> None:
+        super().__init__()
+        bottleneck = len(widths) == 3
+        self.bn1 = bn_relu(inputs)
+        if bottleneck:
+            layers: list[tuple[str, nn.Module]] = [
+                ("conv1", conv(inputs, widths[0], 1)),
+                ("bn2", bn_relu(widths[0])),
+                ("conv2", conv(widths[0], widths[1], 3, stride, dilation)),
+                ("bn3", bn_relu(widths[1])),
+                ("dropout", nn.Dropout2d(drop)),
+                ("conv3", conv(widths[1], widths[2], 1)),
+            ]
+        else:
+            layers = [
+                ("conv1", conv(inputs, widths[0], 3, stride, dilation)),
+                ("bn2", bn_relu(widths[0])),
+                ("conv2", conv(widths[0], widths[1], 3, 1, dilation)),
+            ]
+        self.convs = nn.Sequential(OrderedDict(layers))
+        self.proj_conv = None
+        if stride != 1 or inputs != widths[-1]:
+            self.proj_conv = conv(inputs, widths[-1], 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = self.bn1(x)
+        shortcut = x if self.proj_conv is None else self.proj_conv(activated)
+        return self.convs(activated) + shortcut
+
+
+def stage(
+    blocks: int, inputs: int, widths: tuple[int, ...], stride: int = 1, dilation: int = 1, drop: float = 0.0
+) -> nn.Sequential:
+    """``block1``, ``block2``, …; only the first may stride or change the width."""
+    first = ResidualBlock(inputs, widths, stride, dilation, drop)
+    others = (ResidualBlock(widths[-1], widths, 1, dilation, drop) for _ in range(blocks - 1))
+    return nn.Sequential(
+        OrderedDict((f"block{i}", block) for i, block in enumerate([first, *others], start=1))
+    )
+
+
+class AtrousPyramid(nn.Module):
+    """ASPP: global mean, 1×1, and 3×3 at three rates, concatenated in this order."""
+
+    def __init__(self, inputs: int, width: int = 256) -> None:
+        super().__init__()
+        branches = [conv(inputs, width, 1), *(conv(inputs, width, 3, dilation=rate) for rate in ASPP_RATES)]
+        self.features = nn.ModuleList(nn.Sequential(branch, *bn_relu(width)) for branch in branches)
+        self.img_conv = nn.Sequential(conv(inputs, width, 1), *bn_relu(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        image = self.img_conv(x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[-2:])
+        return torch.cat([image, *(branch(x) for branch in self.features)], dim=1)
+
+
+class DeepLabV3PlusWideResNet38(SegmentationNetwork):
+    """The paper's network: 137.10 M parameters, of which PEBAL trains the 1,296,384 of ``final``.
+
+    Args:
+        num_outputs: K + 1 channels.
+
+    Logits come at half resolution (with odd sides: rounded up). Any input size is accepted.
+    """
+
+    stride = 1
+    head_prefixes = ("final.",)
+
+    def __init__(self, num_outputs: int = 20) -> None:
+        super().__init__()
+        self.num_outputs = num_outputs
+        self.mod1 = nn.Sequential(OrderedDict(conv1=conv(3, 64, 3)))
+        self.pool2 = nn.MaxPool2d(3, stride=2, padding=1)
+        self.mod2 = stage(3, 64, (128, 128))
+        self.pool3 = nn.MaxPool2d(3, stride=2, padding=1)
+        self.mod3 = stage(3, 128, (256, 256))
+        self.mod4 = stage(6, 256, (512, 512), stride=2)
+        self.mod5 = stage(3, 512, (512, 1024), dilation=2)
+        self.mod6 = stage(1, 1024, (512, 1024, 2048), dilation=4, drop=0.3)
+        self.mod7 = stage(1, 2048, (1024, 2048, 4096), dilation=4, drop=0.5)
+        self.aspp = AtrousPyramid(4096)
+        self.bot_fine = conv(128, 48, 1)
+        self.bot_aspp = conv(1280, 256, 1)
+        self.final = nn.Sequential(
+            conv(48 + 256, 256, 3), *bn_relu(256), conv(256, 256, 3), *bn_relu(256), conv(256, num_outputs, 1)
+        )
+
+    def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Fine features and context, concatenated: B×304×H/2×W/2."""
+        fine = self.mod2(self.pool2(self.mod1(images)))
+        x = self.mod4(self.mod3(self.pool3(fine)))
+        x = self.mod7(self.mod6(self.mod5(x)))
+        context = self.bot_aspp(self.aspp(x))
+        return (torch.cat([self.bot_fine(fine), upsample(context, fine.shape[-2:])], dim=1),)
+
+    def head(self, features: tuple[Tensor, ...]) -> Tensor:
+        return self.final(features[0])
