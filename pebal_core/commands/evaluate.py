@@ -8,7 +8,7 @@ from rich.progress import track
 from rich.table import Table
 
 from ..data.scenes import SCENE_SETS, open_scenes
-from ..metrics.segmentation import ConfusionMatrix
+from ..metrics.segmentation import SegmentationMetrics
 from .model_options import add_model_arguments, load_detector
 
 
@@ -22,14 +22,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> None:
     scenes = open_scenes(args.layout, args.data, args.split)
     detector = load_detector(args)
-    names = detector.info.class_names
-    confusion = ConfusionMatrix(len(names))
+    metrics = SegmentationMetrics(detector.info.class_names)
     for index in track(range(len(scenes)), f"{scenes.name} on {detector.device_name}"):
         image, labels = scenes.load(index)
-        confusion.update(detector(image).labels, labels, name=str(scenes.pairs[index][0]))
+        metrics.update(detector(image).labels, labels, name=str(scenes.pairs[index][0]))
+    result = metrics.compute()
     table = Table("class", "IoU", title=f"{scenes.name}, {len(scenes)} images, {args.model}")
-    present = confusion.present_classes()
-    for index, iou in zip(present, confusion.iou()[present]):
-        table.add_row(names[index], f"{iou:.3f}")
-    table.add_row(f"mean of {len(present)}", f"{confusion.mean_iou():.4f}", style="bold")
+    for name, iou in zip(metrics.classes, result.iou):
+        if iou is not None:
+            table.add_row(name, f"{iou:.3f}")
+    table.add_row(f"mean of {len(metrics.labelled_classes())}", f"{metrics.labelled_miou():.4f}", style="bold")
     Console().print(table)

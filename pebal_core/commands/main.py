@@ -13,7 +13,12 @@ from ..errors import PebalError
 COMMANDS = {
     "predict": "labels, energy and overlays of images, folders and videos",
     "info": "what a model file says of itself",
+    "convert": "a third-party checkpoint into a model file",
     "pretrain": "train a segmentation network from labelled images",
+    "prepare-coco": "outlier masks from COCO's annotations, for training",
+    "train": "PEBAL fine-tuning of a segmentation network",
+    "suggest-margins": "energy histograms of a network, and the margins that follow from them",
+    "ablate": "train and compare the variants of the objective",
     "calibrate": "choose the alarm threshold on scenes without anomalies",
     "evaluate": "mean IoU of a model on a labelled set",
 }
@@ -25,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help"):
         print("usage: pebal COMMAND [options]      pebal COMMAND --help\n")
         for name, purpose in COMMANDS.items():
-            print(f"  {name:<12}{purpose}")
+            print(f"  {name:<17}{purpose}")
         return 0 if words else 2
     name = words[0]
     if name not in COMMANDS:
@@ -35,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(prog=f"pebal {name}", description=COMMANDS[name])
     command.add_arguments(parser)
     try:
-        return command.run(parser.parse_args(words[1:])) or 0
+        return command.run(parser.instantiate(parser.parse_args(words[1:]))) or 0
     except PebalError as error:
         print(f"pebal {name}: {error}", file=sys.stderr)
         return 1

@@ -12,25 +12,59 @@ def random_scale(
     image: np.ndarray, labels: np.ndarray, low: float, high: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Resize by a factor uniform in its logarithm on [low, high]: bilinear for the image, nearest for the labels."""
-    factor = float(np.exp(rng.uniform(np.log(low), np.log(high))))
-    size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
-    shrink = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-    return cv2.resize(image, size, interpolation=shrink), cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
+    return scale_scene(image, labels, float(np.exp(rng.uniform(np.log(low), np.log(high)))))
+
+
+def scale_scene(image: np.ndarray, labels: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarray]:
+    """Resize both sides by a factor."""
+    height, width = image.shape[:2]
+    return resize_scene(image, labels, max(1, round(height * factor)), max(1, round(width * factor)))
+
+
+def resize_scene(image: np.ndarray, labels: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bilinear for the image (averaging where it shrinks), nearest for the labels."""
+    if image.shape[:2] == (height, width):
+        return image, labels
+    how = cv2.INTER_AREA if height < image.shape[0] else cv2.INTER_LINEAR
+    size = (width, height)
+    return cv2.resize(image, size, interpolation=how), cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
 
 
 def random_crop(
-    image: np.ndarray, labels: np.ndarray, height: int, width: int, rng: np.random.Generator
+    image: np.ndarray,
+    labels: np.ndarray,
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    fill: tuple[int, int, int] = (0, 0, 0),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Crop height×width at a uniform position; where the scene is smaller, pad with black and void."""
-    missing = max(0, height - image.shape[0]), max(0, width - image.shape[1])
-    if any(missing):
-        border = (0, missing[0], 0, missing[1])
-        image = cv2.copyMakeBorder(image, *border, cv2.BORDER_CONSTANT, value=(0, 0, 0))
-        labels = cv2.copyMakeBorder(labels, *border, cv2.BORDER_CONSTANT, value=(VOID,))
-    top = int(rng.integers(image.shape[0] - height + 1))
-    left = int(rng.integers(image.shape[1] - width + 1))
+    """Crop height×width at a uniform position; where the scene is smaller, pad with `fill` (RGB) and void."""
+    top, left = draw_window(labels.shape, height, width, rng)
+    return cut_window(image, labels, top, left, height, width, fill)
+
+
+def draw_window(shape: tuple[int, ...], height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Top and left of a window at a uniform position inside a scene; 0 along a side on which the scene is smaller."""
+    return int(rng.integers(max(0, shape[0] - height) + 1)), int(rng.integers(max(0, shape[1] - width) + 1))
+
+
+def cut_window(
+    image: np.ndarray,
+    labels: np.ndarray,
+    top: int,
+    left: int,
+    height: int,
+    width: int,
+    fill: tuple[int, int, int] = (0, 0, 0),
+) -> tuple[np.ndarray, np.ndarray]:
+    """The window height×width of a scene, padded at the bottom and on the right with `fill` (RGB) and void."""
     window = slice(top, top + height), slice(left, left + width)
-    return image[window], labels[window]
+    image, labels = image[window], labels[window]
+    border = (0, height - labels.shape[0], 0, width - labels.shape[1])
+    if any(border):
+        image = cv2.copyMakeBorder(image, *border, cv2.BORDER_CONSTANT, value=fill)
+        labels = cv2.copyMakeBorder(labels, *border, cv2.BORDER_CONSTANT, value=(VOID,))
+    return image, labels
 
 
 def random_mirror(
@@ -56,3 +90,21 @@ def random_color(image: np.ndarray, strength: float, rng: np.random.Generator) -
     offset = 128 * (1 - contrast) + brightness
     affine = np.hstack([matrix, np.full((3, 1), offset)]).astype(np.float32)
     return cv2.transform(image, affine)  # saturates at 0 and 255
+
+
+def random_camera(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Now and then what another camera would do: gamma, blur, noise, JPEG; ``strength`` is the chance of each."""
+    if rng.random() < strength:
+        curve = 255 * (np.arange(256) / 255) ** np.exp(rng.uniform(-0.5, 0.5))
+        image = cv2.LUT(image, np.rint(curve).astype(np.uint8))
+    if rng.random() < strength:
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.2))
+    if rng.random() < strength:
+        noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(1, 10))
+        image = (image + noise).clip(0, 255).astype(np.uint8)
+    if rng.random() < strength:
+        quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(35, 95))]
+        decoded = cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR)
+        assert decoded is not None
+        image = decoded
+    return image

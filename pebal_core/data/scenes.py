@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,18 @@ import cv2
 import numpy as np
 
 from ..errors import PebalError
-from ..labels import CAMVID_TO_TRAIN_ID, LABEL_ID_TO_TRAIN_ID
+from ..labels import CAMVID_TO_TRAIN_ID, LABEL_ID_TO_TRAIN_ID, VOID
+
+SKY = 10
+CHECKED = 8
+"""Scenes of a set that are read before training starts."""
+
+TRAIN_IDS: np.ndarray = np.where(np.arange(256) < 19, np.arange(256), VOID).astype(np.uint8)
+"""Files that hold trainIds already."""
+
+IDD_LITE_TO_TRAIN_ID: np.ndarray = np.full(256, VOID, np.uint8)
+"""IDD Lite's 7 coarse classes → trainIds and groups of `partial_labels`; living things include animals: void."""
+IDD_LITE_TO_TRAIN_ID[[0, 1, 3, 4, 5, 6]] = 0, 200, 201, 202, 203, SKY
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -62,6 +73,8 @@ class SceneSet:
     name: str
     pairs: tuple[tuple[Path, Path], ...]
     id_table: np.ndarray
+    known_ids: tuple[int, ...] = tuple(range(256))
+    """Ids that may occur in the label files."""
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -84,26 +97,59 @@ def camvid(root: str | Path, split: str) -> SceneSet:
     folder = Path(root) / split
     pairs = [(image, folder.with_name(f"{split}annot") / f"{image.stem}.png") for image in list_images(folder)]
     _require_labels(pairs)
-    return SceneSet(f"CamVid {split}", tuple(pairs), CAMVID_TO_TRAIN_ID)
+    return SceneSet(f"CamVid {split}", tuple(pairs), CAMVID_TO_TRAIN_ID, tuple(range(12)))
 
 
 def cityscapes(root: str | Path, split: str) -> SceneSet:
     """Cityscapes in its official layout, labelIds mapped to trainIds in memory."""
-    images = Path(root) / "leftImg8bit" / split
-    if not images.is_dir():
-        raise PebalError(f"The folder {images} does not exist; name the folder that holds leftImg8bit/ and gtFine/.")
-    suffix = "_leftImg8bit.png"
-    pairs = []
-    for image in sorted(images.glob(f"*/*{suffix}")):
-        labels = image.name.removesuffix(suffix) + "_gtFine_labelIds.png"
-        pairs.append((image, Path(root) / "gtFine" / split / image.parent.name / labels))
-    if not pairs:
-        raise PebalError(f"The folder {images} holds no */*{suffix}.")
-    _require_labels(pairs)
-    return SceneSet(f"Cityscapes {split}", tuple(pairs), LABEL_ID_TO_TRAIN_ID)
+    pairs = _find_pairs(
+        Path(root) / "leftImg8bit" / split,
+        "*/*_leftImg8bit.png",
+        lambda image, stem: Path(root) / "gtFine" / split / image.parent.name / f"{stem}_gtFine_labelIds.png",
+    )
+    return SceneSet(f"Cityscapes {split}", pairs, LABEL_ID_TO_TRAIN_ID, tuple(range(34)))
 
 
-SCENE_SETS = {"camvid": camvid, "cityscapes": cityscapes}
+def cityscapes_train_ids(root: str | Path, split: str) -> SceneSet:
+    """Cityscapes in its official layout with ``_labelTrainIds.png``, as cityscapesscripts writes them."""
+    pairs = _find_pairs(
+        Path(root) / "leftImg8bit" / split,
+        "*/*_leftImg8bit.png",
+        lambda image, stem: Path(root) / "gtFine" / split / image.parent.name / f"{stem}_gtFine_labelTrainIds.png",
+    )
+    return SceneSet(f"Cityscapes {split}", pairs, TRAIN_IDS, (*range(19), VOID))
+
+
+def cityscapes_flat(root: str | Path, split: str) -> SceneSet:
+    """Cityscapes as the reference lays it out, trainIds without folders per city.
+
+    ``images/city_gt_fine/{split}/*_leftImg8bit.png`` and ``annotation/city_gt_fine/{split}/*_gtFine.png``.
+    """
+    pairs = _find_pairs(
+        Path(root) / "images" / "city_gt_fine" / split,
+        "*_leftImg8bit.png",
+        lambda image, stem: Path(root) / "annotation" / "city_gt_fine" / split / f"{stem}_gtFine.png",
+    )
+    return SceneSet(f"Cityscapes {split}", pairs, TRAIN_IDS, (*range(19), VOID))
+
+
+def idd_lite(root: str | Path, split: str) -> SceneSet:
+    """India Driving Dataset Lite: coarse classes, which become groups of trainIds (see `partial_labels`)."""
+    pairs = _find_pairs(
+        Path(root) / "leftImg8bit" / split,
+        "*/*_image.jpg",
+        lambda image, stem: Path(root) / "gtFine" / split / image.parent.name / f"{stem}_label.png",
+    )
+    return SceneSet(f"IDD Lite {split}", pairs, IDD_LITE_TO_TRAIN_ID, (*range(7), VOID))
+
+
+SCENE_SETS: dict[str, Callable[[str | Path, str], SceneSet]] = {
+    "camvid": camvid,
+    "cityscapes": cityscapes,
+    "cityscapes_train_ids": cityscapes_train_ids,
+    "cityscapes_flat": cityscapes_flat,
+    "idd_lite": idd_lite,
+}
 
 
 def open_scenes(layout: str, root: str | Path, split: str) -> SceneSet:
@@ -115,6 +161,58 @@ def open_scenes(layout: str, root: str | Path, split: str) -> SceneSet:
     if layout not in SCENE_SETS:
         raise PebalError(f"There is no layout '{layout}'; choose one of: {', '.join(sorted(SCENE_SETS))}.")
     return SCENE_SETS[layout](root, split)
+
+
+def check_scenes(scenes: SceneSet) -> None:
+    """Read some scenes spread over the set, and look for the mistakes that training would hide.
+
+    Raises:
+        PebalError: ids that the layout does not have (such as labelIds where trainIds are expected), a set without any
+            labelled pixel, skies that are redder than blue (red and blue swapped), or a file that cannot be read.
+    """
+    sky, labelled = [], 0
+    for index in sorted({round(i) for i in np.linspace(0, len(scenes) - 1, CHECKED)}):
+        image, labels = scenes.load(index)
+        path = scenes.pairs[index][1]
+        ids = np.unique(read_ids(path))
+        if strange := sorted(set(ids.tolist()) - set(scenes.known_ids)):
+            raise PebalError(
+                f"{path} holds the label {strange[0]}, which {scenes.name} in this layout does not have: "
+                f"{_hint(scenes, ids)}."
+            )
+        labelled += int(np.count_nonzero(labels != VOID))
+        if np.count_nonzero(labels == SKY) > 500:
+            sky.append(image[labels == SKY].mean(0))
+    if not labelled:
+        raise PebalError(
+            f"None of the label files of {scenes.name} that were read holds a labelled pixel; the first is "
+            f"{scenes.pairs[0][1]}."
+        )
+    if len(sky) >= 2 and (excess := float(np.mean([color[0] - color[2] for color in sky]))) > 10:
+        raise PebalError(
+            f"Red and blue of {scenes.name} seem swapped: its skies are redder than blue (by {excess:.0f} of 255; the "
+            f"first image is {scenes.pairs[0][0]}). Write the images again as RGB, or set data.check to false."
+        )
+
+
+def _hint(scenes: SceneSet, ids: np.ndarray) -> str:
+    if scenes.id_table is TRAIN_IDS and ids.max() <= 33:
+        return "it looks like labelIds where trainIds are expected; use the official layout or convert the labels"
+    if scenes.id_table is LABEL_ID_TO_TRAIN_ID and set(ids.tolist()) <= {*range(19), VOID}:
+        return "it looks like trainIds where labelIds are expected; choose the layout cityscapes_train_ids"
+    return "choose the layout that belongs to these files"
+
+
+def _find_pairs(images: Path, pattern: str, labels_of: Callable[[Path, str], Path]) -> tuple[tuple[Path, Path], ...]:
+    """Images of a folder, sorted, each with its label file, which is named from the image and its stem."""
+    if not images.is_dir():
+        raise PebalError(f"The folder {images} does not exist; check the data folder and its layout.")
+    suffix = pattern.rpartition("*")[2]
+    pairs = tuple((image, labels_of(image, image.name.removesuffix(suffix))) for image in sorted(images.glob(pattern)))
+    if not pairs:
+        raise PebalError(f"The folder {images} holds no {pattern}.")
+    _require_labels(pairs)
+    return pairs
 
 
 def _require_labels(pairs: Sequence[tuple[Path, Path]]) -> None:

@@ -15,7 +15,10 @@ _EVERY = 7
 
 
 def calibrate(
-    detector: AnomalyDetector, scenes: Iterable[tuple[np.ndarray, np.ndarray | None]], false_alarms: float, note: str
+    detector: AnomalyDetector,
+    scenes: Iterable[tuple[np.ndarray, np.ndarray | None]],
+    false_alarms: float,
+    note: str,
 ) -> None:
     """Set ``threshold``, ``threshold_note`` and ``energy_range`` of ``detector.info``.
 

@@ -16,29 +16,27 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor
 
 from ..data.augment import random_color, random_crop, random_mirror, random_scale
 from ..data.scenes import SceneSet, camvid
 from ..detector import AnomalyDetector
-from ..errors import PebalError
 from ..labels import VOID
-from ..metrics.segmentation import ConfusionMatrix
+from ..metrics.segmentation import SegmentationMetrics
 from ..model_file import ModelInfo, save_model
 from ..networks import SegmentationNetwork, build_network
 from .calibrate import calibrate
 from .encoders import load_encoder
-from .stream import Sample, SampleStream, shuffled_index, stream_loader
-
+from .run import RunConfig, TrainingModule, find_checkpoint, make_trainer
+from .stream import Sample, shuffled_index
 
 FALSE_ALARMS = 0.01
 """Share of the validation set's inlier pixels above the threshold that is stored with the model."""
 
 
-@dataclass
-class PretrainConfig:
+@dataclass(kw_only=True)
+class PretrainConfig(RunConfig):
     """Everything that defines one training run."""
 
     data: str
@@ -49,9 +47,6 @@ class PretrainConfig:
     network_args: dict[str, Any] = field(default_factory=dict)
     encoder_weights: str | None = "efficientnet_lite0"
     """ImageNet weights for the encoder: efficientnet_lite0 (from the package of that name), or none."""
-    steps: int = 1000
-    batch_size: int = 8
-    """Per process."""
     crop: list[int] = field(default_factory=lambda: [320, 320])
     """Height and width of a training crop."""
     scale: list[float] = field(default_factory=lambda: [0.6, 2.0])
@@ -66,16 +61,7 @@ class PretrainConfig:
     """Exponent of the inverse class frequency that weights the loss: 0 = none, 1 = full."""
     ema_decay: float = 0.995
     """Decay per step of the averaged weights, which are the ones kept."""
-    validate_every: int = 250
-    """Steps between evaluations on the validation split."""
-    workers: int = 1
-    seed: int = 1
-    accelerator: str = "auto"
-    devices: int | str = "auto"
-    precision: str = "32-true"
-    """Lightning's name; bf16-mixed halves the time on CPUs with AVX-512 BF16 or AMX, and is slow on others."""
-    resume: bool = False
-    """Continue from the last checkpoint of the same run."""
+    clip: float = 5.0
     half: bool = True
     """Store the convolution kernels as float16, which halves the file."""
     licence: str = ""
@@ -96,26 +82,9 @@ def pretrain(config: PretrainConfig) -> Path:
     network = build_network(config.network, num_outputs=info.num_outputs, **config.network_args)
     if config.encoder_weights is not None:
         load_encoder(network, config.encoder_weights)
-    module = PretrainModule(network, config, train, validation)
-    checkpoints = ModelCheckpoint(out.parent, "last", save_top_k=1, every_n_train_steps=100, enable_version_counter=False)
-    trainer = pl.Trainer(
-        accelerator=config.accelerator,
-        devices=config.devices,
-        precision=config.precision,  # type: ignore[arg-type]
-        max_steps=config.steps,
-        val_check_interval=config.validate_every,
-        check_val_every_n_epoch=None,
-        log_every_n_steps=10,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        gradient_clip_val=5.0,
-        callbacks=[EMAWeightAveraging(decay=config.ema_decay), checkpoints, RichProgressBar(leave=True)],
-        logger=[CSVLogger(out.parent, "log", ""), TensorBoardLogger(out.parent, "log", "")],
-    )
-    last = out.parent / "last.ckpt"
-    if config.resume and not last.is_file():
-        raise PebalError(f"There is nothing to resume: {last} does not exist; start without --resume.")
-    trainer.fit(module, ckpt_path=str(last) if config.resume else None, weights_only=True)
+    module = PretrainModule(network, info, config, train, validation)
+    trainer = make_trainer(config, out.parent, [EMAWeightAveraging(decay=config.ema_decay)])
+    trainer.fit(module, ckpt_path=find_checkpoint(config, out.parent), weights_only=True)
     info.training = {
         "command": "pebal pretrain",
         "config": {key: value for key, value in asdict(config).items() if key not in ("data", "out")},
@@ -141,18 +110,21 @@ def class_weights(scenes: SceneSet, num_outputs: int, exponent: float) -> Tensor
     return torch.tensor(weights, dtype=torch.float32)
 
 
-class PretrainModule(pl.LightningModule):
+class PretrainModule(TrainingModule):
     """Cross-entropy training of one network on crops of one scene set."""
 
+    class_weights: Tensor
+
     def __init__(
-        self, network: SegmentationNetwork, config: PretrainConfig, train: SceneSet, validation: SceneSet
+        self,
+        network: SegmentationNetwork,
+        info: ModelInfo,
+        config: PretrainConfig,
+        train: SceneSet,
+        validation: SceneSet,
     ) -> None:
-        super().__init__()
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        super().__init__(network, config, info)
         self.config, self.train_set, self.validation_set = config, train, validation
-        info = ModelInfo(network="")
-        self.register_buffer("mean", 255 * torch.tensor(info.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(info.std).view(1, 3, 1, 1), persistent=False)
         weights = class_weights(train, network.num_outputs, config.class_balance)
         self.register_buffer("class_weights", weights, persistent=False)
 
@@ -165,19 +137,6 @@ class PretrainModule(pl.LightningModule):
         image, labels = random_crop(image, labels, config.crop[0], config.crop[1], rng)
         return random_color(image, config.color, rng), labels
 
-    def train_dataloader(self) -> Any:
-        share = self.config.batch_size * self.trainer.world_size
-        stream = SampleStream(
-            self.draw,
-            self.config.seed,
-            start=self.trainer.global_step * share,
-            stop=self.config.steps * share,
-            batch_size=self.config.batch_size,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
-        )
-        return stream_loader(stream, self.config.workers)
-
     def training_step(self, batch: Sample, batch_index: int) -> Tensor:
         images, target = batch
         logits = self.network(self.normalise(images)).float()
@@ -186,26 +145,19 @@ class PretrainModule(pl.LightningModule):
         return loss
 
     def val_dataloader(self) -> Any:
-        """Evaluation reads whole images itself; Lightning is given one number per image of this rank."""
-        return range(self.trainer.global_rank, len(self.validation_set), self.trainer.world_size)
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """B×3×H×W uint8 → what the network takes."""
-        return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        return self.shard(len(self.validation_set))
 
     def on_validation_epoch_start(self) -> None:
-        self.confusion = ConfusionMatrix(self.network.num_outputs - 1)
+        self.metrics = SegmentationMetrics(self.info.class_names)
 
     def validation_step(self, index: int, batch_index: int) -> None:
         image, labels = self.validation_set.load(int(index))
-        images = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None]
-        predicted = self.network(self.normalise(images))[:, :-1].argmax(dim=1)
-        self.confusion.update(predicted[0].cpu().numpy(), labels)
+        predicted = self.network(self.image_tensor(image))[:, :-1].argmax(dim=1)
+        name = str(self.validation_set.pairs[index][0])
+        self.metrics.update(predicted[0].cpu().numpy(), labels, name=name)
 
     def on_validation_epoch_end(self) -> None:
-        counts = torch.from_numpy(self.confusion.counts).to(self.device)
-        self.confusion.counts = self.trainer.strategy.reduce(counts, reduce_op="sum").cpu().numpy()  # type: ignore[union-attr]
-        self.log("val_miou", self.confusion.mean_iou(), prog_bar=True, rank_zero_only=True)
+        self.log("val_miou", self.joint_miou(self.metrics), prog_bar=True, rank_zero_only=True)
 
     def configure_optimizers(self) -> Any:
         groups = {True: [], False: []}  # type: dict[bool, list[Tensor]]

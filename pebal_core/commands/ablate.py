@@ -1,0 +1,78 @@
+"""``pebal ablate --config config/train_….yaml``: train the variants of the objective on the same samples and compare.
+
+The variants are those of the paper's ablation: entropy maximisation (EM), abstention alone (AL), energy alone (EBM),
+both with a fixed penalty, both with the adaptive penalty; each with and without the regularisers; and one outlier
+class only.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+from rich.table import Table
+
+from ..losses import LossConfig
+from ..model_file import write_atomically
+from ..training.finetune import FinetuneConfig, finetune
+from .train import read_config
+
+COLUMNS = {"val_ap": "AP", "val_fpr95": "FPR95", "val_auroc": "AUROC", "val_miou": "mIoU"}
+
+
+def variants(loss: LossConfig, fixed_penalty: float) -> dict[str, LossConfig]:
+    """The objectives by name; margins and weights are those of the configuration."""
+    plain = {
+        "EM": replace(loss, classification="cross_entropy", entropy_weight=0.1, hinge_weight=0.0),
+        "AL": replace(loss, penalty=fixed_penalty, hinge_weight=0.0),
+        "EBM": replace(loss, classification="cross_entropy"),
+        "joint, fixed penalty": replace(loss, penalty=fixed_penalty),
+        "joint, adaptive penalty": loss,
+    }
+    bare = {
+        f"{name}, no regularisers": replace(variant, smoothness_weight=0.0, sparsity_weight=0.0)
+        for name, variant in plain.items()
+    }
+    return plain | bare
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--config", action="config", help="a configuration of pebal train")
+    parser.add_argument("--fixed-penalty", type=float, default=36.0, help="a of the fixed penalty: about E² of inliers")
+    parser.add_argument("--one-class", type=str, default="laptop", help="COCO category of the one-class run")
+    parser.add_argument("--variants", type=str, nargs="+", help="names of the variants to run; default: all")
+    parser.add_class_arguments(FinetuneConfig)
+
+
+def run(args: Namespace) -> None:
+    config = read_config(args)
+    runs = {name: replace(config, loss=loss) for name, loss in variants(config.loss, args.fixed_penalty).items()}
+    runs[f"joint, {args.one_class} only"] = replace(config, data=replace(config.data, only=[args.one_class]))
+    results: dict[str, dict[str, float]] = {}
+    for name in args.variants or runs:
+        folder = Path(config.out) / name.replace(", ", "-").replace(" ", "-")
+        # A finished variant is not trained again.
+        done = folder / "figures.json"
+        if done.is_file():
+            results[name] = json.loads(done.read_text())
+            continue
+        results[name] = finetune(replace(runs[name], out=str(folder)))
+        write_atomically(done, json.dumps(results[name]).encode())
+    write_atomically(Path(config.out) / "ablation.md", markdown(results).encode())
+    Console().print(table_of(results))
+
+
+def table_of(results: dict[str, dict[str, float]]) -> Table:
+    table = Table("objective", *COLUMNS.values(), title="best on the validation set, in %")
+    for name, figures in results.items():
+        table.add_row(name, *(f"{100 * figures[key]:.2f}" for key in COLUMNS))
+    return table
+
+
+def markdown(results: dict[str, dict[str, float]]) -> str:
+    rows = [["objective", *COLUMNS.values()], ["---"] * (len(COLUMNS) + 1)]
+    rows += [[name, *(f"{100 * figures[key]:.2f}" for key in COLUMNS)] for name, figures in results.items()]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)

@@ -1,0 +1,41 @@
+"""``pebal prepare-coco COCO OUT``: outlier masks from COCO's annotations, with the exclusion rule of the reference."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.progress import track
+
+from ..data.coco import prepare_coco
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("coco", type=Path, help="folder with annotations/instances_{split}.json and {split}/*.jpg")
+    parser.add_argument("out", type=Path, help="folder to write to; training names it as data.outliers")
+    parser.add_argument("--split", type=str, default="train2017")
+    parser.add_argument(
+        "--only", type=str, nargs="+", default=[], metavar="CATEGORY", help="keep these categories alone"
+    )
+    parser.add_argument("--min-side", type=int, default=480, help="leave out images with a shorter side (pixels)")
+    parser.add_argument(
+        "--rule",
+        choices=("images", "instances"),
+        default="images",
+        help="leave out whole images that show a road user or traffic sign (reference), or only those instances",
+    )
+
+
+def run(args: Namespace) -> None:
+    outliers = prepare_coco(
+        args.coco,
+        args.out,
+        split=args.split,
+        only=args.only,
+        min_side=args.min_side,
+        rule=args.rule,
+        track=lambda images: track(images, "outlier masks"),
+    )
+    counts = Counter(instance.category for image in outliers.images for instance in image.instances)
+    print(f"{args.out}: {len(outliers)} images, {counts.total()} outlier instances of {len(counts)} categories.")

@@ -1,0 +1,78 @@
+"""``pebal suggest-margins --config config/train_….yaml``: where a network's energies lie, and margins that follow.
+
+The energy loss presses inliers below m_in and lifts outliers above m_out. Margins that suit one network mean nothing to
+another: energies scale with its logits. Proposed are m_in = the median inlier energy, so that the better half of the
+scene stays as it is, and m_out = the energy that 5 % of the inlier pixels exceed, so that outliers are asked to stand
+above the rest.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from ..detector import AnomalyDetector
+from ..errors import PebalError
+from ..labels import OUTLIER, VOID
+from ..training.finetune import FinetuneConfig
+from ..training.samples import TrainingSamples, open_outliers
+from .train import read_config
+
+BINS = 24
+BAR = 40
+"""Characters of the longest bar."""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--config", action="config", help="a configuration of pebal train; its model and data are used")
+    parser.add_argument("--samples", type=int, default=100, help="number of training samples to look at")
+    parser.add_class_arguments(FinetuneConfig)
+
+
+def run(args: Namespace) -> None:
+    inlier, outlier = sample_energies(read_config(args), args.samples)
+    Console().print(histogram(inlier, outlier))
+    inlier_margin, outlier_margin = suggest(inlier)
+    print(f"--loss.inlier_margin {inlier_margin} --loss.outlier_margin {outlier_margin}")
+
+
+def sample_energies(config: FinetuneConfig, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Energies in nats of every 7th inlier pixel and of all outlier pixels of the first training samples.
+
+    Raises:
+        PebalError: no outlier pixel among them, or data that cannot be used.
+    """
+    detector = AnomalyDetector.load(config.model, input_size=(0, 0), smoothing=False)
+    samples = TrainingSamples(config.data, open_outliers(config.data)[0], config.trainer.seed)
+    inlier, outlier = [], []
+    for number in track(range(count), "energies"):
+        image, labels = samples.draw(np.random.default_rng([config.trainer.seed, number]), number)
+        energy = detector(image).energy
+        inlier.append(energy[(labels != OUTLIER) & (labels != VOID)][::7])
+        outlier.append(energy[labels == OUTLIER])
+    pooled = np.concatenate(inlier), np.concatenate(outlier)
+    if not all(group.size for group in pooled):
+        raise PebalError(f"The first {count} samples hold no outlier or no inlier pixel; look at more with --samples.")
+    return pooled
+
+
+def suggest(inlier: np.ndarray) -> tuple[float, float]:
+    """m_in and m_out in nats, to one decimal."""
+    median, high = np.quantile(inlier, [0.5, 0.95])
+    return round(float(median), 1), round(float(high), 1)
+
+
+def histogram(inlier: np.ndarray, outlier: np.ndarray) -> Table:
+    """Both groups as shares of their pixels in bins of one width."""
+    low, high = np.quantile(np.concatenate([inlier, outlier]), [0.002, 0.998])
+    edges = np.linspace(low, high, BINS + 1)
+    shares = [np.histogram(group.clip(low, high), edges)[0] / group.size for group in (inlier, outlier)]
+    longest = max(share.max() for share in shares)
+    table = Table("energy (nats)", "inlier pixels", "outlier pixels", title="share of the pixels of each kind")
+    for i in range(BINS):
+        bars = ["█" * round(BAR * share[i] / longest) for share in shares]
+        table.add_row(f"{edges[i]:7.2f}", *bars)
+    return table

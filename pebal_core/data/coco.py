@@ -1,0 +1,241 @@
+"""Outlier objects from COCO: which images and instances count as outliers, prepared once and kept on disk.
+
+    COCO_DIR/annotations/instances_{split}.json, COCO_DIR/{split}/*.jpg      the official layout, read by `prepare_coco`
+    OUT/outliers.json, OUT/masks/*.png                                       what it writes, read by `OutlierSet`
+
+A mask holds 0 for background and i for the i-th instance listed in ``outliers.json``; where instances overlap, the
+smaller one lies on top.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from io import StringIO
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+
+from ..errors import PebalError
+from ..model_file import write_atomically
+from .scenes import read_ids, read_image
+
+EXCLUDED_CATEGORIES = (
+    "person", "bicycle", "car", "motorcycle", "bus", "truck", "traffic light", "stop sign",
+)  # fmt: skip
+"""COCO categories that are Cityscapes classes, as the reference lists them."""
+
+ROAD_CATEGORIES = (*EXCLUDED_CATEGORIES, "train")
+"""The same and trains, which the reference forgets: a Cityscapes class."""
+
+Rule = Literal["images", "instances"]
+"""What the excluded categories exclude: whole images, as the reference does, or only the instances themselves."""
+
+MAX_INSTANCES = 254
+INDEX = "outliers.json"
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One object: its number in the mask, category, and bounding box (left, top, width, height) in pixels."""
+
+    number: int
+    category: str
+    box: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class OutlierImage:
+    """An image with the objects in it that count as outliers."""
+
+    image_path: Path
+    mask_path: Path
+    instances: tuple[Instance, ...]
+
+    def load(self) -> tuple[np.ndarray, np.ndarray]:
+        """Image H×W×3 uint8 RGB and instance numbers H×W uint8 (0 = none of `instances`).
+
+        Raises:
+            PebalError: a file is missing, unreadable, or the image is not the one that was prepared.
+        """
+        image, numbers = read_image(self.image_path), read_ids(self.mask_path)
+        if image.shape[:2] != numbers.shape:
+            raise PebalError(f"{self.image_path} has changed since it was prepared: run 'pebal prepare-coco' again.")
+        kept = np.zeros(256, np.uint8)
+        for instance in self.instances:
+            kept[instance.number] = instance.number
+        return image, kept[numbers]
+
+
+@dataclass(frozen=True)
+class OutlierSet:
+    """Outlier images in the order of their names."""
+
+    name: str
+    images: tuple[OutlierImage, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> OutlierSet:
+        """What `prepare_coco` wrote to a folder.
+
+        Raises:
+            PebalError: there is nothing, or it is damaged.
+        """
+        path = Path(folder) / INDEX
+        if not path.is_file():
+            raise PebalError(
+                f"There are no prepared outliers: {path} is missing; run 'pebal prepare-coco COCO {folder}'."
+            )
+        try:
+            index = json.loads(path.read_text())
+            root = Path(index["image_folder"])
+            images = tuple(
+                OutlierImage(
+                    root / entry["file"],
+                    path.parent / "masks" / f"{Path(entry['file']).stem}.png",
+                    tuple(Instance(i["number"], i["category"], tuple(i["box"])) for i in entry["instances"]),
+                )
+                for entry in index["images"]
+            )
+            name = f"COCO {index['split']} by {index['rule']}"
+        except (ValueError, TypeError, KeyError) as error:
+            raise PebalError(f"{path} is damaged ({error!r}); run 'pebal prepare-coco' again.") from error
+        if missing := [f for i in images for f in (i.image_path, i.mask_path) if not f.is_file()]:
+            raise PebalError(f"{len(missing)} files named in {path} are missing; the first is {missing[0]}.")
+        return cls(name, images)
+
+    def select(self, keep: Callable[[Instance], bool], purpose: str) -> OutlierSet:
+        """Only the instances for which `keep` is true, and the images that still have one.
+
+        Raises:
+            PebalError: nothing is left.
+        """
+        images = [replace(image, instances=tuple(filter(keep, image.instances))) for image in self.images]
+        kept = tuple(image for image in images if image.instances)
+        if not kept:
+            raise PebalError(
+                f"No outlier of {self.name} is left for {purpose}; prepare more images or other categories."
+            )
+        return OutlierSet(self.name, kept)
+
+    def hold_back(self, categories: Collection[str]) -> tuple[OutlierSet, OutlierSet]:
+        """Split by category into what is trained on and what is held back for validation.
+
+        Images go to one side only, so that nothing of a validation image is ever seen: one that shows a held-back
+        category is held back whole.
+
+        Raises:
+            PebalError: a side is empty.
+        """
+        held = {image.image_path for image in self.images if any(i.category in categories for i in image.instances)}
+        train = OutlierSet(self.name, tuple(i for i in self.images if i.image_path not in held))
+        rest = OutlierSet(self.name, tuple(i for i in self.images if i.image_path in held))
+        return (
+            train.select(lambda i: True, "training"),
+            rest.select(lambda i: i.category in categories, f"validation with {', '.join(categories)}"),
+        )
+
+
+def prepare_coco(
+    coco: str | Path,
+    out: str | Path,
+    *,
+    split: str = "train2017",
+    only: Collection[str] = (),
+    min_side: int = 480,
+    rule: Rule = "images",
+    track: Callable[[list[Any]], Iterable[Any]] = iter,
+) -> OutlierSet:
+    """Write the outlier masks of a COCO split.
+
+    Args:
+        coco: folder with ``annotations/`` and the images.
+        out: folder to write to.
+        only: keep these categories alone.
+        min_side: images with a shorter side than this are left out.
+        rule: ``images`` leaves out every image that shows one of `EXCLUDED_CATEGORIES`, as the reference does;
+            ``instances`` keeps such an image but only its instances of categories outside `ROAD_CATEGORIES`.
+        track: wraps the list of images, to show progress.
+
+    Raises:
+        PebalError: annotations or images are missing or damaged, a category is unknown, or no image is left.
+    """
+    api = _open_annotations(Path(coco) / "annotations" / f"instances_{split}.json")
+    names = {c["id"]: c["name"] for c in api.dataset["categories"]}
+    if unknown := sorted(set(only) - set(names.values())):
+        raise PebalError(f"COCO has no category '{unknown[0]}'; it has: {', '.join(sorted(names.values()))}.")
+    images, entries = Path(coco) / split, []
+    masks = Path(out) / "masks"
+    for image_id in track(sorted(api.imgs)):
+        image = api.imgs[image_id]
+        annotations = api.imgToAnns[image_id]
+        shown = {names[a["category_id"]] for a in annotations}
+        if min(image["height"], image["width"]) < min_side or (rule == "images" and shown & set(EXCLUDED_CATEGORIES)):
+            continue
+        allowed = set(only or names.values()) - (set(ROAD_CATEGORIES) if rule == "instances" else set())
+        kept = [a for a in annotations if names[a["category_id"]] in allowed]
+        if not kept:
+            continue
+        if not (images / image["file_name"]).is_file():
+            raise PebalError(f"{images / image['file_name']} is missing: the annotations of {coco} name it.")
+        numbers, instances = _instance_numbers(api, kept, names)
+        if instances:
+            _write_png(masks / f"{Path(image['file_name']).stem}.png", numbers)
+            entries.append({"file": image["file_name"], "instances": instances})
+    if not entries:
+        raise PebalError(
+            f"No outlier image is left of {len(api.imgs)} in {coco} (rule '{rule}', sides of at least {min_side}"
+            f"{', only ' + ', '.join(sorted(only)) if only else ''}); lower --min-side or try --rule instances."
+        )
+    index = {
+        "split": split,
+        "rule": rule,
+        "only": sorted(only),
+        "min_side": min_side,
+        "image_folder": str(images.resolve()),
+        "images": sorted(entries, key=lambda entry: str(entry["file"])),
+    }
+    write_atomically(Path(out) / INDEX, json.dumps(index, indent=1).encode())
+    return OutlierSet.open(out)
+
+
+def _open_annotations(path: Path) -> Any:
+    from pycocotools.coco import COCO
+
+    if not path.is_file():
+        raise PebalError(f"{path} is missing: name the folder that holds COCO's annotations/ and its images.")
+    try:
+        with redirect_stdout(StringIO()):
+            api = COCO(str(path))
+        if not {"images", "annotations", "categories"} <= set(api.dataset):
+            raise KeyError("images, annotations or categories")
+        return api
+    except (ValueError, KeyError, AssertionError, TypeError) as error:
+        raise PebalError(f"{path} is not an instance annotation of COCO ({error!r}); download it again.") from error
+
+
+def _instance_numbers(
+    api: Any, annotations: list[dict[str, Any]], names: dict[int, str]
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Map of instance numbers, and the list of those of which something is visible."""
+    ordered = sorted(annotations, key=lambda a: (-a["area"], a["id"]))[:MAX_INSTANCES]
+    numbers = np.zeros(api.annToMask(ordered[0]).shape, np.uint8)
+    for number, annotation in enumerate(ordered, 1):
+        numbers[api.annToMask(annotation) > 0] = number
+    instances = []
+    for number, annotation in enumerate(ordered, 1):
+        box = cv2.boundingRect((numbers == number).astype(np.uint8))
+        if box[2]:
+            instances.append({"number": number, "category": names[annotation["category_id"]], "box": list(box)})
+    return numbers, instances
+
+
+def _write_png(path: Path, image: np.ndarray) -> None:
+    write_atomically(path, cv2.imencode(".png", image)[1].tobytes())

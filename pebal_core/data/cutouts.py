@@ -1,0 +1,131 @@
+"""Objects to paste, cut from images or random shapes of random texture; how they are varied, and pasting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from .augment import random_color
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """h×w×3 uint8 RGB, its opacity h×w float32 in [0, 1], and labels h×w uint8 that it brings along."""
+
+    image: np.ndarray
+    opacity: np.ndarray
+    labels: np.ndarray
+
+
+def cut_out(image: np.ndarray, mask: np.ndarray, labels: np.ndarray | int) -> Cutout:
+    """The bounding box of a mask H×W (bool, not empty).
+
+    Args:
+        labels: H×W, or one label for the whole object.
+    """
+    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    window = slice(top, top + height), slice(left, left + width)
+    kept = np.full((height, width), labels, np.uint8) if isinstance(labels, int) else labels[window]
+    return Cutout(image[window], mask[window].astype(np.float32), kept)
+
+
+def random_blob(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """A random shape that fills a box h×w, bool: smooth noise falling off from the centre, or a convex polygon."""
+    if rng.random() < 0.3:  # a polygon
+        angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 9)))
+        corners = np.stack([np.cos(angles), np.sin(angles)], 1)
+        corners = (corners - corners.min(0)) / np.maximum(np.ptp(corners, axis=0), 1e-3)
+        polygon = np.round(corners * (width - 1, height - 1)).astype(np.int32)
+        return cv2.fillConvexPoly(np.zeros((height, width), np.uint8), polygon, (1,)) > 0
+    cells = int(rng.integers(3, 8))
+    noise = cv2.resize(rng.standard_normal((cells, cells)).astype(np.float32), (64, 64), interpolation=cv2.INTER_CUBIC)
+    y, x = np.mgrid[-1:1:64j, -1:1:64j]
+    field = (0.6 * noise + 1.4 - 2.4 * np.hypot(x, y)).astype(np.float32)
+    field[28:36, 28:36] = 1  # never empty
+    left, top, w, h = cv2.boundingRect((field > 0).astype(np.uint8))
+    return cv2.resize(field[top : top + h, left : left + w], (width, height), interpolation=cv2.INTER_LINEAR) > 0
+
+
+def random_texture(source: np.ndarray, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """A window of an image, enlarged where the image is too small; or a flat colour with noise. h×w×3 uint8."""
+    if rng.random() < 0.3:
+        flat = rng.integers(0, 256, 3) + rng.normal(0, rng.uniform(0, 25), (height, width, 1))
+        return flat.clip(0, 255).astype(np.uint8)
+    factor = max(1.0, height / source.shape[0], width / source.shape[1])
+    h, w = max(1, int(height / factor)), max(1, int(width / factor))
+    top, left = int(rng.integers(source.shape[0] - h + 1)), int(rng.integers(source.shape[1] - w + 1))
+    return cv2.resize(source[top : top + h, left : left + w], (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def resize(cutout: Cutout, height: int) -> Cutout:
+    """To a height in pixels, aspect ratio kept; areas are averaged where it shrinks."""
+    factor = height / cutout.image.shape[0]
+    size = max(2, round(cutout.image.shape[1] * factor)), max(2, height)
+    how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    return Cutout(
+        cv2.resize(cutout.image, size, interpolation=how),
+        cv2.resize(cutout.opacity, size, interpolation=how),
+        cv2.resize(cutout.labels, size, interpolation=cv2.INTER_NEAREST),
+    )
+
+
+def vary(cutout: Cutout, color: float, tilt: float, rng: np.random.Generator) -> Cutout:
+    """Mirror with probability ½, turn by up to ±`tilt` degrees, change colours."""
+    image, opacity, labels = cutout.image, cutout.opacity, cutout.labels
+    if rng.random() < 0.5:
+        image, opacity, labels = (np.ascontiguousarray(a[:, ::-1]) for a in (image, opacity, labels))
+    angle = rng.uniform(-tilt, tilt)
+    if abs(angle) > 1:
+        height, width = opacity.shape
+        matrix = cv2.getRotationMatrix2D((width / 2, height / 2), angle, 1.0)
+        cos, sin = np.abs(matrix[0, :2])
+        size = int(height * sin + width * cos) + 1, int(height * cos + width * sin) + 1
+        matrix[:, 2] += (size[0] - width) / 2, (size[1] - height) / 2
+        image = cv2.warpAffine(image, matrix, size, borderMode=cv2.BORDER_REPLICATE)
+        opacity = cv2.warpAffine(opacity, matrix, size)
+        labels = cv2.warpAffine(labels, matrix, size, flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
+    return Cutout(random_color(image, color, rng), opacity, labels)
+
+
+def soften(cutout: Cutout, blur: float, edge: float) -> Cutout:
+    """Blur the object (sigma in pixels) and, inwards and outwards, its edge."""
+    image, opacity = cutout.image, cutout.opacity
+    if blur > 0.2:
+        image = cv2.GaussianBlur(image, (0, 0), blur)
+    if edge > 0.2:
+        opacity = cv2.GaussianBlur(opacity, (0, 0), edge, borderType=cv2.BORDER_CONSTANT)
+    return Cutout(image, opacity, cutout.labels)
+
+
+def harmonise(cutout: Cutout, surroundings: np.ndarray, strength: float) -> Cutout:
+    """Move mean and contrast per channel towards those of the pixels around (N×3), by a share in [0, 1]."""
+    inside = cutout.opacity > 0.5
+    if not inside.any() or surroundings.size == 0:
+        return cutout
+    pixels = cutout.image[inside].astype(np.float32)
+    mean, spread = pixels.mean(0), pixels.std(0).mean() + 1
+    goal, contrast = surroundings.mean(0), surroundings.std(0).mean() + 1
+    gain = 1 + strength * (float(np.clip(contrast / spread, 0.5, 1.5)) - 1)
+    moved = (cutout.image - mean) * gain + mean + strength * (goal - mean)
+    return Cutout(moved.clip(0, 255).astype(np.uint8), cutout.opacity, cutout.labels)
+
+
+def paste(image: np.ndarray, labels: np.ndarray, cutout: Cutout, top: int, left: int) -> None:
+    """Blend a cut-out into image and labels, in place; what lies outside the scene is cut off.
+
+    A pixel takes the object's label where its opacity exceeds ½.
+    """
+    height, width = cutout.opacity.shape
+    y0, x0 = max(0, top), max(0, left)
+    y1, x1 = min(image.shape[0], top + height), min(image.shape[1], left + width)
+    if y0 >= y1 or x0 >= x1:
+        return
+    source = slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)
+    opacity = cutout.opacity[source]
+    under = image[y0:y1, x0:x1]
+    blended = under + opacity[..., None] * (cutout.image[source].astype(np.float32) - under)
+    image[y0:y1, x0:x1] = np.rint(blended).astype(np.uint8)
+    inside = opacity > 0.5
+    labels[y0:y1, x0:x1][inside] = cutout.labels[source][inside]

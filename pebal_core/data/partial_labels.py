@@ -1,0 +1,35 @@
+"""Labels that name several classes at once: a coarsely labelled scene still says which classes a pixel may have."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+GROUPS: dict[int, tuple[int, ...]] = {
+    200: (1, 9),  # beside the road: sidewalk, terrain
+    201: (13, 14, 15, 16, 17, 18),  # vehicles
+    202: (3, 4, 5, 6, 7),  # roadside: wall, fence, pole, traffic light, traffic sign
+    203: (2, 8),  # far objects: building, vegetation
+}
+"""Label → the trainIds that it may stand for."""
+
+
+def resolve_groups(target: Tensor, logits: Tensor) -> Tensor:
+    """Replace each group label by the class of the group that the network finds most probable there.
+
+    Args:
+        target: B×H×W integers; not modified.
+        logits: B×(K+1)×h×w; no gradient flows.
+
+    Returns:
+        B×H×W without group labels.
+    """
+    with torch.no_grad():
+        for group, classes in GROUPS.items():
+            here = target == group
+            if here.any():
+                choice = torch.tensor(classes, device=logits.device)[logits[:, list(classes)].argmax(1)]
+                finest = F.interpolate(choice[:, None].float(), target.shape[-2:], mode="nearest")[:, 0]
+                target = torch.where(here, finest.to(target.dtype), target)
+    return target

@@ -1,0 +1,222 @@
+"""What every training shares: options of a run, the trainer, numbered samples, checkpoints, resuming.
+
+One process per device. For several, on one machine or many:
+
+    torchrun --nproc-per-node N [--nnodes M --rdzv-endpoint HOST:PORT] -m pebal_core train …
+
+Sample ``i`` of a run and the dropout of step ``s`` follow from the seed alone, so a run that was killed continues
+from its last checkpoint as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
+
+from ..errors import PebalError
+from ..metrics.segmentation import SegmentationMetrics
+from ..model_file import ModelInfo, write_atomically
+from ..networks import SegmentationNetwork
+from .stream import SampleStream, stream_loader
+
+CHECKPOINT = "last.ckpt"
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """How long, on what, and how a run is logged and kept."""
+
+    steps: int = 1000
+    """Optimiser steps."""
+    batch_size: int = 8
+    """Samples of one batch of one process."""
+    accumulate: int = 1
+    """Batches whose gradients one step averages."""
+    clip: float = 0.0
+    """Greatest norm of the gradient; 0 = as it is."""
+    validate_every: int = 250
+    """Steps between evaluations."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints from which a run can be resumed."""
+    stop_after: int | None = None
+    """Stop at this step, leaving a checkpoint to resume from; the schedule stays that of all steps."""
+    workers: int = 1
+    """Processes that prepare samples, for each training process."""
+    seed: int = 1
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    nodes: int = 1
+    """Both follow from torchrun where it started the process."""
+    precision: str = "32-true"
+    """Lightning's name; bf16-mixed halves the time on GPUs and CPUs with AVX-512 BF16 or AMX, and is slow on others."""
+    resume: bool = False
+    """Continue from the last checkpoint of the same run."""
+    wandb: str | None = None
+    """Log to this Weights & Biases project as well; the key comes from ``wandb login`` and is never stored."""
+
+
+class TrainingModule(pl.LightningModule, ABC):
+    """One network, fed with numbered samples."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: SegmentationNetwork, run: RunConfig, info: ModelInfo) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)
+        self.run, self.info = run, info
+        self.register_buffer("mean", 255 * torch.tensor(info.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(info.std).view(1, 3, 1, 1), persistent=False)
+
+    @abstractmethod
+    def draw(self, rng: np.random.Generator, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Sample of this number: image h×w×3 uint8 RGB and labels h×w uint8."""
+
+    @property
+    def samples_per_step(self) -> int:
+        return self.run.batch_size * self.run.accumulate * self.trainer.world_size
+
+    def train_dataloader(self) -> Any:
+        stream = SampleStream(
+            self.draw,
+            self.run.seed,
+            start=self.trainer.global_step * self.samples_per_step,
+            stop=self.run.steps * self.samples_per_step,
+            batch_size=self.run.batch_size,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+        return stream_loader(stream, self.run.workers)
+
+    def batch_numbers(self, batch_index: int) -> range:
+        """The numbers of the samples in this process's current batch."""
+        batch = self.trainer.global_step * self.run.accumulate + batch_index % self.run.accumulate
+        first = (batch * self.trainer.world_size + self.trainer.global_rank) * self.run.batch_size
+        return range(first, first + self.run.batch_size)
+
+    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
+        # Dropout is all that still draws from torch's generator; so it is the same after a restart.
+        torch.manual_seed(self.run.seed * 1_000_003 + self.batch_numbers(batch_index)[0])
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """B×3×H×W uint8 → what the network takes."""
+        return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def shard(self, count: int) -> range:
+        """Lightning is given one number per evaluated image of this rank, so that no rank is idle."""
+        return range(self.trainer.global_rank, count, self.trainer.world_size)
+
+    def image_tensor(self, image: np.ndarray) -> Tensor:
+        """H×W×3 uint8 → 1×3×H×W on the device, normalised."""
+        return self.normalise(torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None])
+
+    def gather_states(self, metrics: Any) -> list[dict[str, Any]]:
+        """The `state_dict` of a metric of every rank."""
+        if self.trainer.world_size == 1:
+            return [metrics.state_dict()]
+        states: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(states, metrics.state_dict())
+        return states
+
+    def joint_miou(self, metrics: SegmentationMetrics) -> float:
+        """Mean IoU over the labelled classes, all ranks together; NaN without a label."""
+        total = SegmentationMetrics(metrics.classes)
+        for state in self.gather_states(metrics):
+            total.merge(SegmentationMetrics.from_state(state))
+        miou = total.labelled_miou()
+        return float("nan") if miou is None else miou
+
+    def identity(self) -> dict[str, Any]:
+        """What has to be the same for a checkpoint to continue this run."""
+        return {
+            "network": f"{self.info.network} {self.info.network_args}",
+            "seed": self.run.seed,
+            "steps": self.run.steps,
+            "samples per step": self.samples_per_step,
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["pebal"] = self.identity()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        stored = checkpoint.get("pebal", {})
+        for key, value in self.identity().items():
+            if stored.get(key) != value:
+                raise PebalError(
+                    f"The checkpoint belongs to another run: its {key} is {stored.get(key)}, here it is {value}. "
+                    f"Restore that option, or start in another output folder."
+                )
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """A checkpoint appears whole or not at all, and a full disk is one clear sentence."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_atomically(Path(path), buffer.getvalue())
+
+
+def make_trainer(run: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> pl.Trainer:
+    """The trainer of a run whose logs and checkpoints go to a folder.
+
+    Raises:
+        PebalError: Weights & Biases is asked for and not installed.
+    """
+    loggers: list[Logger] = [CSVLogger(folder, "log", ""), TensorBoardLogger(folder, "log", "")]
+    if run.wandb is not None:
+        try:
+            loggers.append(WandbLogger(project=run.wandb, save_dir=folder, log_model=False))
+        except ModuleNotFoundError as error:
+            raise PebalError("Weights & Biases is not installed: pip install wandb, or set wandb to null.") from error
+    devices, nodes = run.devices, run.nodes
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    checkpoints = ModelCheckpoint(
+        folder, Path(CHECKPOINT).stem, every_n_train_steps=run.checkpoint_every, enable_version_counter=False
+    )
+    return pl.Trainer(
+        accelerator=run.accelerator,
+        devices=devices,
+        num_nodes=nodes,
+        precision=run.precision,  # type: ignore[arg-type]
+        max_steps=run.stop_after or run.steps,
+        accumulate_grad_batches=run.accumulate,
+        gradient_clip_val=run.clip or None,
+        val_check_interval=min(run.validate_every, run.steps) * run.accumulate,
+        check_val_every_n_epoch=None,
+        log_every_n_steps=min(10, run.steps),
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        callbacks=[*callbacks, checkpoints, RichProgressBar(leave=True)],
+        logger=loggers,
+        plugins=[AtomicCheckpointIO()],
+    )
+
+
+def find_checkpoint(run: RunConfig, folder: Path) -> str | None:
+    """The checkpoint to continue from, or None for a fresh start.
+
+    Raises:
+        PebalError: there is nothing to resume.
+    """
+    if not run.resume:
+        return None
+    path = folder / CHECKPOINT
+    if not path.is_file():
+        raise PebalError(f"There is nothing to resume: {path} does not exist; start without resume.")
+    return str(path)

@@ -1,0 +1,225 @@
+"""What fine-tuning is fed with, and what it is judged on: both pure functions of a seed and a number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ..data.augment import (
+    cut_window,
+    draw_window,
+    random_camera,
+    random_color,
+    random_crop,
+    random_mirror,
+    resize_scene,
+    scale_scene,
+)
+from ..data.coco import OutlierSet
+from ..data.outlier_mix import ObjectPool, RichMix, Scene, anomaly_mix, horizon_row, log_uniform
+from ..data.scenes import SceneSet, check_scenes, open_scenes
+from ..errors import PebalError
+from ..labels import OUTLIER
+from .stream import shuffled_index
+
+MEAN_COLOR = (124, 116, 104)
+"""What normalises to zero."""
+
+
+@dataclass(frozen=True)
+class SceneSource:
+    """One set of labelled scenes."""
+
+    layout: str
+    """Name of the layout: camvid, cityscapes, cityscapes_train_ids, cityscapes_flat or idd_lite."""
+    folder: str
+    """Below `DataConfig.root`."""
+    split: str = "train"
+    height: int | None = None
+    """Height in pixels at which the network sees a scene at scale 1; None: as stored."""
+    repeat: int = 1
+    """How often each scene comes in one pass: the weight of a small set."""
+
+
+@dataclass
+class DataConfig:
+    """Scenes, outliers, and how they are mixed."""
+
+    scenes: list[SceneSource]
+    validation: list[SceneSource]
+    outliers: str
+    """Folder written by ``pebal prepare-coco``."""
+    root: str = "data"
+    """Folder that holds the scene sets."""
+    mix: Literal["anomaly_mix", "rich_mix"] = "rich_mix"
+    """anomaly_mix: as the reference does it; rich_mix: several objects, perspective, blending, distractors."""
+    rich_mix: RichMix = field(default_factory=RichMix)
+    outlier_share: float = 0.6
+    """Share of the samples that get outliers."""
+    only: list[str] = field(default_factory=list)
+    """COCO categories to train on; empty: all but those held back."""
+    held_back: list[str] = field(default_factory=list)
+    """COCO categories kept for the validation set."""
+    crop: list[int] = field(default_factory=lambda: [384, 512])
+    scale: list[float] = field(default_factory=lambda: [0.75, 1.5])
+    """rich_mix: bounds of the random scale; anomaly_mix: the scales to choose from."""
+    mirror: float = 0.5
+    color: float = 0.3
+    """Strength of the colour change of whole samples."""
+    camera: float = 0.2
+    """Chance of each of gamma, blur, noise and JPEG artefacts."""
+    validation_every: int = 4
+    """Every n-th scene of the validation sets is used."""
+    check: bool = True
+    """Read some scenes before training, and stop at mistakes in them."""
+
+
+class TrainingSamples:
+    """Endless numbered samples: passes over a shuffled deck of clean scenes and places for mixed ones.
+
+    With share s of outliers and n clean scenes, one pass holds each clean scene once and n·s/(1-s) mixed samples,
+    whose scene and outliers are drawn anew: for 2975 scenes and 297 outlier images, the epoch of the reference.
+
+    Raises:
+        PebalError: a set that is missing, empty or wrongly labelled, or no outlier.
+    """
+
+    def __init__(self, config: DataConfig, outliers: OutlierSet, seed: int) -> None:
+        if not 0 <= config.outlier_share < 1:
+            raise PebalError(f"data.outlier_share must lie in [0, 1); it is {config.outlier_share}.")
+        if config.mix == "rich_mix" and len(config.scale) != 2:
+            raise PebalError(f"data.scale must be two bounds for rich_mix; it is {config.scale}.")
+        self.config, self.outliers, self.seed = config, outliers, seed
+        self.sources = [(source, open_source(source, config)) for source in config.scenes]
+        self.deck = [
+            (number, index)
+            for number, (source, scenes) in enumerate(self.sources)
+            for index in range(len(scenes))
+            for _ in range(source.repeat)
+        ]
+        self.mixed_places = round(len(self.deck) * config.outlier_share / (1 - config.outlier_share))
+        self.objects = ObjectPool(outliers) if config.mix == "rich_mix" else None
+
+    @property
+    def name(self) -> str:
+        sets = ", ".join(f"{scenes.name} ({len(scenes)})" for _, scenes in self.sources)
+        return f"{sets}; outliers: {self.outliers.name} ({len(self.outliers)} images)"
+
+    def draw(self, rng: np.random.Generator, number: int) -> Scene:
+        """Image h×w×3 uint8 RGB and labels h×w uint8 of a sample: trainIds, groups, 254 outlier, 255 void."""
+        return self._draw(rng, number, [])
+
+    def files(self, number: int) -> list[str]:
+        """The files that a sample was made from."""
+        files: list[str] = []
+        self._draw(np.random.default_rng([self.seed, number]), number, files)
+        return files
+
+    def _draw(self, rng: np.random.Generator, number: int, files: list[str]) -> Scene:
+        position = shuffled_index(self.seed, number, len(self.deck) + self.mixed_places)
+        mixed = position >= len(self.deck)
+        place = int(rng.integers(len(self.deck))) if mixed else position
+        make = self._rich if self.config.mix == "rich_mix" else self._reference
+        return make(*self.deck[place], mixed, rng, files)
+
+    def _load(self, source: int, index: int, files: list[str]) -> Scene:
+        files.append(str(self.sources[source][1].pairs[index][0]))
+        return self.sources[source][1].load(index)
+
+    def _reference(self, source: int, index: int, mixed: bool, rng: np.random.Generator, files: list[str]) -> Scene:
+        """Paste → mirror → scale → (normalise) → crop, padded with what normalises to zero."""
+        config = self.config
+        scene = scale_to_height(self._load(source, index, files), config.scenes[source].height)
+        if mixed:
+            image = self.outliers.images[rng.integers(len(self.outliers))]
+            files.append(str(image.image_path))
+            pixels, numbers = image.load()
+            scene = anomaly_mix(scene, (pixels, np.where(numbers > 0, OUTLIER, 0)), rng)
+        scene = random_mirror(*scene, config.mirror, rng)
+        scene = scale_scene(*scene, float(rng.choice(config.scale)))
+        return random_crop(*scene, config.crop[0], config.crop[1], rng, fill=MEAN_COLOR)
+
+    def _rich(self, source: int, index: int, mixed: bool, rng: np.random.Generator, files: list[str]) -> Scene:
+        """Window of the stored scene → mirror → distractors → outliers → resize → colour → camera.
+
+        Pasting comes before resizing, so that scene and objects are equally sharp.
+        """
+        config = self.config
+        image, labels = self._load(source, index, files)
+        horizon = horizon_row(labels)
+        factor = log_uniform(config.scale, rng)
+        factor *= (config.scenes[source].height or labels.shape[0]) / labels.shape[0]
+        height, width = (max(16, round(side / factor)) for side in config.crop)
+        top, left = draw_window(image.shape, height, width, rng)
+        scene = cut_window(image, labels, top, left, height, width)
+        scene = random_mirror(*scene, config.mirror, rng)
+        scene = config.rich_mix.distract(scene, horizon - top, lambda: self._other(source, rng, files), rng)
+        if mixed:
+            assert self.objects is not None
+            scene = config.rich_mix.outliers(scene, horizon - top, self.objects, rng, files)
+        image, labels = resize_scene(*scene, config.crop[0], config.crop[1])
+        return random_camera(random_color(image, config.color, rng), config.camera, rng), labels
+
+    def _other(self, source: int, rng: np.random.Generator, files: list[str]) -> Scene:
+        """Another scene of the same set, which has the same sharpness."""
+        return self._load(source, int(rng.integers(len(self.sources[source][1]))), files)
+
+
+class ValidationScenes:
+    """Whole validation scenes with held-back objects pasted in: the same ones in every run of a configuration."""
+
+    def __init__(self, config: DataConfig, outliers: OutlierSet) -> None:
+        self.mix, self.objects = config.rich_mix, ObjectPool(outliers)
+        self.scenes = [
+            (source, scenes, index)
+            for source in config.validation
+            for scenes in [open_source(source, config)]
+            for index in range(0, len(scenes), config.validation_every)
+        ]
+        names = ", ".join(dict.fromkeys(scenes.name for _, scenes, _ in self.scenes))
+        self.name = f"{names} with pasted {', '.join(config.held_back) or 'outliers'}"
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def load(self, number: int) -> tuple[np.ndarray, np.ndarray, str]:
+        """Image H×W×3 uint8 RGB, labels H×W uint8 (254 on outliers), and the name of the scene."""
+        source, scenes, index = self.scenes[number]
+        scene = scale_to_height(scenes.load(index), source.height)
+        rng = np.random.default_rng([0x7A11D, number])
+        image, labels = self.mix.outliers(scene, horizon_row(scene[1]), self.objects, rng, [])
+        return image, labels, str(scenes.pairs[index][0])
+
+    def clean(self, number: int) -> Scene:
+        """The scene as stored, nothing pasted."""
+        _, scenes, index = self.scenes[number]
+        return scenes.load(index)
+
+
+def open_source(source: SceneSource, config: DataConfig) -> SceneSet:
+    """The scenes of a source, checked."""
+    scenes = open_scenes(source.layout, Path(config.root) / source.folder, source.split)
+    if config.check:
+        check_scenes(scenes)
+    return scenes
+
+
+def scale_to_height(scene: Scene, height: int | None) -> Scene:
+    """Aspect ratio kept; None leaves the scene as it is."""
+    return scene if height is None else scale_scene(*scene, height / scene[1].shape[0])
+
+
+def open_outliers(config: DataConfig) -> tuple[OutlierSet, OutlierSet]:
+    """Outliers for training and those held back; without held-back categories, both are the whole set.
+
+    Raises:
+        PebalError: the folder was not prepared, or nothing is left on one side.
+    """
+    outliers = OutlierSet.open(config.outliers)
+    train, held = outliers.hold_back(config.held_back) if config.held_back else (outliers, outliers)
+    if config.only:
+        train = train.select(lambda instance: instance.category in config.only, f"data.only {', '.join(config.only)}")
+    return train, held

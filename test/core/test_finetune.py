@@ -1,0 +1,199 @@
+"""`pebal train` and the commands around it, on small synthetic scenes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pebal_core.commands.main import main
+from pebal_core.data.coco import prepare_coco
+from pebal_core.data.partial_labels import resolve_groups
+from pebal_core.model_file import ModelInfo, read_info, save_model
+from pebal_core.networks import build_network
+
+from .test_coco import square, write_coco
+from .test_data import write_camvid
+
+Train = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scenes, prepared outliers and a small network with random weights."""
+    root = tmp_path_factory.mktemp("finetune")
+    write_camvid(root / "camvid")
+    objects = [("dog", square(10, 20, 100))], [("laptop", square(100, 100, 50))], [("cup", square(5, 5, 60))]
+    coco = write_coco(root / "coco", [((240, 240), list(o)) for o in objects])
+    prepare_coco(coco, root / "outliers", min_side=100)
+    torch.manual_seed(0)
+    arguments = {"encoder": "resnet18", "decoder_channels": 16}
+    network = build_network("deeplabv3plus", **arguments)
+    save_model(root / "model.safetensors", network, ModelInfo("deeplabv3plus", arguments))
+    return root
+
+
+def options(workshop: Path, out: Path, *more: str) -> list[str]:
+    scene = {"layout": "camvid", "folder": "camvid", "height": 48}
+    return [
+        "train", f"--model={workshop / 'model.safetensors'}", f"--out={out}", f"--data.root={workshop}",
+        f"--data.outliers={workshop / 'outliers'}", f"--data.scenes={json.dumps([scene])}",
+        f"--data.validation={json.dumps([scene | {'split': 'val'}])}", "--data.held_back=[cup]", "--data.crop=[32,48]",
+        "--data.validation_every=1", "--trainer.steps=4", "--trainer.batch_size=2", "--trainer.validate_every=2",
+        "--trainer.checkpoint_every=1", "--trainer.workers=0", "--trainer.accelerator=cpu", "--trainer.devices=1",
+        "--rate=0.001", *more,
+    ]  # fmt: skip
+
+
+def log_of(out: Path, column: str) -> list[float]:
+    with (out / "log" / "metrics.csv").open() as stream:
+        return [float(row[column]) for row in csv.DictReader(stream) if row.get(column)]
+
+
+@pytest.fixture(scope="module")
+def trained(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run")
+    assert main(options(workshop, out)) == 0
+    return out
+
+
+def test_only_the_head_changes_and_no_statistics(workshop: Path, trained: Path) -> None:
+    """Freezing by a name that matches nothing would train all, or nothing, in silence."""
+    before, after = load_file(workshop / "model.safetensors"), load_file(trained / "last.safetensors")
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed, "something was trained"
+    assert all(key.startswith(("fuse.", "classify.")) for key in changed)
+    assert not any("running" in key or "num_batches" in key for key in changed)
+
+
+def test_the_model_says_how_it_was_made(trained: Path) -> None:
+    info = read_info(trained / "best.safetensors")
+    assert info.threshold is not None and info.energy_range[0] < info.threshold < info.energy_range[1]
+    assert info.training["validation"]["set"] == "CamVid val with pasted cup"
+    assert 0 < info.training["validation"]["val_ap"] <= 1
+    assert info.training["data"] == "CamVid train (3); outliers: COCO train2017 by images (2 images)"
+    assert str(trained) not in info.to_json(), "no path of this machine"
+    assert (trained / "log" / "metrics.csv").is_file() and list((trained / "log").glob("events.out.tfevents*"))
+
+
+def test_a_killed_run_continues_identically(workshop: Path, trained: Path, tmp_path: Path) -> None:
+    """kill -9 as soon as the first checkpoint is there; then the same command with resume."""
+    command = [sys.executable, "-m", "pebal_core", *options(workshop, tmp_path, "--trainer.steps=4")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while not (tmp_path / "last.ckpt").is_file():
+        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
+    process.kill()
+    process.wait()
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] < 4, "it was killed on the way"
+    assert main(options(workshop, tmp_path, "--trainer.resume=true")) == 0
+    whole, resumed = load_file(trained / "last.safetensors"), load_file(tmp_path / "last.safetensors")
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_two_processes_see_the_losses_of_one(workshop: Path, tmp_path: Path) -> None:
+    """Batch 2 on each of two gloo processes equals batch 4 on one, evaluation shared out."""
+    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    run = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "pebal_core",
+    ]
+    arguments = options(workshop, tmp_path / "two")
+    done = subprocess.run([*run, *arguments], env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert main(options(workshop, tmp_path / "one", "--trainer.batch_size=4")) == 0
+    one, two = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], rtol=1e-4, atol=1e-5)
+    for column in ("loss", "val_ap", "val_fpr95", "val_miou"):
+        assert log_of(tmp_path / "two", column) == pytest.approx(log_of(tmp_path / "one", column), rel=1e-4)
+
+
+def test_training_separates_the_energies(workshop: Path, tmp_path: Path) -> None:
+    """Large objects of noise before smooth scenes: easy even for a head on random features."""
+    mix = {"count": [2, 3], "anywhere": 1.0, "anywhere_height": [0.5, 0.9], "shapes": 0.0, "color": 0.0,
+           "harmonise": 0.0, "blur": 0.0, "distractors": 0.0}  # fmt: skip
+    more = [f"--data.rich_mix={json.dumps(mix)}", "--data.camera=0", "--data.color=0", "--data.outlier_share=0.9",
+            "--data.scale=[1,1]", "--trainer.steps=60", "--trainer.validate_every=60", "--trainer.checkpoint_every=60",
+            "--rate=0.01"]  # fmt: skip
+    assert main(options(workshop, tmp_path, *more)) == 0
+    gaps = np.subtract(log_of(tmp_path, "E_out"), log_of(tmp_path, "E_in"))
+    assert np.mean(gaps[-3:]) > np.mean(gaps[:1]) + 0.5, "nats between mean outlier and inlier energies"
+
+
+def test_named_parameters_and_the_reference_protocol(workshop: Path, tmp_path: Path) -> None:
+    """Patterns train parts of the trunk; in the reference's training mode the statistics drift."""
+    more = ["--trained=[classify.*, encoder.layer4.*]", "--statistics=reference", "--data.mix=anomaly_mix",
+            "--data.scale=[0.5,1,2]", "--trainer.steps=2", "--trainer.accumulate=2"]  # fmt: skip
+    assert main(options(workshop, tmp_path, *more)) == 0
+    before, after = load_file(workshop / "model.safetensors"), load_file(tmp_path / "last.safetensors")
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    learnt = {key for key in changed if "running" not in key and "num_batches" not in key}
+    assert learnt and all(key.startswith(("classify.", "encoder.layer4.")) for key in learnt)
+    assert "encoder.bn1.running_mean" in changed
+
+
+def test_nan_stops_with_the_files_named(workshop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pebal_core.model_file import load_model
+
+    network, info = load_model(workshop / "model.safetensors")
+    network.classify.bias.data[0] = float("nan")
+    save_model(tmp_path / "nan.safetensors", network, info)
+    assert main(options(workshop, tmp_path / "run", f"--model={tmp_path / 'nan.safetensors'}")) == 1
+    error = capsys.readouterr().err
+    assert "NaN" in error or "not finite" in error
+    assert ".jpg" in error
+
+
+def test_group_labels_become_the_most_probable_class_of_the_group() -> None:
+    logits = torch.zeros(1, 20, 2, 2)
+    logits[0, 8, :, 0], logits[0, 2, :, 1], logits[0, 13] = 3.0, 3.0, 9.0
+    target = torch.full((1, 4, 4), 203)
+    target[0, 0] = 255
+    assert resolve_groups(target, logits)[0].tolist() == [[255] * 4] + [[8, 8, 2, 2]] * 3
+    assert (target[0, 1:] == 203).all(), "the caller's target stays"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--data.root=nowhere", "nowhere/camvid/train does not exist"),
+        ("--data.outliers=nowhere", "run 'pebal prepare-coco"),
+        (
+            "--data.held_back=[zebra]",
+            "No outlier of COCO train2017 by images is left for validation with zebra",
+        ),
+        ("--data.only=[cup]", "No outlier of COCO train2017 by images is left for data.only cup"),
+        ("--data.outlier_share=1.0", "data.outlier_share must lie in [0, 1)"),
+        ("--trained=[final.*]", "no parameter matches 'final.*'"),
+        ("--trainer.resume=true", "There is nothing to resume"),
+        ("--model=nonesuch", "There is no model 'nonesuch'"),
+    ],
+)
+def test_what_cannot_be_used_is_named_before_training(
+    workshop: Path, tmp_path: Path, option: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(options(workshop, tmp_path, option)) == 1
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir()), "nothing was begun"
+
+
+def test_a_checkpoint_of_another_run_is_refused(
+    workshop: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "last.ckpt").write_bytes((trained / "last.ckpt").read_bytes())
+    assert main(options(workshop, tmp_path, "--trainer.resume=true", "--trainer.seed=2")) == 1
+    assert "belongs to another run: its seed is 1, here it is 2" in capsys.readouterr().err
