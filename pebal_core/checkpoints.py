@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
 from argparse import Namespace
 from collections.abc import Mapping
@@ -171,19 +172,18 @@ def _read(path: Path) -> object:
     if not path.is_file():
         raise PebalError(f"There is no checkpoint '{path}'.")
     try:
-        with torch.serialization.safe_globals(_SAFE_GLOBALS):
+        with torch.serialization.safe_globals(_SAFE_GLOBALS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what there is to say is said below
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged file fails in whatever way its bytes lead to
-        message = str(error)
-        if isinstance(error, pickle.UnpicklingError) and "Unsupported" in message:
-            code = re.search(r"GLOBAL ([\w.]+)", message)
+        code = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if code:
             raise PebalError(
-                f"{path} refers to Python code ({code[1] if code else 'of an unknown kind'}), which is never "
-                f"executed: where the file comes from, load it and save only the weights, "
-                f"torch.save(network.state_dict(), …)."
+                f"{path} refers to Python code ({code[1]}), which is never executed: where the file comes from, load "
+                f"it and save only the weights, torch.save(network.state_dict(), …)."
             ) from error
         raise PebalError(
-            f"{path} is no complete PyTorch checkpoint ({type(error).__name__}): download or copy it again."
+            f"{path} is damaged or no PyTorch checkpoint ({type(error).__name__}): download or copy it again."
         ) from error
 
 
@@ -197,9 +197,7 @@ def _find_state_dict(content: object, path: Path) -> dict[str, Tensor]:
                 return tensors
             break
         content = inner
-    raise PebalError(
-        f"{path} holds no weights: a state dict is needed, plain or under 'state_dict' or 'model'."
-    )
+    raise PebalError(f"{path} holds no weights: a state dict is needed, plain or under 'state_dict' or 'model'.")
 
 
 def _strip_prefixes(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -207,9 +205,7 @@ def _strip_prefixes(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     prefixes = re.compile(f"^({'|'.join(map(re.escape, PREFIXES))})+")
     stripped = {prefixes.sub("", name): tensor for name, tensor in state.items()}
     if len(stripped) != len(state):
-        raise PebalError(
-            f"{path} holds several networks (names that differ in their prefix only): save one of them."
-        )
+        raise PebalError(f"{path} holds several networks (names that differ in their prefix only): save one of them.")
     return stripped
 
 
@@ -229,7 +225,5 @@ def _fit(
     misshaped = [key for key in expected if key in state and state[key].shape != expected[key].shape]
     for keys, fault in ((missing, "missing"), (unknown, "unknown"), (misshaped, "of another shape")):
         if keys:
-            raise PebalError(
-                f"{path} does not fit {family.title}: {len(keys)} entries are {fault}, first '{keys[0]}'."
-            )
+            raise PebalError(f"{path} does not fit {family.title}: {len(keys)} entries are {fault}, first '{keys[0]}'.")
     return {key: state[key] for key in expected}

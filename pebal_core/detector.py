@@ -1,8 +1,8 @@
 """The detector: image in, class labels and anomaly energy out. The node and every command go through it.
 
-    detector = AnomalyDetector.load("starter")
-    result = detector(image)      # H×W×3 uint8 RGB
-    result.labels, result.energy  # H×W uint8 trainIds, H×W float32 nats
+detector = AnomalyDetector.load("starter")
+result = detector(image)      # H×W×3 uint8 RGB
+result.labels, result.energy  # H×W uint8 trainIds, H×W float32 nats
 """
 
 from __future__ import annotations

@@ -69,13 +69,9 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         if self.penalty is not None and self.penalty <= 0:
-            raise PebalError(
-                f"The abstention penalty must be positive, not {self.penalty}; null makes it adaptive."
-            )
+            raise PebalError(f"The abstention penalty must be positive, not {self.penalty}; null makes it adaptive.")
         if self.inlier_margin > self.outlier_margin:
-            raise PebalError(
-                f"inlier_margin ({self.inlier_margin}) exceeds outlier_margin ({self.outlier_margin})."
-            )
+            raise PebalError(f"inlier_margin ({self.inlier_margin}) exceeds outlier_margin ({self.outlier_margin}).")
 
 
 class LossTerms(NamedTuple):
@@ -143,9 +139,7 @@ def pebal_loss(
             f"The target holds label {int(stray[0])}, but the network has {classes} classes (labels 0 to "
             f"{classes - 1}; {OUTLIER} outlier, {VOID} void): use the label map that belongs to the network."
         )
-    sums = torch.stack(
-        [image_sums(f, y, config) for f, y in zip(logits.unbind(), target.unbind(), strict=True)]
-    ).sum(0)
+    sums = torch.stack([image_sums(f, y, config) for f, y in zip(logits.unbind(), target.unbind(), strict=True)]).sum(0)
     if sum_over_processes is not None:
         sums = sum_over_processes(sums)
     return combine(LossSums(*sums.unbind()), config)

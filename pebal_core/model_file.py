@@ -196,4 +196,6 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         if temporary.exists():
             temporary.unlink()
-        raise PebalError(f"{path} could not be written: {error.strerror}; free space or choose another place.") from error
+        raise PebalError(
+            f"{path} could not be written: {error.strerror}; free space or choose another place."
+        ) from error

@@ -5,8 +5,8 @@ python -m pebal_ros.anomaly_node --ros-args -p model:=starter -r image:=/camera/
 
 from __future__ import annotations
 
-import sys
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -19,12 +19,13 @@ from std_srvs.srv import SetBool
 from pebal_core.detector import AnomalyDetector
 from pebal_core.errors import PebalError
 
+from . import process
 from .camera import Camera
 from .diagnostics import Reporter, Status, camera_values, model_values
 from .findings import ERROR, OK, UNSAID, Finding, examine
 from .parameters import PARAMETERS, Settings, declare, refusal
 from .pipeline import Pipeline
-from .process import Finish, run
+from .process import Finish
 
 WATCH_PERIOD = 0.1  # seconds between two looks at who publishes
 
@@ -45,6 +46,8 @@ class AnomalyNode(LifecycleNode):
     def __init__(self, finish: Finish) -> None:
         super().__init__("anomaly_node")
         self._finish = finish
+        self._loaded: AnomalyDetector | None = None
+        """What `_autostart` loaded for configuring to take over."""
         self._detector: AnomalyDetector | None = None
         self._cameras: list[Camera] = []
         self._pipeline: Pipeline | None = None
@@ -70,7 +73,22 @@ class AnomalyNode(LifecycleNode):
     def start(self, executor: Executor) -> None:
         self._reporter.start()
         if self._value("autostart"):
-            executor.create_task(self._autostart)
+            threading.Thread(target=self._autostart, args=(executor,), name="loading", daemon=True).start()
+
+    def _autostart(self, executor: Executor) -> None:
+        """Load in a thread of its own, so that services answer and a signal ends the node meanwhile."""
+        self._state = "loading the model"
+        try:
+            self._loaded = self._load()
+        except Exception as error:
+            self._give_up(self._explain(error))
+        else:
+            executor.create_task(self._configure_and_activate)
+
+    def _configure_and_activate(self) -> None:
+        for transition in (self.trigger_configure, self.trigger_activate):
+            if transition() != TransitionCallbackReturn.SUCCESS:
+                return self._give_up(self._failure or "The node could not be activated.")
 
     def stop(self) -> None:
         self._release()
@@ -81,16 +99,17 @@ class AnomalyNode(LifecycleNode):
         self._failure = reason
         self._finish(reason)
 
-    def _autostart(self) -> None:
-        for transition in (self.trigger_configure, self.trigger_activate):
-            if transition() != TransitionCallbackReturn.SUCCESS:
-                self._finish(self._failure or "The node could not be activated.")
-                return
+    def _explain(self, error: Exception) -> str:
+        """One sentence; where the error is not the user's, its traceback goes to the debug log."""
+        if isinstance(error, PebalError):
+            return str(error)
+        self.get_logger().debug(traceback.format_exc())
+        return f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no reason given')}"
 
     # ---- lifecycle; rclpy swallows what these raise, so nothing may pass ----
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        return self._transition(self._configure, "loading the model", "inactive")
+        return self._transition(self._configure, "configuring", "inactive")
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         return self._transition(self._activate, "activating", "active")
@@ -114,7 +133,7 @@ class AnomalyNode(LifecycleNode):
         try:
             work()
         except Exception as error:
-            self._failure = str(error) if isinstance(error, PebalError) else f"{type(error).__name__}: {error}"
+            self._failure = self._explain(error)
             self._state = before
             if not self._value("autostart"):  # with it, the process ends with this sentence
                 self.get_logger().error(self._failure)
@@ -122,7 +141,7 @@ class AnomalyNode(LifecycleNode):
         self._state = after
         return TransitionCallbackReturn.SUCCESS
 
-    def _configure(self) -> None:
+    def _load(self) -> AnomalyDetector:
         self.get_logger().info(f"Loading the model '{self._value('model')}' …")
         height, width = self._value("input_height"), self._value("input_width")
         if bool(height) != bool(width):
@@ -136,9 +155,13 @@ class AnomalyNode(LifecycleNode):
             input_size=(height, width) if height else None,
             smoothing=None if smoothing == "auto" else smoothing,
         )
-        self._settings = Settings.resolve({spec.name: self._value(spec.name) for spec in PARAMETERS}, detector.info)
         if height:
             detector.warm_up(height, width)  # the size of every frame to come, as far as the network sees it
+        return detector
+
+    def _configure(self) -> None:
+        detector, self._loaded = self._loaded or self._load(), None
+        self._settings = Settings.resolve({spec.name: self._value(spec.name) for spec in PARAMETERS}, detector.info)
         self._cameras = [
             Camera(
                 self,
@@ -243,7 +266,7 @@ class AnomalyNode(LifecycleNode):
 
 def main() -> None:
     """Entry point of the executable `anomaly_node`."""
-    sys.exit(run(AnomalyNode))
+    process.main(AnomalyNode)
 
 
 if __name__ == "__main__":

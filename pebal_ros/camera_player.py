@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import queue
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,9 +23,10 @@ from std_msgs.msg import Header
 from pebal_core.errors import PebalError
 from pebal_core.sources import Frame, FrameSource
 
+from . import process
 from .images import to_message
 from .parameters import Spec, declare
-from .process import Finish, run
+from .process import Finish
 from .qos import BEST_EFFORT, RELIABLE, keep_last
 
 Decoded: TypeAlias = "tuple[Frame, Time | None] | PebalError | None"
@@ -178,7 +178,7 @@ class CameraPlayer(Node):
 
 def main() -> None:
     """Entry point of the executable `camera_player`."""
-    sys.exit(run(CameraPlayer))
+    process.main(CameraPlayer)
 
 
 if __name__ == "__main__":

@@ -96,45 +96,21 @@ PARAMETERS: tuple[Spec, ...] = (
     Spec("engine", str, AUTO, "What runs the network: torch, onnxruntime, or auto: the best one installed."),
     Spec("device", str, AUTO, "cpu, cuda, cuda:N, or auto: the GPU where there is one. A missing one is an error."),
     Spec("precision", str, AUTO, "Arithmetic of the network.", choices=(AUTO, "fp32", "fp16", "bf16")),
-    Spec(
-        "input_height", int, 0, "Height at which the network sees the image, pixels; 0: as the model says.", (0, 8192)
-    ),
-    Spec("input_width", int, 0, "Width at which the network sees the image, pixels; 0: as the model says.", (0, 8192)),
+    Spec("input_height", int, 0, "Height in pixels that the network sees; 0: as the model file says.", (0, 8192)),
+    Spec("input_width", int, 0, "Width in pixels that the network sees; 0: as the model file says.", (0, 8192)),
     Spec("smoothing", bool, AUTO, "Smooth the energy with a 7×7 Gaussian; auto: as the model file says."),
     Spec("cameras", list, [""], "Names of the cameras; each has its topics below its name, '' has them as they are."),
     Spec("transport", str, "raw", "Subscribe to image (raw) or to image/compressed.", choices=("raw", "compressed")),
-    Spec(
-        "input_reliability",
-        str,
-        AUTO,
-        "What to ask of the camera; auto: what it offers.",
-        choices=(AUTO, *RELIABILITIES),
-    ),
+    Spec("input_reliability", str, AUTO, "auto: what the camera offers.", choices=(AUTO, *RELIABILITIES)),
     Spec("output_reliability", str, RELIABLE, "What to offer on every output.", choices=RELIABILITIES),
     Spec("outputs", list, list(OUTPUT_NAMES), "Outputs that are offered.", choices=OUTPUT_NAMES),
     Spec("autostart", bool, True, "Configure and activate at start; false: an external lifecycle manager does."),
-    Spec(
-        "threshold",
-        float,
-        AUTO,
-        "Energy in nats from which mask is 255; auto: the model's.",
-        ENERGY_LIMITS,
-        runtime=True,
-    ),
-    Spec("score_min", float, AUTO, "Energy in nats shown as score 0; auto: the model's.", ENERGY_LIMITS, runtime=True),
-    Spec(
-        "score_max", float, AUTO, "Energy in nats shown as score 255; auto: the model's.", ENERGY_LIMITS, runtime=True
-    ),
+    Spec("threshold", float, AUTO, "Nats from which mask is 255; auto: the model's.", ENERGY_LIMITS, runtime=True),
+    Spec("score_min", float, AUTO, "Nats shown as score 0; auto: the model's.", ENERGY_LIMITS, runtime=True),
+    Spec("score_max", float, AUTO, "Nats shown as score 255; auto: the model's.", ENERGY_LIMITS, runtime=True),
     Spec("overlay_alpha", float, 0.8, "Opacity of the hottest places of overlay.", (0.0, 1.0), runtime=True),
     Spec("max_rate", float, 0.0, "Frames per second answered at most; 0: no limit.", (0.0, 1000.0), runtime=True),
-    Spec(
-        "max_age",
-        float,
-        0.0,
-        "Seconds after which a frame is too old to answer; 0: never.",
-        (0.0, 3600.0),
-        runtime=True,
-    ),
+    Spec("max_age", float, 0.0, "Seconds after which a frame is skipped; 0: never.", (0.0, 3600.0), runtime=True),
 )
 
 

@@ -41,7 +41,7 @@ class Pipeline:
     Args:
         ready: notified by the cameras' mailboxes.
         clock: tells the age of a frame.
-        give_up: called with one sentence when the engine fails again and again, or the thread itself does.
+        give_up: called with one sentence when the engine fails again and again.
     """
 
     def __init__(
@@ -83,12 +83,8 @@ class Pipeline:
             self._thread.join()
 
     def _run(self) -> None:
-        try:
-            while self._wait():
-                self._round()
-        except Exception as error:  # a thread that dies must not leave a mute node behind
-            self._logger.error(traceback.format_exc())
-            self._give_up(f"The inference thread failed: {type(error).__name__}: {error}.")
+        while self._wait():
+            self._round()
 
     def _wait(self) -> bool:
         """Wait until a frame may be answered; False when the thread is to end."""

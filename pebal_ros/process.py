@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import rclpy
 from rclpy.executors import Executor, SingleThreadedExecutor
@@ -34,6 +35,18 @@ class RunnableNode(Protocol):
     def get_logger(self) -> RcutilsLogger: ...
 
 
+def main(create: Callable[[Finish], RunnableNode]) -> NoReturn:
+    """Run a node and end the process with its exit code.
+
+    All that is ours has ended by then. The interpreter's own end is skipped: unloading PyTorch takes it more than a
+    second, in which a further signal would kill it.
+    """
+    code = run(create)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def run(create: Callable[[Finish], RunnableNode], arguments: list[str] | None = None) -> int:
     """Run a node until it finishes or a signal ends it; returns the exit code.
 
@@ -47,6 +60,12 @@ def run(create: Callable[[Finish], RunnableNode], arguments: list[str] | None = 
         reasons.append(reason)
         finished.set()
 
+    def thread_died(arguments: threading.ExceptHookArgs) -> None:
+        traceback.print_exception(arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
+        name = arguments.thread.name if arguments.thread else "unknown"
+        finish(f"The thread '{name}' failed: {arguments.exc_type.__name__}: {arguments.exc_value}.")
+
+    threading.excepthook = thread_died  # a thread that dies must not leave a mute node behind
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: finish(None))
     try:
@@ -73,8 +92,6 @@ def run(create: Callable[[Finish], RunnableNode], arguments: list[str] | None = 
     executor.shutdown()
     node.destroy_node()
     rclpy.try_shutdown()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the interpreter restores the defaults on its way out, but not these
     return 1 if reasons[0] else 0
 
 

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from pebal_core.data.scenes import read_ids, read_image
 from pebal_core.errors import PebalError
 from pebal_core.metrics.pooled import PooledMetrics
 from pebal_core.render import VideoWriter
@@ -81,11 +82,18 @@ def run(args: argparse.Namespace) -> None:
     processes = [node]
     listener = Listener(out / "received")
     try:
-        with Progress(SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn()) as bar:
+        with Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn()
+        ) as bar:
             task = bar.add_task("loading the model", total=None)
             wait_for(listener, lambda: listener.node_is_active, LOADING, node)
             player = start(
-                "camera_player", source=played, rate=args.rate, count=frames, wait_for_subscribers=1, manifest=out / SENT
+                "camera_player",
+                source=played,
+                rate=args.rate,
+                count=frames,
+                wait_for_subscribers=1,
+                manifest=out / SENT,
             )
             processes.append(player)
             bar.update(task, description="camera frames seen by the model", total=frames)
@@ -187,7 +195,7 @@ def quality(energies: Path, sent: dict[int, str], masks: Path) -> dict[str, obje
     metrics = PooledMetrics()
     for path in sorted(energies.glob("*.npy")):
         name = sent[int(path.stem)]
-        metrics.update(np.load(path), cv2.imread(str(masks / f"{name}.png"), cv2.IMREAD_GRAYSCALE), name=name)
+        metrics.update(np.load(path), read_ids(masks / f"{name}.png"), name=name)
     result = metrics.compute()
     return {"auroc": result.auroc, "ap": result.ap, "fpr95": result.fpr95, "frames": result.images,
             "object_pixels": result.outliers, "other_pixels": result.inliers}  # fmt: skip
@@ -198,12 +206,12 @@ def write_pictures(out: Path) -> None:
     pictures = sorted((out / "received").glob("*_overlay.png"))
     video = VideoWriter(out / "overlay.mp4", 5)
     for path in pictures:
-        video.write(cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB))
+        video.write(read_image(path))
     video.close()
     for number, index in enumerate(np.linspace(0, len(pictures) - 1, STILLS).round().astype(int)):
         stamp = pictures[index].name.removesuffix("_overlay.png")
-        views = [cv2.imread(str(out / "received" / f"{stamp}_{kind}.png")) for kind in ("overlay", "label_colors")]
-        cv2.imwrite(str(out / f"still_{number}.png"), np.hstack(views))
+        views = [read_image(out / "received" / f"{stamp}_{kind}.png") for kind in ("overlay", "label_colors")]
+        cv2.imwrite(str(out / f"still_{number}.png"), np.hstack(views)[..., ::-1])
     shutil.rmtree(out / "received")
 
 

@@ -63,7 +63,7 @@ def fetch_drive(cache: Path) -> Path:
 
 def cut_out_object() -> tuple[np.ndarray, np.ndarray]:
     """Object H×W×3 uint8 RGB and its opacity H×W float32: a cup on its saucer, as two ellipses."""
-    photograph = data.coffee()
+    photograph: np.ndarray = data.coffee()  # type: ignore[no-untyped-call]
     mask = np.zeros(photograph.shape[:2], np.uint8)
     cv2.ellipse(mask, (278, 230), (200, 153), 8, 0, 360, 255, -1, cv2.LINE_AA)
     cv2.ellipse(mask, (291, 107), (118, 88), 0, 0, 360, 255, -1, cv2.LINE_AA)
@@ -72,7 +72,9 @@ def cut_out_object() -> tuple[np.ndarray, np.ndarray]:
     return photograph[box], mask[box].astype(np.float32) / 255
 
 
-def place_object(image: np.ndarray, number: int, cut_out: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def place_object(
+    image: np.ndarray, number: int, cut_out: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
     """The frame with the object on its road, and the object's mask H×W (1 on it, 0 elsewhere)."""
     scale = image.shape[1] / 960
     progress = (number % CYCLE) / (CYCLE - 1)
@@ -90,7 +92,9 @@ def place_object(image: np.ndarray, number: int, cut_out: tuple[np.ndarray, np.n
     top = bottom - height
     result = image.astype(np.float32)
     shadow = np.zeros(image.shape[:2], np.float32)
-    cv2.ellipse(shadow, (left + width // 2, bottom - height // 8), (width // 2, max(1, height // 6)), 0, 0, 360, 0.5, -1)
+    cv2.ellipse(
+        shadow, (left + width // 2, bottom - height // 8), (width // 2, max(1, height // 6)), 0, 0, 360, 0.5, -1
+    )
     blur = max(1, width // 16) * 2 + 1
     result *= 1 - cv2.GaussianBlur(shadow, (blur, blur), 0)[..., None]
     window = (slice(top, bottom), slice(left, left + width))

@@ -39,7 +39,9 @@ class Listener(Node):
         reliable = QoSProfile(depth=10)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, reliable)
         for output in OUTPUTS:
-            self.create_subscription(Image, output, lambda message, name=output: self._on_image(name, message), reliable)
+            self.create_subscription(
+                Image, output, lambda message, name=output: self._on_image(name, message), reliable
+            )
 
     @property
     def node_is_active(self) -> bool:

@@ -166,6 +166,7 @@ def run(command: list[str], log: Path) -> None:
     started = shown = time.monotonic()
     environment = {**os.environ, "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUNBUFFERED": "1"}
     with log.open("a") as stream:
+        print("$", *command, file=stream, flush=True)
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment)
     try:
         while process.poll() is None:
@@ -192,6 +193,8 @@ def progress(log: Path) -> str:
         lines = stream.read().decode(errors="replace").splitlines()
     percent = ""
     for line in reversed(lines):
+        if line.startswith("$ "):
+            break
         if line.startswith("Installing collected"):
             count = sum(1 for _ in log.parent.glob("lib/python*/site-packages/*.dist-info"))
             return f"Installing; {count} packages are in place"

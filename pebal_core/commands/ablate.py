@@ -41,7 +41,9 @@ def variants(loss: LossConfig, fixed_penalty: float) -> dict[str, LossConfig]:
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--config", action="config", help="a configuration of pebal train")
-    parser.add_argument("--fixed-penalty", type=float, default=36.0, help="a of the fixed penalty: about E² of inliers")
+    parser.add_argument(
+        "--fixed-penalty", type=float, default=144.0, help="a of the fixed penalty; E² at an energy of -12 by default"
+    )
     parser.add_argument("--one-class", type=str, default="laptop", help="COCO category of the one-class run")
     parser.add_argument("--variants", type=str, nargs="+", help="names of the variants to run; default: all")
     parser.add_class_arguments(FinetuneConfig)

@@ -12,17 +12,11 @@ from ..model_file import save_model
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "checkpoint", type=Path, help="a .pth file of NVIDIA, PEBAL or EdgeNets, recognised by content"
-    )
+    parser.add_argument("checkpoint", type=Path, help="a .pth file of NVIDIA, PEBAL or EdgeNets, recognised by content")
     parser.add_argument("out", type=Path, help="the .safetensors file to write")
-    parser.add_argument(
-        "--source", type=str, default="", help="where the checkpoint came from; kept in the model file"
-    )
+    parser.add_argument("--source", type=str, default="", help="where the checkpoint came from; kept in the model file")
     parser.add_argument("--licence", type=str, default="", help="of the weights; kept in the model file")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the abstention row, where the checkpoint has none"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="of the abstention row, where the checkpoint has none")
 
 
 def run(args: Namespace) -> None:

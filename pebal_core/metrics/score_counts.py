@@ -65,6 +65,8 @@ class ScoreCounts:
 
     def merge(self, other: ScoreCounts) -> None:
         """Add the counts of another; order and grouping do not matter."""
+        if other is self:
+            raise ValueError("cannot merge counts into themselves")
         for generation, level in enumerate(other._levels):
             for run in list(level.runs):
                 self._append(generation, run.payload(), run.pages, run.pixels, run.widths)

@@ -22,9 +22,7 @@ PYRAMID_SCALES = (2.0, 1.5, 1.0, 0.5, 0.1)
 PYRAMID_MIN_SIDE = 5
 
 
-def conv(
-    inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, dilation: int = 1
-) -> nn.Conv2d:
+def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, dilation: int = 1) -> nn.Conv2d:
     """Convolution without bias that keeps the size at stride 1."""
     padding = dilation * (kernel // 2)
     return nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias=False)
@@ -112,6 +110,8 @@ class Encoder(nn.Module):
     def __init__(self, scale: float) -> None:
         super().__init__()
         base = math.ceil(int(32 * scale) / 4) * 4
+        if base <= 0:
+            raise ValueError(f"scale must be positive, not {scale}")
         self.widths = (min(32, base), 2 * base, 4 * base, 8 * base)
         one, two, three, four = self.widths
         self.level1 = Conv(conv(3, one, 3, stride=2))

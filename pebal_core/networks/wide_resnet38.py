@@ -72,9 +72,7 @@ def stage(
     """``block1``, ``block2``, …; only the first may stride or change the width."""
     first = ResidualBlock(inputs, widths, stride, dilation, drop)
     others = (ResidualBlock(widths[-1], widths, 1, dilation, drop) for _ in range(blocks - 1))
-    return nn.Sequential(
-        OrderedDict((f"block{i}", block) for i, block in enumerate([first, *others], start=1))
-    )
+    return nn.Sequential(OrderedDict((f"block{i}", block) for i, block in enumerate([first, *others], start=1)))
 
 
 class AtrousPyramid(nn.Module):

@@ -112,9 +112,7 @@ def draw(rng: np.random.Generator, number: int) -> tuple[np.ndarray, np.ndarray]
 
 def numbers(workers: int = 0, start: int = 0, rank: int = 0, world_size: int = 1) -> list[tuple[list[int], list[int]]]:
     stream = SampleStream(draw, 7, start, 24, batch_size=2, rank=rank, world_size=world_size)
-    return [
-        (target[:, 0, 0].tolist(), image[:, 0, 0, 0].tolist()) for image, target in stream_loader(stream, workers)
-    ]
+    return [(target[:, 0, 0].tolist(), image[:, 0, 0, 0].tolist()) for image, target in stream_loader(stream, workers)]
 
 
 def test_stream_is_the_same_however_it_is_split() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from pebal_core.errors import PebalError
 from pebal_core.model_file import ModelInfo, file_sha256, load_model, save_model
 from pebal_core.networks import build_network
 
-TINY = {"encoder": "resnet18", "decoder_channels": 16}
+TINY: dict[str, Any] = {"encoder": "resnet18", "decoder_channels": 16}
 
 
 @pytest.fixture(scope="module")

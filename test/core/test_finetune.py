@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     coco = write_coco(root / "coco", [((240, 240), list(o)) for o in objects])
     prepare_coco(coco, root / "outliers", min_side=100)
     torch.manual_seed(0)
-    arguments = {"encoder": "resnet18", "decoder_channels": 16}
+    arguments: dict[str, Any] = {"encoder": "resnet18", "decoder_channels": 16}
     network = build_network("deeplabv3plus", **arguments)
     save_model(root / "model.safetensors", network, ModelInfo("deeplabv3plus", arguments))
     return root
@@ -197,3 +198,41 @@ def test_a_checkpoint_of_another_run_is_refused(
     (tmp_path / "last.ckpt").write_bytes((trained / "last.ckpt").read_bytes())
     assert main(options(workshop, tmp_path, "--trainer.resume=true", "--trainer.seed=2")) == 1
     assert "belongs to another run: its seed is 1, here it is 2" in capsys.readouterr().err
+
+
+def test_margins_follow_from_the_energies(workshop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pebal_core.commands.suggest_margins import suggest
+
+    assert suggest(np.linspace(-20.0, 0.0, 1001)) == (-10.0, -1.0)
+    assert main(["suggest-margins", *options(workshop, tmp_path)[1:], "--samples=6"]) == 0
+    printed = capsys.readouterr().out
+    assert "inlier pixels" in printed and "--loss.inlier_margin -" in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_ablation_compares_variants_and_keeps_what_is_done(workshop: Path, tmp_path: Path) -> None:
+    arguments = [
+        "ablate",
+        *options(workshop, tmp_path)[1:],
+        "--trainer.steps=2",
+        "--one-class=laptop",
+        "--variants",
+        "AL",
+    ]
+    assert main(arguments) == 0
+    before = (tmp_path / "AL" / "last.safetensors").stat().st_mtime_ns
+    assert main([*arguments, "joint, laptop only"]) == 0
+    rows = (tmp_path / "ablation.md").read_text().splitlines()
+    assert [row.split("|")[1].strip() for row in rows] == ["objective", "---", "AL", "joint, laptop only"]
+    assert (tmp_path / "AL" / "last.safetensors").stat().st_mtime_ns == before, "a finished variant is not repeated"
+    config = read_info(tmp_path / "AL" / "last.safetensors").training["config"]
+    assert config["loss"]["hinge_weight"] == 0 and config["loss"]["penalty"] == 144.0
+
+
+def test_objectives_of_the_ablation_differ() -> None:
+    from pebal_core.commands.ablate import variants
+    from pebal_core.losses import LossConfig
+
+    losses = variants(LossConfig(inlier_margin=-9.0), 50.0)
+    assert len({str(loss) for loss in losses.values()}) == len(losses) == 10
+    assert all(loss.inlier_margin == -9.0 for loss in losses.values()), "the margins of the configuration"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
+from torch.multiprocessing.spawn import spawn
 
 from pebal_core.errors import PebalError
 from pebal_core.labels import OUTLIER, VOID
@@ -117,7 +119,7 @@ def test_parts_make_up_the_total() -> None:
 
 @st.composite
 def batches(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
-    """Any labels, sizes from the smallest on, any precision, logits far beyond what float32 softmax stands."""
+    """Any labels, sizes from the smallest on, logits far beyond what a softmax in float32 stands."""
     batch, classes = draw(st.integers(1, 3)), draw(st.integers(2, 5))
     height, width = draw(st.integers(4, 8)), draw(st.integers(4, 8))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
@@ -125,7 +127,7 @@ def batches(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     logits = scale * torch.randn(batch, classes + 1, height, width, generator=generator)
     labels = draw(st.lists(st.sampled_from([*range(classes), OUTLIER, VOID]), min_size=1, max_size=4))
     target = torch.tensor(labels)[torch.randint(len(labels), (batch, height, width), generator=generator)]
-    precision = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+    precision = draw(st.sampled_from([torch.float32, torch.bfloat16]))
     return logits.to(precision), target.to(draw(st.sampled_from([torch.int64, torch.uint8])))
 
 
@@ -140,17 +142,15 @@ def test_finite_and_pure(batch: tuple[Tensor, Tensor], config: LossConfig) -> No
     assert all(getattr(terms, name).isfinite() for name in DIFFERENTIATED)
     assert terms.mean_inlier_energy.isfinite() == bool((target < OUTLIER).any())
     assert terms.mean_outlier_energy.isfinite() == bool((target == OUTLIER).any())
-    # In half precision a gradient beyond the type's range cannot but overflow: look at it before that.
-    wide = logits.detach().float().requires_grad_()
-    assert gradient(pebal_loss(wide, target, config).total, wide).isfinite().all()
+    assert gradient(terms.total, logits).isfinite().all()
 
 
 @given(batches(), st.sampled_from(list(VARIANTS.values())), st.randoms(use_true_random=False))
 @settings(deadline=None, max_examples=50)
-def test_order_of_images_is_irrelevant(batch: tuple[Tensor, Tensor], config: LossConfig, random: object) -> None:
+def test_order_of_images_is_irrelevant(batch: tuple[Tensor, Tensor], config: LossConfig, random: Random) -> None:
     logits, target = batch[0].double(), batch[1]
     order = list(range(len(target)))
-    random.shuffle(order)  # type: ignore[attr-defined]
+    random.shuffle(order)
     terms, shuffled = pebal_loss(logits, target, config), pebal_loss(logits[order], target[order], config)
     torch.testing.assert_close(shuffled, terms, rtol=1e-9, atol=1e-12, equal_nan=True)
 
@@ -263,7 +263,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     scale = torch.ones((), dtype=torch.float64, requires_grad=True)
     expected = pebal_loss(scale * logits, target)
     slope = gradient(expected.total, scale)
-    torch.multiprocessing.spawn(_one_of_two, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
+    spawn(_one_of_two, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
     for rank in (0, 1):
         terms, averaged = torch.load(tmp_path / f"{rank}.pt")
         torch.testing.assert_close(LossTerms(*terms), expected)

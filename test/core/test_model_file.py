@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from pebal_core.errors import PebalError
 from pebal_core.model_file import ModelInfo, load_model, read_info, save_model
 from pebal_core.networks import build_network
 
-TINY = {"encoder": "resnet18", "decoder_channels": 16}
+TINY: dict[str, Any] = {"encoder": "resnet18", "decoder_channels": 16}
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pebal_core.data.coco import OutlierSet, prepare_coco
 from pebal_core.data.cutouts import Cutout, cut_out, paste, random_blob, resize
 from pebal_core.data.outlier_mix import ObjectPool, RichMix, anomaly_mix, draw_foot, horizon_row
 from pebal_core.data.partial_labels import GROUPS
-from pebal_core.data.scenes import camvid, check_scenes, cityscapes_flat, cityscapes_train_ids, idd_lite
+from pebal_core.data.scenes import camvid, check_scenes, cityscapes_flat, cityscapes_train_ids, idd_lite, read_image
 from pebal_core.errors import PebalError
 from pebal_core.labels import OUTLIER, VOID
 from pebal_core.training.samples import DataConfig, SceneSource, TrainingSamples
@@ -45,8 +45,7 @@ def test_anomaly_mix_pastes_the_box_unscaled_at_every_position() -> None:
     for seed in range(300):
         image, labels = anomaly_mix(scene, outlier, np.random.default_rng(seed))
         pasted = labels == OUTLIER
-        top, left, *_ = (*np.argwhere(pasted).min(0),)
-        positions.add((int(top), int(left)))
+        positions.add(tuple(np.argwhere(pasted).min(0).tolist()))
         assert pasted.sum() == 5, "the union of the masks, whole"
         assert np.array_equal(image[pasted], outlier[0][outlier[1] == OUTLIER])
         assert np.array_equal(image[~pasted], scene[0][~pasted]), "nothing but the object is pasted"
@@ -186,7 +185,7 @@ def test_swapped_colours_are_named(tmp_path: Path, shared_dir: Path) -> None:
     for folder in ("train", "trainannot"):
         (tmp_path / folder).mkdir()
     for image, labels in source.pairs[::90]:
-        cv2.imwrite(str(tmp_path / "train" / image.name), cv2.imread(str(image))[..., ::-1])
+        cv2.imwrite(str(tmp_path / "train" / image.name), read_image(image))
         (tmp_path / "trainannot" / labels.name).write_bytes(labels.read_bytes())
     with pytest.raises(PebalError, match="Red and blue of CamVid train seem swapped"):
         check_scenes(camvid(tmp_path, "train"))

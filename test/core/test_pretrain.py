@@ -86,7 +86,9 @@ def test_evaluate_predict_calibrate_and_info(
     assert np.load(tmp_path / "energy" / "0.npy").shape == (48, 64)
     assert len(list((tmp_path / "labels").iterdir())) == len(list((tmp_path / "overlay").iterdir())) == 3
     calibrated = tmp_path / "calibrated.safetensors"
-    assert main(["calibrate", str(data / "test"), f"--model={trained}", f"--out={calibrated}", "--false-alarms=0.1"]) == 0
+    assert (
+        main(["calibrate", str(data / "test"), f"--model={trained}", f"--out={calibrated}", "--false-alarms=0.1"]) == 0
+    )
     assert read_info(calibrated).threshold < read_info(trained).threshold  # type: ignore[operator]
     assert main(["info", str(calibrated)]) == 0
     assert "exceeded by 10 % of the inlier pixels of test" in " ".join(capsys.readouterr().out.split())

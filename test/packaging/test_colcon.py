@@ -17,6 +17,8 @@ from pebal_core.commands.main import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
 NODES = {"anomaly_node", "camera_player"}
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+"""As in an activated environment: the executables look for python3 there."""
 INSTALLATIONS = ["colcon", "colcon --symlink-install", "pip"]
 
 
@@ -30,7 +32,7 @@ class Installation:
 
     def __init__(self, prefix: Path, environment: dict[str, str]) -> None:
         self.prefix = prefix
-        self.environment = environment
+        self.environment = {**environment, "PATH": PATH}
 
     def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
         """Run a command as somebody would who uses the installation; its own folder holds no sources of ours."""
@@ -49,7 +51,7 @@ def check(command: Sequence[str | Path], **options: object) -> str:
 def build_with_colcon(workspace: Path, *options: str) -> Installation:
     (workspace / "src").mkdir()
     (workspace / "src" / "pebal_ros").symlink_to(ROOT)
-    colcon = shutil.which("colcon", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    colcon = shutil.which("colcon", path=PATH)
     assert colcon, "colcon is missing: pip install 'pebal_ros[test]'"
     check([colcon, "build", *options], cwd=workspace)
     lines = check(["sh", "-c", ". install/local_setup.sh && env -0"], cwd=workspace)

@@ -29,6 +29,11 @@ def make_venv(path: Path, *options: str) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_venv(tmp_path_factory.mktemp("environments") / "venv")
+
+
 def test_no_python_is_one_sentence(tmp_path: Path) -> None:
     for tool in ("bash", "dirname"):
         (tmp_path / tool).symlink_to(str(shutil.which(tool)))
@@ -61,7 +66,7 @@ def test_an_unreachable_registry_is_one_sentence_and_leaves_no_stamp(
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
     # Port 9 of this machine: nothing listens there.
-    for name, value in {"CONFIG_FILE": "/dev/null", "INDEX_URL": "http://127.0.0.1:9/simple", "RETRIES": "0"}.items():
+    for name, value in {"CONFIG_FILE": "/dev/null", "INDEX_URL": "http://127.0.0.1:9/simple", "RETRIES": "1"}.items():
         monkeypatch.setenv(f"PIP_{name}", value)
     monkeypatch.setattr(install, "DISK_NEEDED", 0.0)
     venv = tmp_path / "venv"
@@ -71,23 +76,24 @@ def test_an_unreachable_registry_is_one_sentence_and_leaves_no_stamp(
     assert not (venv / "complete").exists()
 
 
-def test_only_a_usable_environment_works(install: ModuleType, tmp_path: Path) -> None:
+def test_only_a_usable_environment_works(install: ModuleType, venv: Path, tmp_path: Path) -> None:
+    assert install.works(venv)
     assert not install.works(tmp_path / "absent")
     assert not install.works(make_venv(tmp_path / "half_made", "--without-pip"))
-    whole = make_venv(tmp_path / "whole")
-    assert install.works(whole)
-    moved = whole.rename(tmp_path / "moved")
-    assert not install.works(moved)
-    whole = moved.rename(whole)
-    (whole / "bin" / "python").unlink()
-    (whole / "bin" / "python").symlink_to(tmp_path / "a_python_that_was_removed")
-    assert not install.works(whole)
+    assert not install.works(shutil.copytree(venv, tmp_path / "moved", symlinks=True))
+    python = venv / "bin" / "python"
+    target = python.readlink()
+    python.unlink()
+    python.symlink_to(tmp_path / "a_python_that_was_removed")
+    assert not install.works(venv)
+    python.unlink()
+    python.symlink_to(target)
 
 
 def test_a_complete_environment_is_left_alone_until_its_sources_change(
-    install: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    install: ModuleType, venv: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    venv, installed = make_venv(tmp_path / "venv"), []
+    installed: list[Path] = []
     monkeypatch.setattr(install, "install", lambda venv, ros: installed.append(venv))
     install.prepare(venv, ros=False)
     install.prepare(venv, ros=False)
@@ -105,6 +111,7 @@ def test_a_complete_environment_is_left_alone_until_its_sources_change(
             "  Downloading torch-2.14.1-cp311-cp311-linux_x86_64.whl (554.6 MB)\nProgress 10 of 40\nProgress 2",
             "Downloading torch-2.14.1 (554.6 MB), 25%",
         ),
+        ("Installing collected packages: torch\n$ python -c import torch\n", "Working"),
         ("", "Working"),
     ],
 )

@@ -48,10 +48,10 @@ class Rig:
 
 
 @contextmanager
-def start_rig(namespace: str, log: Path, parameters: dict[str, object]) -> Iterator[Rig]:
+def start_rig(namespace: str, log: Path, parameters: dict[str, object], script: str = "") -> Iterator[Rig]:
     client = Client(namespace)
     try:
-        with NodeProcess("anomaly_node", log, parameters, "-r", f"__ns:={namespace}") as process:
+        with NodeProcess("anomaly_node", log, parameters, "-r", f"__ns:={namespace}", script=script) as process:
             yield Rig(client, process)
     finally:
         client.close()

@@ -44,8 +44,9 @@ def wait_until(condition: Callable[[], Any], timeout: float = PATIENCE, what: st
 class NodeProcess:
     """An executable of the package in a process of its own, its output kept in a file."""
 
-    def __init__(self, module: str, log: Path, parameters: dict[str, Any], *arguments: str) -> None:
-        command = [sys.executable, "-m", f"pebal_ros.{module}", "--ros-args"]
+    def __init__(self, module: str, log: Path, parameters: dict[str, Any], *arguments: str, script: str = "") -> None:
+        """With `script`, that Python source runs instead of the module."""
+        command = [sys.executable, *(["-c", script] if script else ["-m", f"pebal_ros.{module}"]), "--ros-args"]
         for name, value in parameters.items():
             command += ["-p", f"{name}:={value}"]
         self._log = log

@@ -161,3 +161,62 @@ def test_a_topic_of_another_type_is_named(tmp_path: Path, tiny_model: Path) -> N
         assert "carries sensor_msgs/msg/CompressedImage, not sensor_msgs/msg/Image" in status.message
     camera.close()
     client.close()
+
+
+FAILING_ENGINE = """
+from pebal_core.engines.torch import TorchEngine
+from pebal_ros.anomaly_node import main
+
+run, calls = TorchEngine.__call__, []
+
+def run_or_fail(self, images):
+    calls.append(1)
+    if len(calls) in (3, 4) or len(calls) > 5:
+        raise RuntimeError("CUDA error: out of memory")
+    return run(self, images)
+
+TorchEngine.__call__ = run_or_fail
+main()
+"""
+
+
+def test_an_engine_that_fails_is_retried_and_then_given_up(tmp_path: Path, tiny_model: Path) -> None:
+    with start_rig("/failing", tmp_path / "log", {"model": tiny_model}, script=FAILING_ENGINE) as rig:
+        camera = rig.client.camera()
+        camera.wait_for_subscriber()
+        labels = rig.client.listen("labels")
+        labels.wait_for(camera.send(picture()))  # calls 1 (warm-up) and 2
+        camera.send(picture())  # call 3
+        rig.client.status("/failing/image", lambda s: frame_counts(s)["failed"] == 1)
+        camera.send(picture())  # call 4
+        rig.client.status("/failing/image", lambda s: frame_counts(s)["failed"] == 2)
+        status = rig.client.status("model", lambda s: s.level == DiagnosticStatus.ERROR)
+        assert status.message == "The engine failed on 160×96 rgb8: RuntimeError: CUDA error: out of memory."
+        labels.wait_for(camera.send(picture()))  # call 5: it goes on as if nothing had been
+        rig.client.status("model", lambda s: s.level == DiagnosticStatus.OK)
+        camera.send_until(lambda: not rig.process.running)
+        assert rig.process.exit_code() == 1
+    assert "out of memory, 5 times in a row; the node ends." in rig.process.output()
+
+
+DYING_THREAD = """
+import threading
+from rclpy.node import Node
+from pebal_ros.process import main
+
+class Dying(Node):
+    def __init__(self, finish):
+        super().__init__("dying")
+    def start(self, executor):
+        threading.Thread(target=lambda: 1 / 0, name="division").start()
+    def stop(self):
+        pass
+
+main(Dying)
+"""
+
+
+def test_a_thread_that_dies_ends_the_process(tmp_path: Path) -> None:
+    with NodeProcess("", tmp_path / "log", {}, script=DYING_THREAD) as process:
+        assert process.exit_code(STARTUP) == 1
+    assert "The thread 'division' failed: ZeroDivisionError: division by zero." in process.output()
