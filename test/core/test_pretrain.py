@@ -27,8 +27,8 @@ TINY = {"encoder": "resnet18", "decoder_channels": 16}
 def options(data: Path, out: Path, *more: str) -> list[str]:
     return [
         "pretrain", f"--data={data}", f"--out={out}", f"--network_args={json.dumps(TINY)}", "--encoder_weights=null",
-        "--batch_size=2", "--crop=[32,32]", "--validate_every=2", "--workers=0", "--accelerator=cpu", "--devices=1",
-        "--checkpoint_every=2", *more,
+        "--batch_size=2", "--crop=[32,32]", "--validate_every=10", "--workers=0", "--accelerator=cpu", "--devices=1",
+        "--checkpoint_every=5", *more,
     ]  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "model.safetensors"
-    assert main(options(data, out, "--steps=4")) == 0
+    assert main(options(data, out, "--steps=10")) == 0
     return out
 
 
@@ -70,7 +70,7 @@ def test_a_killed_run_continues_identically(data: Path, tmp_path: Path) -> None:
 
 def test_training_reduces_the_loss(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.safetensors"
-    assert main(options(data, out, "--steps=40", "--color=0", "--validate_every=40")) == 0
+    assert main(options(data, out, "--steps=40", "--rate=0.02", "--encoder_rate=0.005", "--validate_every=40")) == 0
     rows = [line.split(",") for line in (out.parent / "log" / "metrics.csv").read_text().splitlines()]
     column = rows[0].index("loss")
     losses = [float(row[column]) for row in rows[1:] if row[column]]
