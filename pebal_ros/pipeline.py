@@ -118,6 +118,7 @@ class Pipeline:
         if settings.max_age and self._clock.now().nanoseconds - frame.stamp_ns > settings.max_age * 1e9:
             camera.counts.stale += 1
             return None
+        camera.stages.add("waiting", time.monotonic() - frame.received_at)
         started = time.perf_counter()
         try:
             image = frame.decode()

@@ -46,12 +46,16 @@ class RateMeter:
         self._times.append(time.monotonic())
 
     def hertz(self) -> float:
-        """Mean rate, from the intervals between the events of the window; 0 when there are none."""
-        now = time.monotonic()
-        recent = [t for t in tuple(self._times) if now - t < RATE_WINDOW]
-        if len(recent) < 2 or recent[-1] == recent[0]:
-            return len(recent) / RATE_WINDOW
-        return (len(recent) - 1) / (recent[-1] - recent[0])
+        """Mean rate, from the intervals that ended within the window; 0 when there are none, or it has stopped."""
+        now, times = time.monotonic(), tuple(self._times)
+        if len(times) < 2:
+            return 0.0
+        outside = sum(now - t >= RATE_WINDOW for t in times)
+        first = min(max(outside - 1, 0), len(times) - 2)
+        intervals, span = len(times) - 1 - first, times[-1] - times[first]
+        if span <= 0 or now - times[-1] > max(RATE_WINDOW, 2 * span / intervals):
+            return 0.0
+        return intervals / span
 
     def age(self) -> float | None:
         """Seconds since the last event, or None if there was none."""

@@ -29,6 +29,7 @@ DISK_NEEDED = 12.0
 MODULES = "torch, torchvision, cv2, timm, segmentation_models_pytorch, lightning, rclpy, sensor_msgs.msg, pebal_core"
 """What must be importable in the end."""
 LAST_LINES = 12
+OWN = ("pip", "setuptools")  # every environment has its own, whatever the distribution has
 
 # Compiled messages of a distribution with NumPy 1 do not load with NumPy 2; this is the last OpenCV without NumPy 2.
 NUMPY_1 = {"numpy": "numpy<2", "opencv-python-headless": "opencv-python-headless<4.12"}
@@ -133,15 +134,16 @@ def install(venv: Path, ros: bool) -> None:
     pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--constraint", str(constraints), "--no-input"]
     extras = "train,demo,test" if ros else "train,demo,test,ros"
     # pip first: the one that came with Python cannot report progress in this form, nor resume a download.
-    run([*pip, "pip", "setuptools"], log)
+    run([*pip, *OWN], log)
     run([*pip, "--progress-bar=raw", "--no-build-isolation", "--editable", f"{ROOT}[{extras}]"], log)
     say("Trying what was installed.")
     run([str(venv / "bin" / "python"), "-c", f"import {MODULES}"], log)
 
 
 def constraints_beside_ros(text: str) -> str:
-    """The constraints for an environment on top of a distribution: its own packages may stay as they are."""
-    present = {normal(found.metadata["Name"]): found.version for found in importlib.metadata.distributions()}
+    """The constraints for an environment on top of a distribution, whose own packages stay if they are new enough."""
+    present = {normal(found.metadata["Name"] or ""): found.version for found in importlib.metadata.distributions()}
+    present = {name: version for name, version in present.items() if name not in OWN}
     replaced = NUMPY_1 if present.get("numpy", "").startswith("1.") else {}
     lines = []
     for line in text.splitlines():

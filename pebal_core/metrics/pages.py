@@ -81,7 +81,7 @@ class Run:
         i, j = np.searchsorted(self.pages, (page, page + 1))
         width = int(self.widths[i]) if i < j else 0
         content = self._read(i, j, width)
-        return content if width else np.bincount(content, minlength=PAGE)
+        return content.astype(np.int64) if width else np.bincount(content, minlength=PAGE)
 
     def payload(self, chunk: int = 1 << 20) -> Iterator[bytes]:
         """All pages as they lie in the file, in pieces of at most `chunk` bytes."""

@@ -152,6 +152,26 @@ def test_crowded_scores_become_tables_of_counts(distinct: int, monkeypatch: pyte
     assert_as_scikit_learn(metrics.compute(), *labelled(all_frames * 2))
 
 
+def test_counts_beyond_32_bits() -> None:
+    """A score that 2^33 inlier pixels share, as after many frames: state of 8-byte counts, written and merged."""
+    table = np.zeros(pages.PAGE, np.uint64)
+    key = int(pages.score_keys(np.array([-8.0], np.float32))[0])
+    table[key & 0xFFFF] = 2**33
+    state = {
+        "images": np.array(5000),
+        "pages": np.array([key >> 16]),
+        "pixels": np.array([2**33]),
+        "widths": np.array([8]),
+        "payload": table.view(np.uint8),
+    }
+    metrics = accumulate([(np.array([[-7.0, -8.0, -9.0]], np.float32), np.array([[0, 1, 1]]))])
+    metrics.merge(PooledMetrics.from_state(state))
+    result = PooledMetrics.from_state(metrics.state_dict()).compute()
+    assert (result.images, result.inliers, result.outliers) == (5001, 2**33 + 1, 2)
+    assert result.auroc == pytest.approx((2**33 / 2) / (2 * (2**33 + 1)), abs=1e-12)
+    assert result.fpr95 == 1.0
+
+
 def test_numbers_of_pixels_at_thresholds() -> None:
     all_frames = [energies(seed) for seed in range(3)]
     score, target = labelled(all_frames)
@@ -170,7 +190,8 @@ def test_curve_follows_every_operating_point() -> None:
     assert np.all(np.diff(curve.fpr) >= 0)
     assert np.all(np.diff(curve.tpr) >= 0)
     assert (curve.tpr[0], curve.fpr[0], curve.precision[0], curve.tpr[-1], curve.fpr[-1]) == (0, 0, 1, 1, 1)
-    assert np.trapezoid(curve.tpr, curve.fpr) == pytest.approx(result.auroc, abs=1e-3)
+    area = np.sum(np.diff(curve.fpr) * (curve.tpr[1:] + curve.tpr[:-1]) / 2)
+    assert area == pytest.approx(result.auroc, abs=1e-3)
     for at in range(0, len(curve.fpr), 50):
         alarm = score >= np.float32(curve.threshold[at])
         assert curve.tpr[at] == np.mean(alarm[target == 1])
@@ -225,6 +246,12 @@ def test_other_float_types_are_refused() -> None:
     score, target = energies(0)
     with pytest.raises(TypeError, match="float64"):
         PooledMetrics().update(score.astype(np.float64), target, name="a.png")
+
+
+def test_a_state_is_not_merged_into_itself() -> None:
+    metrics = accumulate([energies(0)])
+    with pytest.raises(ValueError, match="into themselves"):
+        metrics.merge(metrics)
 
 
 def test_saved_state_is_compact(tmp_path: Path) -> None:

@@ -130,12 +130,11 @@ def test_a_distributions_packages_may_stay_and_its_numpy_1_must(
         def __init__(self, name: str, version: str) -> None:
             self.metadata, self.version = {"Name": name}, version
 
-    text = "numpy==2.2.6 ; python_full_version < '3.11'\nopencv-python-headless==5.0\npyyaml==6.0.3\ntorch==2.14.1\n"
-    monkeypatch.setattr(
-        install.importlib.metadata, "distributions", lambda: [Found("numpy", "1.26.4"), Found("PyYAML", "6.0.1")]
-    )
+    text = "numpy==2.4 ; python_version > '3.10'\nopencv-python-headless==5.0\npip==26.3\npyyaml==6.0.3\ntorch==2.14\n"
+    installed = [Found("numpy", "1.26.4"), Found("PyYAML", "6.0.1"), Found("pip", "24.0")]
+    monkeypatch.setattr(install.importlib.metadata, "distributions", lambda: installed)
     assert install.constraints_beside_ros(text).split() == [
-        "pyyaml<=6.0.3", "torch==2.14.1", "numpy<2", "opencv-python-headless<4.12",
+        "pip==26.3", "pyyaml<=6.0.3", "torch==2.14", "numpy<2", "opencv-python-headless<4.12",
     ]  # fmt: skip
     monkeypatch.setattr(install.importlib.metadata, "distributions", lambda: [])
     assert install.constraints_beside_ros(text) == text

@@ -138,10 +138,21 @@ class TestCamera:
 
     def __init__(self, client: Client, topic: str, reliability: str = "reliable", message_type: type = Image) -> None:
         self._client = client
+        self._reliable = reliability == "reliable"
         self.publisher: Any = client.node.create_publisher(message_type, topic, qos(reliability))
 
     def wait_for_subscriber(self) -> None:
-        wait_until(self.publisher.get_subscription_count, STARTUP, f"subscriber on {self.publisher.topic_name}")
+        """Until a subscription is matched and, for a reliable camera, one that asks for reliability: the node asks
+        for best effort until it has seen the camera, and what it is sent meanwhile may be lost."""
+        topic = self.publisher.topic_name
+
+        def matched() -> bool:
+            asked = [info.qos_profile.reliability for info in self._client.node.get_subscriptions_info_by_topic(topic)]
+            return self.publisher.get_subscription_count() > 0 and (
+                not self._reliable or QoSReliabilityPolicy.RELIABLE in asked
+            )
+
+        wait_until(matched, STARTUP, f"subscriber on {topic}")
 
     def send(self, image: np.ndarray, encoding: str = "rgb8", **changes: Any) -> Stamp:
         """Publish an image, with fields of the message changed; returns its stamp."""

@@ -273,5 +273,4 @@ def test_a_camera_that_stops_is_missed(rig: Rig, camera: TestCamera, labels: Inb
     labels.wait_for(camera.send(picture()))
     status = rig.client.status(IMAGE, lambda s: s.level == DiagnosticStatus.ERROR)
     assert "No frame on /rig/image for" in status.message and "has a publisher" in status.message
-    labels.wait_for(camera.send(picture()))
-    rig.client.status(IMAGE, lambda s: s.level != DiagnosticStatus.ERROR)
+    camera.send_until(lambda: rig.client.statuses[IMAGE].level != DiagnosticStatus.ERROR)

@@ -23,6 +23,20 @@ def test_rate_of_a_steady_stream_and_after_it_stopped(monkeypatch: pytest.Monkey
     assert meter.hertz() == 0 and meter.age() == pytest.approx(5.04)
 
 
+def test_rate_of_a_stream_slower_than_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    meter = RateMeter()
+    for _ in range(4):
+        meter.tick()
+        now += 8.0
+        assert meter.hertz() in (0.0, pytest.approx(1 / 8))
+    now -= 1.0
+    assert meter.hertz() == pytest.approx(1 / 8), "between two events it has not stopped"
+    now += 10.0
+    assert meter.hertz() == 0
+
+
 def test_percentiles_over_the_last_frames() -> None:
     times = StageTimes()
     for milliseconds in [1000] * 50 + list(range(1, stream_statistics.LAST_FRAMES + 1)):
