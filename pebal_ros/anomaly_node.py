@@ -26,6 +26,7 @@ from .findings import ERROR, OK, UNSAID, Finding, examine
 from .parameters import PARAMETERS, Settings, declare, refusal
 from .pipeline import Pipeline
 from .process import Finish
+from .qos import keep_last
 
 WATCH_PERIOD = 0.1  # seconds between two looks at who publishes
 
@@ -168,7 +169,7 @@ class AnomalyNode(LifecycleNode):
                 name,
                 self._value("transport"),
                 self._value("input_reliability"),
-                self._value("output_reliability"),
+                keep_last(self._value("output_reliability"), self._value("output_depth")),
                 list(self._value("outputs")),
                 self._ready,
             )

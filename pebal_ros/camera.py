@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rclpy.node import Node
+from rclpy.qos import QoSProfile
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
@@ -57,7 +58,7 @@ class Camera:
         name: str,
         transport: str,
         input_reliability: str,
-        output_reliability: str,
+        output_qos: QoSProfile,
         outputs: list[str],
         ready: threading.Condition,
     ) -> None:
@@ -66,7 +67,7 @@ class Camera:
         compressed = transport == "compressed"
         self.name = name
         self.mailbox: Mailbox[ReceivedFrame] = Mailbox(ready)
-        self.outputs = CameraOutputs(node, prefix, outputs, output_reliability)
+        self.outputs = CameraOutputs(node, prefix, outputs, output_qos)
         self.input = CameraInput(
             node,
             CompressedImage if compressed else Image,
@@ -93,7 +94,7 @@ class Camera:
     def open(self) -> None:
         """Begin to receive."""
         self.opened_at = time.monotonic()
-        self.input.open()
+        self.input.watch()
         # Best effort hears reliable and best-effort cameras alike, and a calibration is small.
         self._info_subscription = self._node.create_subscription(
             CameraInfo, self._info_topic, self._receive_info, keep_last(BEST_EFFORT)

@@ -32,6 +32,7 @@ from .qos import BEST_EFFORT, RELIABLE, keep_last
 Decoded: TypeAlias = "tuple[Frame, Time | None] | PebalError | None"
 """A frame and, from a webcam, when it was read; or what ended the source: an error, or None for its end."""
 DECODED_AHEAD = 4  # frames; enough to hide a slow key frame
+KEPT = 10  # messages; so that a subscriber that is slow for a moment misses none
 PARAMETERS = (
     Spec("source", str, "", "Video, folder of images, one image, or index of a webcam."),
     Spec("rate", float, 0.0, "Frames per second; 0: as recorded.", (0.0, 1000.0)),
@@ -39,7 +40,7 @@ PARAMETERS = (
     Spec("count", int, 0, "Frames to publish before ending; 0: all.", (0, 1_000_000_000)),
     Spec("frame_id", str, "camera", "Frame of the camera in the headers."),
     Spec("reliability", str, RELIABLE, "What to offer to subscribers.", choices=(RELIABLE, BEST_EFFORT)),
-    Spec("wait_for_subscribers", int, 0, "Subscribers on image to wait for before the first frame.", (0, 100)),
+    Spec("wait_for_subscribers", int, 0, "Nodes that must listen to image before the first frame.", (0, 100)),
     Spec("start_delay", float, 0.0, "Seconds to wait before the first frame.", (0.0, 3600.0)),
     Spec("manifest", str, "", "CSV file to write: stamp (ns) and name of every published frame; empty: none."),
 )
@@ -71,7 +72,7 @@ class CameraPlayer(Node):
         self._loop, self._count = self.get_parameter("loop").value, self.get_parameter("count").value
         self._frame_id = self.get_parameter("frame_id").value
         self._period = 1 / (self.get_parameter("rate").value or self._source.rate)
-        qos = keep_last(self.get_parameter("reliability").value)
+        qos = keep_last(self.get_parameter("reliability").value, KEPT)
         self._images = self.create_publisher(Image, "image", qos)
         self._infos = self.create_publisher(CameraInfo, "camera_info", qos)
         self._stopping = threading.Event()
@@ -161,10 +162,16 @@ class CameraPlayer(Node):
 
     def _wait_for_subscribers(self) -> None:
         wanted = self.get_parameter("wait_for_subscribers").value
-        if self._images.get_subscription_count() < wanted:
+        if self._listening_nodes() < wanted:
             self.get_logger().info(f"Waiting for {wanted} subscribers on {self._images.topic_name} …")
-        while self._images.get_subscription_count() < wanted and not self._stopping.wait(0.02):
+        while self._listening_nodes() < wanted and not self._stopping.wait(0.02):
             pass
+
+    def _listening_nodes(self) -> int:
+        """Nodes, not subscriptions: while nobody publishes, anomaly_node has two."""
+        subscriptions = self.get_subscriptions_info_by_topic(self._images.topic_name)
+        nodes = {(subscription.node_namespace, subscription.node_name) for subscription in subscriptions}
+        return min(len(nodes), self._images.get_subscription_count())
 
     def _publish(self, frame: Frame, header: Header) -> None:
         height, width = frame.image.shape[:2]

@@ -113,7 +113,7 @@ def camera_values(camera: Camera, settings: Settings) -> dict[str, str]:
     values = {
         "topic": camera.input.topic,
         "publishers": str(camera.input.state.publishers),
-        "reliability": camera.input.state.asked,
+        "reliability": " or ".join(camera.input.asked),
         "picture": camera.picture,
         "outputs wanted": ", ".join(camera.outputs.wanted(settings)) or "none",
         "frames received": str(camera.mailbox.counts()[0]),

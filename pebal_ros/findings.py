@@ -79,7 +79,7 @@ def _silence(camera: Camera, topic: str, state: TopicState, seconds: float) -> F
             f"{topic} has no publisher: start the camera, or remap 'image' to its topic "
             "('ros2 topic list -t' shows them).",
         )
-    if state.incompatible:
+    if camera.input.incompatible:
         return Finding(
             ERROR,
             "incompatible QoS",

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from rclpy.node import Node
 from rclpy.publisher import Publisher
+from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
@@ -19,7 +20,6 @@ from pebal_core.detector import Result
 
 from .images import RgbImage, to_compressed, to_message
 from .parameters import Settings
-from .qos import keep_last
 
 
 class Products:
@@ -85,12 +85,11 @@ class CameraOutputs:
     Args:
         prefix: "" or the camera's name and a slash.
         names: the outputs that are offered.
-        reliability: offered on all of them.
+        qos: offered on all of them.
     """
 
-    def __init__(self, node: Node, prefix: str, names: Sequence[str], reliability: str) -> None:
+    def __init__(self, node: Node, prefix: str, names: Sequence[str], qos: QoSProfile) -> None:
         self._node = node
-        qos = keep_last(reliability)
         self._publishers: dict[str, Publisher[Any]] = {}
         for name in names:
             # Like image_transport: the suffix follows the name after remapping.

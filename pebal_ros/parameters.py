@@ -103,6 +103,7 @@ PARAMETERS: tuple[Spec, ...] = (
     Spec("transport", str, "raw", "Subscribe to image (raw) or to image/compressed.", choices=("raw", "compressed")),
     Spec("input_reliability", str, AUTO, "auto: what the camera offers.", choices=(AUTO, *RELIABILITIES)),
     Spec("output_reliability", str, RELIABLE, "What to offer on every output.", choices=RELIABILITIES),
+    Spec("output_depth", int, 1, "Messages that every output keeps for subscribers that lag behind.", (1, 100)),
     Spec("outputs", list, list(OUTPUT_NAMES), "Outputs that are offered.", choices=OUTPUT_NAMES),
     Spec("autostart", bool, True, "Configure and activate at start; false: an external lifecycle manager does."),
     Spec("threshold", float, AUTO, "Nats from which mask is 255; auto: the model's.", ENERGY_LIMITS, runtime=True),

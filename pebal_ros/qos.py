@@ -1,4 +1,4 @@
-"""The one quality of service that images have here: keep the last, reliable or best effort."""
+"""The quality of service of images: keep the last, reliable or best effort."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ RELIABLE = "reliable"
 BEST_EFFORT = "best_effort"
 
 
-def keep_last(reliability: str) -> QoSProfile:
-    """KEEP_LAST 1: a queue of images is latency and nothing else."""
+def keep_last(reliability: str, depth: int = 1) -> QoSProfile:
+    """KEEP_LAST, by default of one: a queue of images is latency and nothing else."""
     return QoSProfile(
         history=QoSHistoryPolicy.KEEP_LAST,
-        depth=1,
+        depth=depth,
         reliability=QoSReliabilityPolicy.RELIABLE if reliability == RELIABLE else QoSReliabilityPolicy.BEST_EFFORT,
     )
 

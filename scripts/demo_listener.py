@@ -62,7 +62,8 @@ class Listener(Node):
         return 0 < self._count("received") == self.settled() and min(self._received.values()) >= answered
 
     def frame_counts(self) -> dict[str, int]:
-        counts = {kind: self._count(kind) for kind in ("received", "answered", "dropped", "bad")}
+        kinds = ("received", "answered", "dropped", "bad", "lost before the node")
+        counts = {kind: self._count(kind) for kind in kinds}
         return {**counts, **{f"{name} received here": count for name, count in self._received.items()}}
 
     def latencies(self) -> dict[str, float]:

@@ -142,8 +142,8 @@ class TestCamera:
         self.publisher: Any = client.node.create_publisher(message_type, topic, qos(reliability))
 
     def wait_for_subscriber(self) -> None:
-        """Until a subscription is matched and, for a reliable camera, one that asks for reliability: the node asks
-        for best effort until it has seen the camera, and what it is sent meanwhile may be lost."""
+        """Until a subscription is matched; for a reliable camera one that asks for reliability, which the node may
+        have to make first where the camera before this one was best effort."""
         topic = self.publisher.topic_name
 
         def matched() -> bool:

@@ -153,7 +153,8 @@ def test_under_overload_every_frame_is_answered_or_counted_as_dropped(
     change = {name: after[name] - before[name] for name in after}
     assert change["dropped"] > 20, f"no overload: {change}"
     assert change["answered"] + change["dropped"] + change["lost before the node"] == 100, change
-    assert change["answered"] == len(labels.messages) - answers
+    # Outputs keep one message: a listener that lags may miss an answer, but never sees one that was not given.
+    assert 0.9 * change["answered"] <= len(labels.messages) - answers <= change["answered"]
     assert labels.stamps() == sorted(labels.stamps()), "answers keep the order"
 
 
@@ -254,6 +255,7 @@ def test_diagnostics_say_what_runs(rig: Rig, camera: TestCamera, labels: Inbox, 
     assert model["model sha256"] == file_sha256(tiny_model) and model["model"] == str(tiny_model)
     seen = rig.client.status(IMAGE, lambda s: s.hardware_id == "front_left")
     stages = (
+        "waiting",
         "decode",
         "preprocess",
         "inference",
