@@ -27,7 +27,7 @@ from . import process
 from .images import to_message
 from .parameters import Spec, declare
 from .process import Finish
-from .qos import BEST_EFFORT, RELIABLE, keep_last
+from .qos import BEST_EFFORT, RELIABLE, keep_last, try_publish
 
 Decoded: TypeAlias = "tuple[Frame, Time | None] | PebalError | None"
 """A frame and, from a webcam, when it was read; or what ended the source: an error, or None for its end."""
@@ -157,8 +157,8 @@ class CameraPlayer(Node):
             if stamp is None and self._stopping.wait(max(due - time.monotonic(), 0)):
                 return
             due = max(due + self._period, time.monotonic())  # after a stall go on at the pace, without a burst
-            self._publish(frame, Header(stamp=stamp or self.get_clock().now().to_msg(), frame_id=self._frame_id))
-            published += 1
+            header = Header(stamp=stamp or self.get_clock().now().to_msg(), frame_id=self._frame_id)
+            published += self._publish(frame, header)
 
     def _wait_for_subscribers(self) -> None:
         wanted = self.get_parameter("wait_for_subscribers").value
@@ -173,14 +173,18 @@ class CameraPlayer(Node):
         nodes = {(subscription.node_namespace, subscription.node_name) for subscription in subscriptions}
         return min(len(nodes), self._images.get_subscription_count())
 
-    def _publish(self, frame: Frame, header: Header) -> None:
+    def _publish(self, frame: Frame, header: Header) -> bool:
+        """Whether the frame went out."""
         height, width = frame.image.shape[:2]
         # Zeros in K say "not calibrated"; size and frame are all that is known of the footage.
-        self._infos.publish(CameraInfo(header=header, height=height, width=width))
-        self._images.publish(to_message(frame.image, "rgb8", header))
+        try_publish(self._infos, CameraInfo(header=header, height=height, width=width))
+        if not try_publish(self._images, to_message(frame.image, "rgb8", header)):
+            self.get_logger().warning(f"Frame {frame.name} could not be sent in time: a subscriber reads too slowly.")
+            return False
         if self._manifest is not None:
             stamp = header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
             csv.writer(self._manifest).writerow((stamp, frame.name))
+        return True
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from pebal_core.detector import Result
 
 from .images import RgbImage, to_compressed, to_message
 from .parameters import Settings
+from .qos import try_publish
 
 
 class Products:
@@ -138,13 +139,13 @@ class CameraOutputs:
                 messages.append((key, to_message(pixels, form.encoding, header)))
         return messages
 
-    def publish(self, messages: Collection[tuple[str, Image | CompressedImage]]) -> None:
-        for key, message in messages:
-            self._publishers[key].publish(message)
+    def publish(self, messages: Collection[tuple[str, Image | CompressedImage]]) -> list[str]:
+        """Publish; returns the outputs that the middleware could not take."""
+        return [key for key, message in messages if not try_publish(self._publishers[key], message)]
 
     def publish_camera_info(self, camera_info: CameraInfo, header: Header) -> None:
         """The camera's calibration with the stamp of the frame that was answered."""
         if self._camera_info.get_subscription_count() > 0:
             stamped = copy.copy(camera_info)
             stamped.header = header
-            self._camera_info.publish(stamped)
+            try_publish(self._camera_info, stamped)

@@ -162,7 +162,9 @@ class Pipeline:
         rendered = time.perf_counter()
         if camera.camera_info is not None:
             camera.outputs.publish_camera_info(camera.camera_info, header)
-        camera.outputs.publish(messages)
+        unsent = camera.outputs.publish(messages)
+        if unsent:
+            camera.last_error = f"{', '.join(unsent)} could not be sent in time: a subscriber reads too slowly."
         published = time.perf_counter()
         camera.counts.answered += 1
         camera.rate_out.tick()

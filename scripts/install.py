@@ -142,8 +142,11 @@ def install(venv: Path, ros: bool) -> None:
 
 def constraints_beside_ros(text: str) -> str:
     """The constraints for an environment on top of a distribution, whose own packages stay if they are new enough."""
-    present = {normal(found.metadata["Name"] or ""): found.version for found in importlib.metadata.distributions()}
-    present = {name: version for name, version in present.items() if name not in OWN}
+    present: dict[str, str] = {}
+    for found in importlib.metadata.distributions():  # in the order of sys.path: the first one is imported
+        present.setdefault(normal(found.metadata["Name"] or ""), found.version)
+    for name in OWN:
+        present.pop(name, None)
     replaced = NUMPY_1 if present.get("numpy", "").startswith("1.") else {}
     lines = []
     for line in text.splitlines():

@@ -131,7 +131,7 @@ def test_a_distributions_packages_may_stay_and_its_numpy_1_must(
             self.metadata, self.version = {"Name": name}, version
 
     text = "numpy==2.4 ; python_version > '3.10'\nopencv-python-headless==5.0\npip==26.3\npyyaml==6.0.3\ntorch==2.14\n"
-    installed = [Found("numpy", "1.26.4"), Found("PyYAML", "6.0.1"), Found("pip", "24.0")]
+    installed = [Found("numpy", "1.26.4"), Found("PyYAML", "6.0.1"), Found("pip", "24.0"), Found("numpy", "2.1")]
     monkeypatch.setattr(install.importlib.metadata, "distributions", lambda: installed)
     assert install.constraints_beside_ros(text).split() == [
         "pip==26.3", "pyyaml<=6.0.3", "torch==2.14", "numpy<2", "opencv-python-headless<4.12",
