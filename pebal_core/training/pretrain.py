@@ -2,8 +2,9 @@
 
     pebal pretrain --config config/pretrain_camvid.yaml --data DIR --out model.safetensors
 
-The K classes are trained by cross-entropy over K+1 channels, so the abstention channel learns to stay silent and is
-ready for PEBAL fine-tuning. One process per GPU with ``torchrun --nproc-per-node N -m pebal_core pretrain …``.
+The K classes are trained by cross-entropy and the Dice loss over K+1 channels, so the abstention channel learns to
+stay silent and is ready for PEBAL fine-tuning. One process per GPU with
+``torchrun --nproc-per-node N -m pebal_core pretrain …``.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from segmentation_models_pytorch.losses import DiceLoss
 from torch import Tensor
 
-from ..data.augment import random_color, random_crop, random_mirror, random_scale
+from ..data.augment import random_camera, random_color, random_crop, random_mirror, random_scale
 from ..data.scenes import SceneSet, camvid
 from ..detector import AnomalyDetector
 from ..labels import VOID
@@ -53,12 +55,16 @@ class PretrainConfig(RunConfig):
     """Bounds of the random scale."""
     color: float = 0.3
     """Strength of the random brightness, contrast, saturation and white balance."""
+    camera: float = 0.0
+    """Chance of each of gamma, blur, noise and JPEG artefacts."""
     encoder_rate: float = 3e-4
     rate: float = 1.5e-3
     """Peak learning rates (AdamW) of the encoder and of the rest; warm-up, then polynomial decay."""
     weight_decay: float = 1e-2
     class_balance: float = 0.5
     """Exponent of the inverse class frequency that weights the loss: 0 = none, 1 = full."""
+    dice: float = 0.0
+    """Weight of the Dice loss, which counts thin and rare classes as much as wide ones."""
     ema_decay: float = 0.995
     """Decay per step of the averaged weights, which are the ones kept."""
     clip: float = 5.0
@@ -127,6 +133,7 @@ class PretrainModule(TrainingModule):
         self.config, self.train_set, self.validation_set = config, train, validation
         weights = class_weights(train, network.num_outputs, config.class_balance)
         self.register_buffer("class_weights", weights, persistent=False)
+        self.dice = DiceLoss("multiclass", ignore_index=VOID)
 
     def draw(self, rng: np.random.Generator, number: int) -> tuple[np.ndarray, np.ndarray]:
         """One augmented crop: scale, mirror, crop, colour."""
@@ -135,12 +142,14 @@ class PretrainModule(TrainingModule):
         image, labels = random_scale(*scene, config.scale[0], config.scale[1], rng)
         image, labels = random_mirror(image, labels, 0.5, rng)
         image, labels = random_crop(image, labels, config.crop[0], config.crop[1], rng)
-        return random_color(image, config.color, rng), labels
+        return random_camera(random_color(image, config.color, rng), config.camera, rng), labels
 
     def training_step(self, batch: Sample, batch_index: int) -> Tensor:
         images, target = batch
         logits = self.network(self.normalise(images)).float()
         loss = F.cross_entropy(logits, target, weight=self.class_weights, ignore_index=VOID)
+        if self.config.dice:
+            loss = loss + self.config.dice * self.dice(logits, target)
         self.log("loss", loss, prog_bar=True)
         return loss
 
