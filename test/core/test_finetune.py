@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -157,6 +158,44 @@ def test_nan_stops_with_the_files_named(workshop: Path, tmp_path: Path, capsys: 
     error = capsys.readouterr().err
     assert "NaN" in error or "not finite" in error
     assert ".jpg" in error
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_the_last_checkpoint(
+    workshop: Path, trained: Path, tmp_path: Path
+) -> None:
+    """A limit on the size of files stands for the full disk: the checkpoint is the first file above it."""
+    before = (trained / "last.ckpt").read_bytes()
+    (tmp_path / "last.ckpt").write_bytes(before)
+    limited = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000));"
+        "from pebal_core.commands.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", limited, *options(workshop, tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1
+    assert "last.ckpt could not be written: File too large; free space" in done.stderr.splitlines()[-1]
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+    assert not list(tmp_path.glob(".*.part")), "nothing half-written is left"
+
+
+def test_bf16_follows_fp32(workshop: Path, trained: Path, tmp_path: Path) -> None:
+    """The trunk and the head in bf16, the losses in fp32."""
+    assert main(options(workshop, tmp_path, "--trainer.precision=bf16-mixed")) == 0
+    assert log_of(tmp_path, "loss") == pytest.approx(log_of(trained, "loss"), rel=0.03)
+    assert log_of(tmp_path, "val_auroc") == pytest.approx(log_of(trained, "val_auroc"), abs=0.03)
+
+
+def test_validation_scenes_as_files(workshop: Path, tmp_path: Path) -> None:
+    arguments = options(workshop, tmp_path / "run")[1:]
+    assert main(["paste-outliers", *arguments, f"--to={tmp_path / 'a'}"]) == 0
+    assert main(["paste-outliers", *arguments, f"--to={tmp_path / 'b'}", "--split=train"]) == 0
+    assert not (tmp_path / "run").exists(), "nothing is trained"
+    for folder in ("a", "b"):
+        images, labels = (sorted((tmp_path / folder / kind).iterdir()) for kind in ("images", "labels"))
+        assert [path.name for path in images] == [path.name for path in labels] and images
+        for path in labels:
+            pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+            assert pixels is not None and {0, 1} <= set(np.unique(pixels)) <= {0, 1, 255}
 
 
 def test_group_labels_become_the_most_probable_class_of_the_group() -> None:

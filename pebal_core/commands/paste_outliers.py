@@ -1,0 +1,42 @@
+"""``pebal paste-outliers --config config/train_….yaml --to OUT``: a labelled set with pasted objects, as files.
+
+The held-back objects of a training configuration are pasted into scenes of its validation sets (or of another split
+of them) exactly as its evaluations see them; the folders ``images/`` and ``labels/`` can be looked at and benchmarked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jsonargparse import ArgumentParser, Namespace
+from rich.progress import track
+
+from ..labels import OUTLIER, VOID
+from ..model_file import write_atomically
+from ..training.finetune import FinetuneConfig
+from ..training.samples import ValidationScenes, open_outliers
+from .train import read_config
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--config", action="config", help="a configuration of pebal train")
+    parser.add_argument("--to", type=Path, required=True, help="folder to write images/ and labels/ to")
+    parser.add_argument("--split", type=str, help="split of the validation sets to use in place of theirs")
+    parser.add_class_arguments(FinetuneConfig)
+
+
+def run(args: Namespace) -> None:
+    data = read_config(args).data
+    if args.split is not None:
+        data = replace(data, validation=[replace(source, split=args.split) for source in data.validation])
+    scenes = ValidationScenes(data, open_outliers(data)[1])
+    for number in track(range(len(scenes)), "scenes with outliers"):
+        image, labels, name = scenes.load(number)
+        target = np.where(labels == OUTLIER, 1, np.where(labels == VOID, VOID, 0)).astype(np.uint8)
+        file = f"{number:04d}_{Path(name).stem}.png"
+        for folder, pixels in (("images", image[..., ::-1]), ("labels", target)):
+            write_atomically(args.to / folder / file, cv2.imencode(".png", pixels)[1].tobytes())
+    print(f"{args.to}: {len(scenes)} scenes of {scenes.name}; labels: 0 inlier, 1 outlier, {VOID} void.")
