@@ -22,7 +22,7 @@ ARGUMENTS = {
     "camera_info": ("camera_info", "Calibration topic of the camera."),
     "namespace": ("", "Namespace of the node and its outputs, such as front."),
     "model": ("", "Model file or shipped model; empty: as the parameter file says."),
-    "engine": ("", "torch, onnxruntime or auto; empty: as the parameter file says."),
+    "engine": ("", "torch or auto; empty: as the parameter file says."),
     "device": ("", "cpu, cuda, cuda:N or auto; empty: as the parameter file says."),
     "params_file": (str(CONFIG / "anomaly.yaml"), "Parameters of anomaly_node."),
     "source": ("", "Video, image folder, image or webcam index to play as the camera; empty: no player."),
