@@ -93,7 +93,7 @@ OUTPUT_NAMES = ("labels", "energy", "score", "mask", "overlay", "label_colors")
 
 PARAMETERS: tuple[Spec, ...] = (
     Spec("model", str, "starter", "Model file (.safetensors written by pebal), or the name of a shipped model."),
-    Spec("engine", str, AUTO, "What runs the network: torch, onnxruntime, or auto: the best one installed."),
+    Spec("engine", str, AUTO, "What runs the network: torch, or auto: the best one installed."),
     Spec("device", str, AUTO, "cpu, cuda, cuda:N, or auto: the GPU where there is one. A missing one is an error."),
     Spec("precision", str, AUTO, "Arithmetic of the network.", choices=(AUTO, "fp32", "fp16", "bf16")),
     Spec("input_height", int, 0, "Height in pixels that the network sees; 0: as the model file says.", (0, 8192)),
