@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rcl_interfaces.msg import SetParametersResult
+from rclpy.clock import Clock, ClockType  # type: ignore[attr-defined]
 from rclpy.executors import Executor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
@@ -29,6 +30,8 @@ from .process import Finish
 from .qos import keep_last
 
 WATCH_PERIOD = 0.1  # seconds between two looks at who publishes
+SHUTDOWN_PATIENCE = 1.0
+"""Seconds that the end of the process waits for a frame in hand; launch sends SIGTERM after five."""
 
 
 class AnomalyNode(LifecycleNode):
@@ -64,7 +67,8 @@ class AnomalyNode(LifecycleNode):
             raise
         self._reporter = Reporter(self, self._collect)
         self.create_service(SetBool, "~/set_enabled", self._set_enabled)
-        self.create_timer(WATCH_PERIOD, self._watch)
+        # Not the node's own clock, which stands still where use_sim_time is set and /clock is not published.
+        self.create_timer(WATCH_PERIOD, self._watch, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def _value(self, name: str) -> Any:
         return self.get_parameter(name).value
@@ -92,7 +96,9 @@ class AnomalyNode(LifecycleNode):
                 return self._give_up(self._failure or "The node could not be activated.")
 
     def stop(self) -> None:
-        self._release()
+        if self._failure and self._state == "active":
+            self.trigger_deactivate()  # which `on_deactivate` turns into the error state
+        self._release(SHUTDOWN_PATIENCE)
         self._state = "finalized"
         self._reporter.stop()
 
@@ -116,18 +122,22 @@ class AnomalyNode(LifecycleNode):
         return self._transition(self._activate, "activating", "active")
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        if self._failure:  # of the engine, for good
+            return TransitionCallbackReturn.ERROR
         return self._transition(self._deactivate, "deactivating", "inactive")
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         return self._transition(self._release, "cleaning up", "unconfigured")
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        result = self._transition(self._release, "shutting down", "finalized")
+        result = self._transition(lambda: self._release(SHUTDOWN_PATIENCE), "shutting down", "finalized")
         self._finish(None)
         return result
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        return self._transition(self._release, "cleaning up after an error", "unconfigured")
+        """Only an engine that is given up leads here: there is no way back, so the node is finalized."""
+        self._release(SHUTDOWN_PATIENCE)
+        return TransitionCallbackReturn.FAILURE
 
     def _transition(self, work: Callable[[], None], during: str, after: str) -> TransitionCallbackReturn:
         before, self._state, self._failure = self._state, during, ""
@@ -193,16 +203,16 @@ class AnomalyNode(LifecycleNode):
             for camera in self._cameras:
                 camera.open()
 
-    def _deactivate(self) -> None:
+    def _deactivate(self, patience: float | None = None) -> None:
         if self._pipeline is not None:
-            self._pipeline.stop()
+            self._pipeline.stop(patience)
             self._pipeline = None
         for camera in self._cameras:
             camera.close()
 
-    def _release(self) -> None:
-        """Give back everything that configuring took."""
-        self._deactivate()
+    def _release(self, patience: float | None = None) -> None:
+        """Give back everything that configuring took; `patience` is what the frame in hand gets, in seconds."""
+        self._deactivate(patience)
         cameras, self._cameras = self._cameras, []
         for camera in cameras:
             camera.destroy()

@@ -79,6 +79,10 @@ class Camera:
         self.rate_in, self.rate_out, self.rate_dropped = RateMeter(), RateMeter(), RateMeter()
         self.stages = StageTimes()
         self.last_error = ""
+        self.refused: dict[str, str] = {}
+        """Outputs of the last answer that the middleware refused, with its reason."""
+        self.wanted_since: float | None = None
+        """`time.monotonic()` of the first frame of which an output was wanted, after a time without; None: none is."""
         self.bad_in_a_row = 0
         self.frame_id = ""
         self.picture = "none yet"
@@ -94,6 +98,7 @@ class Camera:
     def open(self) -> None:
         """Begin to receive."""
         self.opened_at = time.monotonic()
+        self.rate_in = RateMeter()  # a pause is no interval between frames
         self.input.watch()
         # Best effort hears reliable and best-effort cameras alike, and a calibration is small.
         self._info_subscription = self._node.create_subscription(
@@ -112,6 +117,21 @@ class Camera:
     def destroy(self) -> None:
         self.close()
         self.outputs.destroy()
+
+    def begin_answering(self) -> None:
+        """Somebody listens again: the rates so far say nothing about what comes."""
+        self.wanted_since = time.monotonic()
+        self.rate_out, self.rate_dropped = RateMeter(), RateMeter()
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the node's time is that of /clock."""
+        return bool(self._node.get_parameter("use_sim_time").value)
+
+    @property
+    def clock_missing(self) -> bool:
+        """Whether the node's time should be that of /clock, but none has come."""
+        return self.simulated and self._node.get_clock().now().nanoseconds == 0
 
     @property
     def dropped(self) -> int:

@@ -178,8 +178,9 @@ class CameraPlayer(Node):
         height, width = frame.image.shape[:2]
         # Zeros in K say "not calibrated"; size and frame are all that is known of the footage.
         try_publish(self._infos, CameraInfo(header=header, height=height, width=width))
-        if not try_publish(self._images, to_message(frame.image, "rgb8", header)):
-            self.get_logger().warning(f"Frame {frame.name} could not be sent in time: a subscriber reads too slowly.")
+        refused = try_publish(self._images, to_message(frame.image, "rgb8", header))
+        if refused:
+            self.get_logger().warning(f"Frame {frame.name} was not sent, because the middleware refused it: {refused}.")
             return False
         if self._manifest is not None:
             stamp = header.stamp.sec * 1_000_000_000 + header.stamp.nanosec

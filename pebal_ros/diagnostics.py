@@ -123,6 +123,7 @@ def camera_values(camera: Camera, settings: Settings) -> dict[str, str]:
         "frames too old": str(counts.stale),
         "frames unheard": str(counts.unheard),
         "frames failed": str(counts.failed),
+        "frames unsent": str(counts.unsent),
         "frames lost before the node": str(counts.lost),
         "rate in (Hz)": f"{camera.rate_in.hertz():.2f}",
         "rate out (Hz)": f"{camera.rate_out.hertz():.2f}",

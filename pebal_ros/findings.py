@@ -10,6 +10,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from .camera import Camera
 from .camera_input import TopicState
 from .parameters import Settings
+from .stream_statistics import RATE_WINDOW
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
@@ -45,8 +46,24 @@ def examine(camera: Camera, settings: Settings) -> Finding:
         return Finding(OK, "starting", f"Waiting for the first frame on {topic}.")
     if camera.bad_in_a_row:
         return Finding(ERROR, "bad frames", camera.last_error)
+    if camera.clock_missing:
+        return Finding(
+            WARN,
+            "no clock",
+            "use_sim_time is set, but nothing publishes /clock, so the age of a frame is not known: play the "
+            "recording with --clock, or unset use_sim_time.",
+        )
     if not CLOCK_TOLERANCE[0] <= camera.clock_offset <= CLOCK_TOLERANCE[1]:
-        return _clocks(topic, camera.clock_offset)
+        return _clocks(topic, camera.clock_offset, camera.simulated)
+    if state.publishers > 1:
+        return Finding(
+            WARN,
+            "several publishers",
+            f"{topic} has {state.publishers} publishers: frames of different cameras may mix.",
+        )
+    complaint = camera.outputs.complaint()
+    if complaint:
+        return Finding(WARN, "outputs", complaint)
     if not camera.outputs.wanted(settings):
         if camera.outputs.heard("mask"):
             return Finding(
@@ -55,7 +72,11 @@ def examine(camera: Camera, settings: Settings) -> Finding:
                 "mask has a subscriber, but the model stores no threshold: set the parameter threshold.",
             )
         return Finding(OK, "unheard", f"Frames arrive on {topic}; nobody subscribes to an output, so none is computed.")
+    if camera.refused:
+        return Finding(WARN, "refused", camera.last_error)
     rate_in, rate_out = camera.rate_in.hertz(), camera.rate_out.hertz()
+    if not rate_out and time.monotonic() - (camera.wanted_since or time.monotonic()) < RATE_WINDOW:
+        return Finding(OK, UNSAID, f"The first frames from {topic} are being answered.")
     served = f"{rate_out:.1f} of {rate_in:.1f} frames per second from {topic} are answered"
     asked = min(rate_in, settings.max_rate) if settings.max_rate else rate_in
     if camera.rate_dropped.hertz() > OVERLOAD_SHARE * rate_in and rate_out < (1 - OVERLOAD_SHARE) * asked:
@@ -93,10 +114,11 @@ def _silence(camera: Camera, topic: str, state: TopicState, seconds: float) -> F
     )
 
 
-def _clocks(topic: str, offset: float) -> Finding:
+def _clocks(topic: str, offset: float, simulated: bool) -> Finding:
     where = f"{-offset:.1f} s in the future" if offset < 0 else f"{offset:.1f} s in the past"
-    return Finding(
-        WARN,
-        "clocks",
-        f"The stamps on {topic} lie {where}: synchronise the clocks, or set use_sim_time for a recording.",
+    advice = (
+        "use_sim_time is set, so /clock must come from what plays the images"
+        if simulated
+        else "synchronise the clocks, or set use_sim_time for a recording"
     )
+    return Finding(WARN, "clocks", f"The stamps on {topic} lie {where}: {advice}.")

@@ -20,7 +20,7 @@ from pebal_core.detector import Result
 
 from .images import RgbImage, to_compressed, to_message
 from .parameters import Settings
-from .qos import try_publish
+from .qos import try_publish, unmet_request
 
 
 class Products:
@@ -90,7 +90,7 @@ class CameraOutputs:
     """
 
     def __init__(self, node: Node, prefix: str, names: Sequence[str], qos: QoSProfile) -> None:
-        self._node = node
+        self._node, self._qos = node, qos
         self._publishers: dict[str, Publisher[Any]] = {}
         for name in names:
             # Like image_transport: the suffix follows the name after remapping.
@@ -123,6 +123,18 @@ class CameraOutputs:
             and (settings.threshold is not None or name.partition("/")[0] != "mask")
         ]
 
+    def complaint(self) -> str:
+        """A sentence on a subscriber that no message can reach, or on another node that publishes the same; else ""."""
+        for publisher in (*self._publishers.values(), self._camera_info):
+            if self._node.count_publishers(publisher.topic_name) > 1:
+                return f"{publisher.topic_name} is published by another node as well: give each a namespace of its own."
+            for other in self._node.get_subscriptions_info_by_topic(publisher.topic_name):
+                asked = unmet_request(self._qos, other.qos_profile)
+                if asked:
+                    who = f"{other.node_namespace.rstrip('/')}/{other.node_name}"
+                    return f"{who} asks for {asked} on {publisher.topic_name}, so nothing can reach it."
+        return ""
+
     def encode(
         self, products: Products, wanted: Collection[str], header: Header
     ) -> list[tuple[str, Image | CompressedImage]]:
@@ -139,9 +151,10 @@ class CameraOutputs:
                 messages.append((key, to_message(pixels, form.encoding, header)))
         return messages
 
-    def publish(self, messages: Collection[tuple[str, Image | CompressedImage]]) -> list[str]:
-        """Publish; returns the outputs that the middleware could not take."""
-        return [key for key, message in messages if not try_publish(self._publishers[key], message)]
+    def publish(self, messages: Collection[tuple[str, Image | CompressedImage]]) -> dict[str, str]:
+        """Publish; returns the outputs that the middleware refused, with its reason."""
+        reasons = {key: try_publish(self._publishers[key], message) for key, message in messages}
+        return {key: reason for key, reason in reasons.items() if reason}
 
     def publish_camera_info(self, camera_info: CameraInfo, header: Header) -> None:
         """The camera's calibration with the stamp of the frame that was answered."""

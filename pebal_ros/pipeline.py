@@ -59,11 +59,12 @@ class Pipeline:
         """The engine's, in one sentence; empty after a success."""
         self._detector, self._cameras, self._ready = detector, cameras, ready
         self._clock, self._logger, self._give_up = clock, logger, give_up
-        self._stopping = False
+        self._stopping = self._abandoned = False
+        self._publishing = threading.Lock()
         self._round_started = 0.0
         self._failures = 0
         self._warm: set[tuple[int, ...]] = set()
-        self._thread = threading.Thread(target=self._run, name="inference")
+        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -74,13 +75,20 @@ class Pipeline:
             self._settings = settings
             self._ready.notify_all()
 
-    def stop(self) -> None:
-        """Finish the frame in hand and end the thread."""
+    def stop(self, patience: float | None = None) -> None:
+        """Finish the frame in hand and end the thread.
+
+        Args:
+            patience: seconds to wait for that frame; None: as long as it takes. Afterwards it is left to an engine
+                that cannot be interrupted, and nothing of it is published.
+        """
         with self._ready:
             self._stopping = True
             self._ready.notify_all()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join()
+        self._thread.join(patience)
+        if self._thread.is_alive():
+            with self._publishing:
+                self._abandoned = True
 
     def _run(self) -> None:
         while self._wait():
@@ -114,7 +122,10 @@ class Pipeline:
         wanted = camera.outputs.wanted(settings)
         if not wanted:
             camera.counts.unheard += 1
+            camera.wanted_since = None
             return None
+        if camera.wanted_since is None:
+            camera.begin_answering()
         if settings.max_age and self._clock.now().nanoseconds - frame.stamp_ns > settings.max_age * 1e9:
             camera.counts.stale += 1
             return None
@@ -147,7 +158,9 @@ class Pipeline:
         self._failures, self.last_error = 0, ""
         for job, result in zip(jobs, results, strict=True):
             products = Products(job.image, result, settings, self._detector.info.palette)
-            self._publish(job, products)
+            with self._publishing:
+                if not self._abandoned:
+                    self._publish(job, products)
 
     def _superseded(self, job: Job) -> bool:
         """Whether a newer frame came while the engine warmed up, which is the one to answer."""
@@ -162,13 +175,17 @@ class Pipeline:
         rendered = time.perf_counter()
         if camera.camera_info is not None:
             camera.outputs.publish_camera_info(camera.camera_info, header)
-        unsent = camera.outputs.publish(messages)
-        if unsent:
-            camera.last_error = f"{', '.join(unsent)} could not be sent in time: a subscriber reads too slowly."
+        camera.refused = camera.outputs.publish(messages)
         published = time.perf_counter()
+        camera.bad_in_a_row = 0
+        if camera.refused:
+            reasons = " and ".join(sorted(set(camera.refused.values())))
+            camera.last_error = f"The middleware refused {', '.join(camera.refused)}: {reasons}."
+        if len(camera.refused) == len(messages):
+            camera.counts.unsent += 1
+            return
         camera.counts.answered += 1
         camera.rate_out.tick()
-        camera.bad_in_a_row = 0
         for stage, seconds in self._detector.timings.items():
             camera.stages.add(stage, seconds)
         camera.stages.add("render", rendered - started)

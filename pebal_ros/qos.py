@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.publisher import Publisher
-from rclpy.qos import QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
+from rclpy.qos import QoSDurabilityPolicy, QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
 
 RELIABLE = "reliable"
 BEST_EFFORT = "best_effort"
@@ -26,10 +25,23 @@ def reliability_name(profile: QoSProfile) -> str:
     return BEST_EFFORT if profile.reliability == QoSReliabilityPolicy.BEST_EFFORT else RELIABLE
 
 
-def try_publish(publisher: Publisher[Any], message: Any) -> bool:
-    """Publish; False where the middleware could not take the message in time, because a reliable reader holds it up."""
+def unmet_request(offered: QoSProfile, asked: QoSProfile) -> str:
+    """What a subscription asks for beyond what a volatile publisher offers, with the remedy; "" where they match."""
+    if asked.reliability == QoSReliabilityPolicy.RELIABLE and reliability_name(offered) == BEST_EFFORT:
+        return f"reliable messages (output_reliability is {BEST_EFFORT})"
+    if asked.durability == QoSDurabilityPolicy.TRANSIENT_LOCAL:
+        return "messages from before it came (durability transient local; images are volatile)"
+    return ""
+
+
+def try_publish(publisher: Publisher[Any], message: Any) -> str:
+    """Publish; returns the middleware's reason where it refuses the message, else "".
+
+    It refuses what it cannot take within its blocking time because a reliable reader holds it up, and what its
+    transport or its history has no room for.
+    """
     try:
         publisher.publish(message)
-    except rclpy_implementation.RCLError:
-        return False
-    return True
+    except RuntimeError as error:  # rclpy's RCLError among them; Fast DDS's own exceptions arrive as a bare one
+        return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+    return ""

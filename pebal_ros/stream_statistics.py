@@ -17,7 +17,7 @@ class FrameCounts:
     """What became of the frames that left the mailbox, each counted once, and of those that never reached it.
 
     With the mailbox's own counts, once no frame waits or is being worked on:
-    ``received = answered + bad + stale + unheard + failed + superseded + dropped by the mailbox``.
+    ``received = answered + bad + stale + unheard + failed + unsent + superseded + dropped by the mailbox``.
     """
 
     answered: int = 0
@@ -30,6 +30,8 @@ class FrameCounts:
     """Nobody listened to any output, so nothing was computed."""
     failed: int = 0
     """The engine raised."""
+    unsent: int = 0
+    """Computed, but the middleware refused every output."""
     superseded: int = 0
     """A newer frame came while the engine warmed up for this one's size."""
     lost: int = 0

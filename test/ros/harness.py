@@ -77,8 +77,15 @@ class NodeProcess:
     def wait_for_output(self, text: str, timeout: float = PATIENCE) -> None:
         wait_until(lambda: text in self.output(), timeout, f"'{text}' in the output")
 
+    def send_signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def interrupt(self) -> None:
-        self._process.send_signal(signal.SIGINT)
+        self.send_signal(signal.SIGINT)
 
     def exit_code(self, timeout: float = PATIENCE) -> int:
         return self._process.wait(timeout)

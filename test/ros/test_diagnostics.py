@@ -1,0 +1,183 @@
+"""Every fault that a user can make or meet is said in words on /diagnostics, and taken back when it is over."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+
+from .conftest import Rig, start_rig
+from .harness import Inbox, TestCamera, frame_counts, picture, values, wait_until
+
+IMAGE = "/rig/image"
+
+
+def test_stamps_in_the_future(rig: Rig, camera: TestCamera, labels: Inbox) -> None:
+    header = rig.client.header()
+    header.stamp.sec += 3600
+    labels.wait_for(camera.send(picture(), header=header))
+    status = rig.client.status(IMAGE, lambda s: "in the future" in s.message)
+    assert status.level == DiagnosticStatus.WARN
+    assert "The stamps on /rig/image lie 3" in status.message and "synchronise the clocks" in status.message
+    labels.wait_for(camera.send(picture()))
+    rig.client.status(IMAGE, lambda s: s.level == DiagnosticStatus.OK)
+
+
+def test_overload_is_said_and_taken_back(rig: Rig, camera: TestCamera, labels: Inbox) -> None:
+    labels.wait_for(camera.send(picture(240, 320)))
+    end = time.monotonic() + 30
+
+    def overloaded() -> bool:
+        camera.send_many([picture(240, 320)], count=50, pause=0.005)
+        return "the camera is faster than the model" in rig.client.statuses[IMAGE].message or time.monotonic() > end
+
+    while not overloaded():
+        pass
+    status = rig.client.statuses[IMAGE]
+    assert status.level == DiagnosticStatus.WARN, status.message
+    served, asked = (float(values(status)[f"rate {way} (Hz)"]) for way in ("out", "in"))
+    assert 0 < served < asked and f"{served:.1f} of {asked:.1f} frames per second from {IMAGE}" in status.message
+    camera.send_until(lambda: rig.client.statuses[IMAGE].level == DiagnosticStatus.OK)
+
+
+def test_a_listener_that_comes_back_is_no_overload(rig: Rig, camera: TestCamera) -> None:
+    first = rig.client.listen("labels")
+    camera.send_until(lambda: first.messages)
+    first.close()
+    camera.send_until(lambda: "nobody subscribes" in rig.client.statuses[IMAGE].message)
+    seen: set[str] = set()
+    again, end = rig.client.listen("labels"), time.monotonic() + 3
+
+    def watched() -> bool:
+        seen.add(rig.client.statuses[IMAGE].message)
+        return time.monotonic() > end
+
+    camera.send_until(watched)
+    again.close()
+    assert not any("faster than the model" in message for message in seen), seen
+
+
+def test_a_listener_that_asks_for_what_is_not_offered(rig: Rig, camera: TestCamera) -> None:
+    latched = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
+    subscription = rig.client.node.create_subscription(Image, "energy", lambda _: None, latched)
+    camera.send_until(lambda: "transient local" in rig.client.statuses[IMAGE].message)
+    status = rig.client.statuses[IMAGE]
+    assert status.level == DiagnosticStatus.WARN
+    assert (
+        status.message.startswith("/rig/client asks for messages from before it came")
+        and "/rig/energy" in status.message
+    )
+    rig.client.node.destroy_subscription(subscription)
+    camera.send_until(lambda: rig.client.statuses[IMAGE].level == DiagnosticStatus.OK)
+
+
+def test_two_cameras_on_one_topic(rig: Rig, camera: TestCamera, labels: Inbox) -> None:
+    other = rig.client.camera()
+    other.wait_for_subscriber()
+    before = rig.client.counts(IMAGE)
+    for number in range(6):
+        labels.wait_for((camera, other)[number % 2].send(picture()))
+    status = rig.client.status(IMAGE, lambda s: "2 publishers" in s.message)
+    assert status.level == DiagnosticStatus.WARN and "may mix" in status.message
+    after = rig.client.counts(IMAGE)
+    assert after["answered"] - before["answered"] == 6, "each camera's numbering is its own"
+    assert after["lost before the node"] == before["lost before the node"]
+    other.close()
+    camera.send_until(lambda: rig.client.statuses[IMAGE].level == DiagnosticStatus.OK)
+
+
+def test_another_node_that_publishes_the_same(rig: Rig, camera: TestCamera) -> None:
+    twin = rig.client.node.create_publisher(Image, "mask", 1)
+    camera.send_until(lambda: "another node" in rig.client.statuses[IMAGE].message)
+    assert rig.client.statuses[IMAGE].message.startswith("/rig/mask is published by another node as well")
+    rig.client.node.destroy_publisher(twin)
+    camera.send_until(lambda: rig.client.statuses[IMAGE].level == DiagnosticStatus.OK)
+
+
+@pytest.fixture(scope="module")
+def simulated(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    log = tmp_path_factory.mktemp("simulated") / "log"
+    with start_rig("/simulated", log, {"model": tiny_model, "use_sim_time": "true", "max_age": 2.0}) as rig:
+        yield rig
+
+
+def test_simulated_time(simulated: Rig) -> None:
+    client, part = simulated.client, "/simulated/image"
+    camera = client.camera()
+    camera.wait_for_subscriber()  # without a clock there is no timer in simulated time: the node must not wait for it
+    labels = client.listen("labels")
+    labels.wait_for(camera.send(picture(), header=Header(stamp=Time(sec=1000), frame_id="front")))
+    status = client.status(part, lambda s: s.level == DiagnosticStatus.WARN)
+    assert status.message.startswith("use_sim_time is set, but nothing publishes /clock")
+
+    clock = client.node.create_publisher(Clock, "/clock", 1)
+    wait_until(clock.get_subscription_count)
+
+    def play(second: int) -> tuple[int, int]:
+        """A frame of this second of the recording, after /clock has said so."""
+        stamp = Time(sec=second, nanosec=5)
+        end = time.monotonic() + 1.0
+        while time.monotonic() < end:  # a frame that overtakes its /clock would count as from another time
+            clock.publish(Clock(clock=stamp))
+            time.sleep(0.1)
+        return camera.send(picture(), header=Header(stamp=stamp, frame_id="front"))
+
+    labels.wait_for(play(1001))
+    client.status(part, lambda s: s.level == DiagnosticStatus.OK)
+    labels.wait_for(play(500))  # the recording begins again: time goes back
+    client.status(part, lambda s: s.level == DiagnosticStatus.OK)
+    before = client.counts(part)
+    old = camera.send(picture(), header=Header(stamp=Time(sec=400), frame_id="front"))
+    status = client.status(part, lambda s: "100.0 s in the past" in s.message)
+    assert "use_sim_time is set, so /clock must come from what plays the images" in status.message
+    assert client.counts(part)["too old"] == before["too old"] + 1 and old not in labels.stamps()
+    labels.wait_for(play(501))
+    camera.close()
+
+
+REFUSING = """<?xml version="1.0" encoding="UTF-8"?>
+<profiles xmlns="http://www.eprosima.com">
+  <data_writer profile_name="{topic}"><historyMemoryPolicy>PREALLOCATED</historyMemoryPolicy></data_writer>
+</profiles>
+"""
+"""A history of fixed size: the middleware itself refuses every message on that topic that is larger."""
+
+
+def test_outputs_that_the_middleware_refuses(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = tmp_path / "refusing.xml"
+    profile.write_text(REFUSING.format(topic="/refused/labels"))
+    part = "/refused/image"
+    with monkeypatch.context() as environment:
+        environment.setenv("RMW_FASTRTPS_USE_QOS_FROM_XML", "1")
+        environment.setenv("FASTDDS_DEFAULT_PROFILES_FILE", str(profile))
+        environment.setenv("FASTRTPS_DEFAULT_PROFILES_FILE", str(profile))
+        rigs = start_rig("/refused", tmp_path / "log", {"model": tiny_model})
+        rig = rigs.__enter__()
+    try:
+        camera = rig.client.camera()
+        camera.wait_for_subscriber()
+        labels = rig.client.listen("labels")
+        camera.send(picture())
+        status = rig.client.status(part, lambda s: frame_counts(s)["unsent"] == 1)
+        assert status.level == DiagnosticStatus.WARN
+        assert status.message.startswith("The middleware refused labels: ") and len(status.message) > 40
+        energies = rig.client.listen("energy")
+        for seed in range(3):  # the other outputs go on
+            energies.wait_for(camera.send(picture(seed=seed)))
+        assert rig.client.counts(part)["answered"] == 3 and not labels.messages
+        labels.close()
+        energies.wait_for(camera.send(picture()))
+        rig.client.status(part, lambda s: s.level == DiagnosticStatus.OK)
+        rig.process.interrupt()
+        assert rig.process.exit_code() == 0
+    finally:
+        rigs.__exit__(None, None, None)
+    assert "The middleware refused labels" in rig.process.output() and "Traceback" not in rig.process.output()

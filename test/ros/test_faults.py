@@ -1,0 +1,111 @@
+"""What a vehicle does to a node: signals at the worst moment, cameras that die, a middleware that refuses."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import cv2
+import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+
+from .conftest import Rig, start_rig
+from .harness import Client, Inbox, NodeProcess, picture, wait_until
+from .test_diagnostics import REFUSING
+
+IMAGE = "/rig/image"
+
+SLOW_ENGINE = """
+import time
+from pebal_core.engines.torch import TorchEngine
+from pebal_ros.anomaly_node import main
+
+run, calls = TorchEngine.__call__, []
+
+def run_slowly(self, images):
+    result = run(self, images)
+    calls.append(1)
+    if len(calls) > 2:  # warm-up and one answer
+        print("The slow inference begins", flush=True)
+        time.sleep(60)
+    return result
+
+TorchEngine.__call__ = run_slowly
+main()
+"""
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT]], ids=["SIGTERM", "two SIGINTs"])
+def test_a_signal_during_an_inference_that_takes_long(
+    tmp_path: Path, tiny_model: Path, signals: list[signal.Signals]
+) -> None:
+    with start_rig("/slow", tmp_path / "log", {"model": tiny_model}, script=SLOW_ENGINE) as rig:
+        camera = rig.client.camera()
+        camera.wait_for_subscriber()
+        labels = rig.client.listen("labels")
+        labels.wait_for(camera.send(picture()))
+        camera.send(picture())
+        rig.process.wait_for_output("The slow inference begins")
+        started = time.monotonic()
+        for number in signals:
+            rig.process.send_signal(number)
+            time.sleep(0.05)
+        assert rig.process.exit_code() == 0
+        # launch sends SIGTERM after 5 s and SIGKILL after 10.
+        assert time.monotonic() - started < 4
+    assert len(labels.messages) == 1
+    assert "Error" not in rig.process.output() and "Traceback" not in rig.process.output()
+
+
+def test_a_camera_process_that_is_killed_and_comes_back(rig: Rig, labels: Inbox, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "picture.png"), picture())
+    parameters = {"source": tmp_path / "picture.png", "loop": "true", "rate": 10.0, "wait_for_subscribers": 1}
+
+    def player(name: str) -> NodeProcess:
+        return NodeProcess("camera_player", tmp_path / name, parameters, "-r", "__ns:=/rig")
+
+    with player("first") as process:
+        wait_until(lambda: len(labels.messages) >= 5)
+        process.send_signal(signal.SIGKILL)
+        process.exit_code()
+    status = rig.client.status(IMAGE, lambda s: s.level == DiagnosticStatus.ERROR)
+    assert "No frame on /rig/image for" in status.message or "no publisher" in status.message
+    count = len(labels.messages)
+    with player("second"):
+        wait_until(lambda: len(labels.messages) >= count + 5)
+        rig.client.status(IMAGE, lambda s: s.level != DiagnosticStatus.ERROR)
+    assert rig.process.running
+
+
+def test_two_nodes_on_one_camera(rig: Rig, tmp_path: Path, tiny_model: Path) -> None:
+    """Both answer every frame that they are given time for, each below its own name."""
+    remap = ("-r", "__ns:=/second", "-r", "image:=/rig/image")
+    client = Client("/second")
+    with NodeProcess("anomaly_node", tmp_path / "log", {"model": tiny_model}, *remap):
+        inboxes = [rig.client.listen("labels"), client.listen("labels")]
+        camera = rig.client.camera()
+        wait_until(lambda: camera.publisher.get_subscription_count() == 2)
+        for seed in range(5):
+            stamp = camera.send(picture(seed=seed))
+            first, second = (inbox.wait_for(stamp) for inbox in inboxes)
+            assert first.data == second.data
+        camera.close()
+        inboxes[0].close()
+    client.close()
+
+
+def test_a_player_whose_images_the_middleware_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = tmp_path / "refusing.xml"
+    profile.write_text(REFUSING.format(topic="/refusing_player/image"))
+    for name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
+        monkeypatch.setenv(name, str(profile))
+    monkeypatch.setenv("RMW_FASTRTPS_USE_QOS_FROM_XML", "1")
+    cv2.imwrite(str(tmp_path / "picture.png"), picture())
+    parameters = {"source": tmp_path / "picture.png", "loop": "true", "rate": 50.0, "count": 3}
+    remap = ("-r", "__ns:=/refusing_player")
+    with NodeProcess("camera_player", tmp_path / "log", parameters, *remap) as process:
+        assert process.exit_code() == 0
+    output = process.output()
+    assert output.count("was not sent, because the middleware refused it: ") == 3
+    assert "Published 0 frames" in output and "Traceback" not in output
