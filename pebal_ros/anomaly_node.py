@@ -24,6 +24,7 @@ from . import process
 from .camera import Camera
 from .diagnostics import Reporter, Status, camera_values, model_values
 from .findings import ERROR, OK, UNSAID, Finding, examine
+from .label_info import LabelInfoPublishers
 from .parameters import PARAMETERS, Settings, declare, refusal
 from .pipeline import Pipeline
 from .process import Finish
@@ -54,6 +55,7 @@ class AnomalyNode(LifecycleNode):
         """What `_autostart` loaded for configuring to take over."""
         self._detector: AnomalyDetector | None = None
         self._cameras: list[Camera] = []
+        self._label_info: LabelInfoPublishers | None = None
         self._pipeline: Pipeline | None = None
         self._settings: Settings | None = None
         self._enabled = True
@@ -185,6 +187,8 @@ class AnomalyNode(LifecycleNode):
             )
             for name in self._value("cameras")
         ]
+        prefixes = [camera.prefix for camera in self._cameras]
+        self._label_info = LabelInfoPublishers(self, prefixes, detector.info.class_names)
         self._detector = detector
 
     def _activate(self) -> None:
@@ -216,6 +220,9 @@ class AnomalyNode(LifecycleNode):
         cameras, self._cameras = self._cameras, []
         for camera in cameras:
             camera.destroy()
+        if self._label_info is not None:
+            self._label_info.destroy()
+            self._label_info = None
         self._detector = self._settings = None
 
     # ---- while it runs ----

@@ -62,7 +62,8 @@ class Camera:
         outputs: list[str],
         ready: threading.Condition,
     ) -> None:
-        prefix = f"{name}/" if name else ""
+        self.prefix = prefix = f"{name}/" if name else ""
+        """Of the camera's topics."""
         topic = node.resolve_topic_name(f"{prefix}image")
         compressed = transport == "compressed"
         self.name = name

@@ -1,0 +1,51 @@
+"""`label_info`: what the ids in `labels` mean, for consumers such as Nav2's semantic layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+from rclpy.qos import QoSDurabilityPolicy
+
+from pebal_core.labels import VOID
+
+from .qos import RELIABLE, keep_last
+
+try:
+    from vision_msgs.msg import LabelInfo, VisionClass
+except ImportError:  # not part of every installation, and older versions have no LabelInfo
+    LabelInfo = None
+
+
+class LabelInfoPublishers:
+    """Publishes the classes once beside the outputs of each camera, for whoever subscribes and whenever.
+
+    Where vision_msgs is not installed nothing is published, and the log says so.
+
+    Args:
+        prefixes: of the cameras' topics.
+        class_names: by id.
+    """
+
+    def __init__(self, node: Node, prefixes: Sequence[str], class_names: Sequence[str]) -> None:
+        self._node = node
+        self._publishers: list[Publisher[Any]] = []
+        if LabelInfo is None:
+            node.get_logger().info("label_info is not published: the package vision_msgs is not installed.", once=True)
+            return
+        latched = keep_last(RELIABLE)
+        latched.durability = QoSDurabilityPolicy.TRANSIENT_LOCAL
+        classes = [*enumerate(class_names), (VOID, "unlabelled")]
+        message = LabelInfo(class_map=[VisionClass(class_id=number, class_name=name) for number, name in classes])
+        message.header.stamp = node.get_clock().now().to_msg()
+        for prefix in prefixes:
+            publisher = node.create_publisher(LabelInfo, f"{prefix}label_info", latched)
+            publisher.publish(message)
+            self._publishers.append(publisher)
+
+    def destroy(self) -> None:
+        for publisher in self._publishers:
+            self._node.destroy_publisher(publisher)
+        self._publishers = []

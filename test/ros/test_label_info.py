@@ -1,0 +1,39 @@
+"""The latched class names, where vision_msgs is installed; a word in the log where it is not."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rclpy.qos import QoSDurabilityPolicy
+
+from pebal_core.model_file import read_info
+
+from .conftest import Rig
+from .harness import qos, wait_until
+
+INSTALLED = importlib.util.find_spec("vision_msgs") is not None
+
+
+@pytest.mark.skipif(not INSTALLED, reason="vision_msgs is not installed")
+def test_whoever_comes_late_learns_the_classes(rig: Rig, tiny_model: Path) -> None:
+    from vision_msgs.msg import LabelInfo
+
+    rig.client.status("model", lambda status: status.hardware_id)  # it is configured, so it has published
+    received: list[Any] = []
+    latched = qos("reliable")
+    latched.durability = QoSDurabilityPolicy.TRANSIENT_LOCAL
+    subscription = rig.client.node.create_subscription(LabelInfo, "label_info", received.append, latched)
+    (message,) = wait_until(lambda: tuple(received))
+    rig.client.node.destroy_subscription(subscription)
+    expected = {**dict(enumerate(read_info(tiny_model).class_names)), 255: "unlabelled"}
+    assert {item.class_id: item.class_name for item in message.class_map} == expected
+
+
+@pytest.mark.skipif(INSTALLED, reason="vision_msgs is installed")
+def test_without_vision_msgs_the_log_says_so_once(rig: Rig) -> None:
+    rig.client.status("model", lambda status: status.hardware_id)
+    assert rig.process.output().count("label_info is not published: the package vision_msgs is not installed.") == 1
+    assert rig.client.node.count_publishers("/rig/label_info") == 0
