@@ -129,7 +129,7 @@ class AnomalyNode(LifecycleNode):
         return self._transition(self._deactivate, "deactivating", "inactive")
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        return self._transition(self._release, "cleaning up", "unconfigured")
+        return self._transition(self._clean_up, "cleaning up", "unconfigured")
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         result = self._transition(lambda: self._release(SHUTDOWN_PATIENCE), "shutting down", "finalized")
@@ -224,6 +224,10 @@ class AnomalyNode(LifecycleNode):
             self._label_info.destroy()
             self._label_info = None
         self._detector = self._settings = None
+
+    def _clean_up(self) -> None:
+        self._release()
+        process.give_memory_back()
 
     # ---- while it runs ----
 

@@ -112,8 +112,10 @@ class Inbox:
 
     def __init__(self, client: Client, message_type: type, topic: str) -> None:
         self.messages: list[Any] = []
+        self.latencies: list[float] = []
+        """Seconds from each message's stamp to its arrival."""
         self._client = client
-        self._subscription = client.node.create_subscription(message_type, topic, self.messages.append, qos("reliable"))
+        self._subscription = client.node.create_subscription(message_type, topic, self._receive, qos("reliable"))
         self.topic = topic
         wait_until(
             lambda: client.node.count_publishers(self._subscription.topic_name),
@@ -122,6 +124,11 @@ class Inbox:
         )
         if hasattr(self._subscription, "get_publisher_count"):  # not on Humble
             wait_until(self._subscription.get_publisher_count, what=f"match on {topic}")
+
+    def _receive(self, message: Any) -> None:
+        sec, nanosec = stamp_of(message)
+        self.latencies.append(time.time() - sec - nanosec * 1e-9)
+        self.messages.append(message)
 
     def stamps(self) -> list[Stamp]:
         return [stamp_of(message) for message in tuple(self.messages)]

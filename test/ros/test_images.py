@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import cv2
 import numpy as np
 import pytest
@@ -81,9 +83,10 @@ def test_bayer_patterns_are_named_by_their_first_pixels(encoding: str) -> None:
     np.testing.assert_array_equal(to_rgb(message_of(mosaic, encoding)), orange)
 
 
-def test_big_endian_mono16() -> None:
+@pytest.mark.parametrize("padding", [0, 6])
+def test_big_endian_mono16(padding: int) -> None:
     wide = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
-    message = message_of(wide.astype(">u2"), "mono16")
+    message = message_of(wide.astype(">u2"), "mono16", padding)
     message.is_bigendian = 1
     np.testing.assert_array_equal(to_rgb(message)[..., 0], np.round(wide / 257).astype(np.uint8))
 
@@ -92,6 +95,19 @@ def test_big_endian_mono16() -> None:
 def test_rgb8_is_not_copied(padding: int) -> None:
     message = message_of(picture(HEIGHT, WIDTH), "rgb8", padding)
     assert np.shares_memory(to_rgb(message), np.frombuffer(message.data, np.uint8))
+
+
+@pytest.mark.parametrize("padding", [0, 6])
+@pytest.mark.parametrize("encoding", [name for name, form in ENCODINGS.items() if form.sample is np.uint8])
+def test_no_8_bit_encoding_is_copied_before_it_is_converted(encoding: str, padding: int) -> None:
+    sent, _ = encoded(encoding, picture(HEIGHT, WIDTH))
+    message = message_of(np.tile(sent, (10, 10) + (1,) * (sent.ndim - 2)), encoding, padding, height=10 * HEIGHT)
+    to_rgb(message)  # what OpenCV allocates once is no copy
+    tracemalloc.start()
+    result = to_rgb(message)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < (0 if encoding == "rgb8" else result.nbytes) + 10_000
 
 
 @pytest.mark.parametrize(
