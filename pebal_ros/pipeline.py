@@ -200,7 +200,7 @@ class Pipeline:
 
     def _fail(self, jobs: list[Job], error: Exception) -> None:
         self._failures += 1
-        first_line = next(iter(str(error).splitlines()), "no reason given")
+        first_line = next(iter(str(error).splitlines()), "no reason given").rstrip(".")
         self.last_error = f"The engine failed on {jobs[0].camera.picture}: {type(error).__name__}: {first_line}."
         for job in jobs:
             job.camera.counts.failed += 1

@@ -23,20 +23,23 @@ pytest.importorskip("rclpy", reason="the ROS tests need rclpy")
 from .harness import Client, Inbox, NodeProcess, TestCamera, wait_until  # noqa: E402
 
 
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small network with random weights and no alarm threshold."""
+def make_model(path: Path, decoder_channels: int) -> Path:
+    """A network with random weights and no alarm threshold."""
     import torch
 
     from pebal_core.model_file import ModelInfo, save_model
     from pebal_core.networks import build_network
 
     torch.manual_seed(0)
-    arguments: dict[str, Any] = {"encoder": "tu-tf_efficientnet_lite0", "decoder_channels": 16}
-    path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
+    arguments: dict[str, Any] = {"encoder": "tu-tf_efficientnet_lite0", "decoder_channels": decoder_channels}
     network = build_network("deeplabv3plus", **arguments)
     save_model(path, network, ModelInfo("deeplabv3plus", arguments, energy_range=[-4.0, -2.0]))
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("models") / "tiny.safetensors", decoder_channels=16)
 
 
 @dataclass

@@ -25,6 +25,8 @@ from pebal_ros.images import to_message
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 60.0  # seconds; every wait ends as soon as it can, so this only matters when something is broken
+PROMPT = 3.0
+"""Seconds in which a node ends; it takes less than two where the processor is free, and launch waits for five."""
 STARTUP = 300.0  # importing PyTorch on a busy machine
 
 Stamp = tuple[int, int]

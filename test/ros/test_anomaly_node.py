@@ -16,6 +16,7 @@ from std_srvs.srv import SetBool
 
 from pebal_core import render
 from pebal_core.detector import AnomalyDetector
+from pebal_ros.parameters import PARAMETERS
 
 from .conftest import Rig
 from .harness import Inbox, TestCamera, picture, values, wait_until
@@ -123,9 +124,10 @@ def test_other_encodings_keep_the_size(rig: Rig, camera: TestCamera, labels: Inb
     assert (answer.height, answer.width) == (96, 160)
 
 
-def test_the_size_may_change_at_any_time(camera: TestCamera, labels: Inbox) -> None:
-    for height, width in ((96, 160), (64, 64), (120, 96), (64, 64)):
-        answer = labels.wait_for(camera.send(picture(height, width)))
+def test_size_and_encoding_may_change_at_any_time(camera: TestCamera, labels: Inbox) -> None:
+    for height, width, encoding in ((96, 160, "rgb8"), (64, 64, "rgb8"), (64, 64, "mono8"), (120, 96, "bgr8")):
+        image = picture(height, width)
+        answer = labels.wait_for(camera.send(image[..., 0] if encoding == "mono8" else image, encoding))
         assert (answer.height, answer.width) == (height, width)
 
 
@@ -195,12 +197,47 @@ def test_the_threshold_can_be_set_while_it_runs(rig: Rig, camera: TestCamera) ->
     masks.close()
 
 
+def test_limits_and_opacity_can_be_set_while_it_runs(rig: Rig, camera: TestCamera) -> None:
+    inboxes = {name: rig.client.listen(name) for name in ("energy", "score", "overlay")}
+    image = picture()
+
+    def answers() -> dict[str, Image]:
+        stamp = camera.send(image)
+        return {name: inbox.wait_for(stamp) for name, inbox in inboxes.items()}
+
+    energy = pixels(answers()["energy"], np.float32)
+    low, high = float(energy.min()), float(np.median(energy))
+    changes = {"score_min": low, "score_max": high, "overlay_alpha": 0.25}
+    for name, value in changes.items():
+        assert set_parameter(rig, name, value) == (True, "")
+    changed = answers()
+    score = pixels(changed["score"])
+    np.testing.assert_array_equal(score, render.score_map(pixels(changed["energy"], np.float32), low, high))
+    assert score.max() == 255 and score.min() == 0
+    np.testing.assert_array_equal(pixels(changed["overlay"]), render.overlay(image, score, 0.25))
+    for name in ("score_max", "score_min"):
+        assert set_parameter(rig, name, "auto")[0]
+    assert set_parameter(rig, "overlay_alpha", 0.8)[0]
+    for inbox in inboxes.values():
+        inbox.close()
+
+
+def test_every_frozen_parameter_says_that_a_restart_is_needed(rig: Rig) -> None:
+    for spec in PARAMETERS:
+        if not spec.runtime:
+            reason = f"{spec.name} cannot change while the node runs: restart the node with the new value."
+            assert set_parameter(rig, spec.name, "other") == (False, reason)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
         ("overlay_alpha", 2.0, "overlay_alpha must lie between 0 and 1, not 2.0."),
         ("score_min", 5.0, "score_min (5) must be below score_max (-2)."),
-        ("model", "other", "model cannot change while the node runs: restart the node with the new value."),
+        ("score_max", "high", "score_max takes a number or 'auto', not 'high'."),
+        ("max_rate", -1.0, "max_rate must lie between 0 and 1000, not -1.0."),
+        ("max_age", float("nan"), "max_age must be finite, not nan."),
+        ("threshold", 2000.0, "threshold must lie between -1000 and 1000, not 2000.0."),
     ],
 )
 def test_parameters_are_refused_with_a_reason(rig: Rig, name: str, value: float | str, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""How the node begins and ends as a process, alone or under an external manager."""
+"""How the node begins and ends as a process."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
-from lifecycle_msgs.msg import State, Transition
-from lifecycle_msgs.srv import ChangeState, GetState
+from lifecycle_msgs.msg import TransitionEvent
 from sensor_msgs.msg import CompressedImage
 
 from pebal_ros.images import to_compressed
 
 from .conftest import start_rig
-from .harness import STARTUP, Client, NodeProcess, frame_counts, picture, stamp_of, values, wait_until
+from .harness import PROMPT, STARTUP, Client, NodeProcess, frame_counts, picture, stamp_of
 
 
 def errors(output: str) -> list[str]:
@@ -61,10 +60,12 @@ def test_started_after_the_camera_and_interrupted_twice(tmp_path: Path, tiny_mod
         camera.wait_for_subscriber()
         labels = client.listen("labels")
         camera.send_until(lambda: labels.messages)
+        started = time.monotonic()
         process.interrupt()
         time.sleep(0.05)
         process.interrupt()
         assert process.exit_code() == 0
+        assert time.monotonic() - started < PROMPT
     client.close()
     assert not errors(process.output()), "a clean end, without a word of an error"
 
@@ -72,8 +73,10 @@ def test_started_after_the_camera_and_interrupted_twice(tmp_path: Path, tiny_mod
 def test_interrupted_while_it_loads(tmp_path: Path, tiny_model: Path) -> None:
     with NodeProcess("anomaly_node", tmp_path / "log", {"model": tiny_model}) as process:
         process.wait_for_output("Loading the model", STARTUP)
+        started = time.monotonic()
         process.interrupt()
         assert process.exit_code(STARTUP) == 0
+        assert time.monotonic() - started < PROMPT
     assert not errors(process.output())
 
 
@@ -112,46 +115,6 @@ def test_two_compressed_cameras_and_one_of_them_dead(tmp_path: Path, tiny_model:
         assert stamp_of(corrupt) not in inboxes["front"].stamps()
 
 
-def test_an_external_manager_and_a_reliability_that_does_not_fit(tmp_path: Path, tiny_model: Path) -> None:
-    parameters = {"model": tiny_model, "autostart": "false", "input_reliability": "reliable"}
-    with start_rig("/managed", tmp_path / "log", parameters) as rig:
-        client = rig.client
-
-        def change(transition: int) -> bool:
-            request = ChangeState.Request(transition=Transition(id=transition))
-            return client.call(ChangeState, "anomaly_node/change_state", request).success
-
-        def state() -> int:
-            return client.call(GetState, "anomaly_node/get_state", GetState.Request()).current_state.id
-
-        assert state() == State.PRIMARY_STATE_UNCONFIGURED
-        client.status("model", lambda s: "unconfigured" in s.message)
-        assert change(Transition.TRANSITION_CONFIGURE) and state() == State.PRIMARY_STATE_INACTIVE
-        camera = client.camera()
-        time.sleep(0.5)
-        assert camera.publisher.get_subscription_count() == 0, "an inactive node receives nothing"
-        assert change(Transition.TRANSITION_ACTIVATE) and state() == State.PRIMARY_STATE_ACTIVE
-        camera.wait_for_subscriber()
-        labels = client.listen("labels")
-        labels.wait_for(camera.send(picture()))
-        camera.close()
-
-        camera = client.camera(reliability="best_effort")
-        status = client.status("/managed/image", lambda s: "input_reliability" in s.message)
-        assert status.level == DiagnosticStatus.ERROR and values(status)["reliability"] == "reliable"
-        camera.close()
-
-        assert change(Transition.TRANSITION_DEACTIVATE) and change(Transition.TRANSITION_CLEANUP)
-        assert client.node.count_publishers("/managed/labels") == 0
-        assert change(Transition.TRANSITION_CONFIGURE) and change(Transition.TRANSITION_ACTIVATE)
-        camera = client.camera()
-        camera.wait_for_subscriber()
-        wait_until(lambda: client.node.count_publishers("/managed/labels"))
-        labels.wait_for(camera.send(picture()))
-        assert change(Transition.TRANSITION_ACTIVE_SHUTDOWN)
-        assert rig.process.exit_code() == 0
-
-
 def test_a_topic_of_another_type_is_named(tmp_path: Path, tiny_model: Path) -> None:
     remap = ("-r", "__ns:=/typed", "-r", "image:=/typed/image/compressed")
     client = Client("/typed")
@@ -164,6 +127,7 @@ def test_a_topic_of_another_type_is_named(tmp_path: Path, tiny_model: Path) -> N
 
 
 FAILING_ENGINE = """
+import torch
 from pebal_core.engines.torch import TorchEngine
 from pebal_ros.anomaly_node import main
 
@@ -171,8 +135,10 @@ run, calls = TorchEngine.__call__, []
 
 def run_or_fail(self, images):
     calls.append(1)
-    if len(calls) in (3, 4) or len(calls) > 5:
-        raise RuntimeError("CUDA error: out of memory")
+    if len(calls) == 3:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\\nMore advice.")
+    if len(calls) == 4 or len(calls) > 5:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
     return run(self, images)
 
 TorchEngine.__call__ = run_or_fail
@@ -181,22 +147,32 @@ main()
 
 
 def test_an_engine_that_fails_is_retried_and_then_given_up(tmp_path: Path, tiny_model: Path) -> None:
+    illegal = "RuntimeError: CUDA error: an illegal memory access was encountered"
     with start_rig("/failing", tmp_path / "log", {"model": tiny_model}, script=FAILING_ENGINE) as rig:
-        camera = rig.client.camera()
+        client, states = rig.client, []
+        camera = client.camera()
         camera.wait_for_subscriber()
-        labels = rig.client.listen("labels")
+        client.node.create_subscription(
+            TransitionEvent, "anomaly_node/transition_event", lambda event: states.append(event.goal_state.label), 10
+        )
+        labels = client.listen("labels")
         labels.wait_for(camera.send(picture()))  # calls 1 (warm-up) and 2
         camera.send(picture())  # call 3
-        rig.client.status("/failing/image", lambda s: frame_counts(s)["failed"] == 1)
+        client.status("/failing/image", lambda s: frame_counts(s)["failed"] == 1)
+        status = client.status("model", lambda s: s.level == DiagnosticStatus.ERROR)
+        assert status.message == (
+            "The engine failed on 160×96 rgb8: OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
+        )
         camera.send(picture())  # call 4
-        rig.client.status("/failing/image", lambda s: frame_counts(s)["failed"] == 2)
-        status = rig.client.status("model", lambda s: s.level == DiagnosticStatus.ERROR)
-        assert status.message == "The engine failed on 160×96 rgb8: RuntimeError: CUDA error: out of memory."
+        client.status("/failing/image", lambda s: frame_counts(s)["failed"] == 2)
+        client.status("model", lambda s: s.message == f"The engine failed on 160×96 rgb8: {illegal}.")
         labels.wait_for(camera.send(picture()))  # call 5: it goes on as if nothing had been
-        rig.client.status("model", lambda s: s.level == DiagnosticStatus.OK)
+        client.status("model", lambda s: s.level == DiagnosticStatus.OK)
         camera.send_until(lambda: not rig.process.running)
         assert rig.process.exit_code() == 1
-    assert "out of memory, 5 times in a row; the node ends." in rig.process.output()
+        reason = f"The engine failed on 160×96 rgb8: {illegal}, 5 times in a row; the node ends."
+        assert rig.process.output().count(reason) == 1 and client.statuses["model"].message == reason
+        assert states == ["deactivating", "errorprocessing", "finalized"]
 
 
 DYING_THREAD = """
