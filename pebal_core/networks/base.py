@@ -34,11 +34,15 @@ class SegmentationNetwork(nn.Module, ABC):
     def forward(self, images: Tensor) -> Tensor:
         """Logits B×(K+1)×H×W of normalised images B×3×H×W of any size."""
         height, width = images.shape[-2:]
-        padding = (0, -width % self.stride, 0, -height % self.stride)
-        if any(padding):
-            images = F.pad(images, padding, mode="replicate")
+        images = self.pad(images)
         logits = upsample(self.head(self.trunk(images)), images.shape[-2:])
         return logits[..., :height, :width]
+
+    def pad(self, images: Tensor) -> Tensor:
+        """Images B×3×H×W with the last row and column repeated until both sides are multiples of `stride`."""
+        height, width = images.shape[-2:]
+        padding = (0, -width % self.stride, 0, -height % self.stride)
+        return F.pad(images, padding, mode="replicate") if any(padding) else images
 
     def is_head(self, name: str) -> bool:
         """Whether the parameter or buffer of this state-dict name belongs to the head."""

@@ -1,0 +1,134 @@
+"""A network made cheaper for inference, with the same output: what stays the same for every image is folded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.norm_act import BatchNormAct2d
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .base import SegmentationNetwork
+
+TRACE_SIDE = 64
+"""Side of the image on which the network is watched: a multiple of every stride, and small."""
+
+
+def fold(network: SegmentationNetwork) -> SegmentationNetwork:
+    """Fold every BatchNorm that alone follows a convolution into it, and fix paddings that depend on the size.
+
+    Afterwards the network is for inference only, and its state dict fits no model file.
+
+    Args:
+        network: on the CPU; changed in place and put into eval mode.
+    """
+    network.eval()
+    with torch.no_grad():
+        for convolution, norm in _pairs(network):
+            _merge(convolution, norm)
+            _replace(network, norm, nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else None)
+    for module in list(network.modules()):
+        if isinstance(module, Conv2dSame):
+            _replace(network, module, _fixed_padding(module))
+    return network.requires_grad_(False)
+
+
+def _pairs(network: SegmentationNetwork) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """Convolutions whose output goes to one BatchNorm and nowhere else, as seen while the network runs."""
+    uses = _Uses()
+    made_by: dict[int, nn.Conv2d] = {}
+    found: list[tuple[nn.Conv2d, nn.BatchNorm2d, int]] = []
+    calls: Counter[nn.Module] = Counter()
+
+    def after_convolution(module: nn.Module, _: Any, output: Tensor) -> None:
+        assert isinstance(module, nn.Conv2d)
+        uses.kept.append(output)
+        made_by[id(output)] = module
+        calls[module] += 1
+
+    def before_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(module, nn.BatchNorm2d)
+        calls[module] += 1
+        if id(inputs[0]) in made_by:
+            found.append((made_by[id(inputs[0])], module, id(inputs[0])))
+
+    hooks = []
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            hooks.append(module.register_forward_hook(after_convolution))
+        elif isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
+            hooks.append(module.register_forward_pre_hook(before_norm))
+    try:
+        with uses:
+            network(torch.zeros(1, 3, TRACE_SIDE, TRACE_SIDE))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [
+        (convolution, norm)
+        for convolution, norm, output in found
+        if uses.count[output] == 1 and calls[convolution] == calls[norm] == 1
+    ]
+
+
+class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts in how many operations each tensor takes part."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count: Counter[int] = Counter()
+        self.kept: list[Tensor] = []
+        """Keeps tensors alive, so that none takes over the identity of another."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor):
+                self.count[id(leaf)] += 1
+                self.kept.append(leaf)
+        return function(*args, **(kwargs or {}))
+
+
+def _merge(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    assert norm.running_mean is not None and norm.running_var is not None
+    convolution.weight, convolution.bias = fuse_conv_bn_weights(
+        convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+
+
+def _fixed_padding(convolution: Conv2dSame) -> nn.Module:
+    """TensorFlow's "same" padding, which at even sides (and a trunk sees multiples of its stride) is a constant."""
+    before, after = [], []
+    for kernel, stride, dilation in zip(convolution.kernel_size, convolution.stride, convolution.dilation, strict=True):
+        total = max((kernel - 1) * dilation + 1 - stride, 0)
+        before.append(total // 2)
+        after.append(total - total // 2)
+    plain = nn.Conv2d(
+        convolution.in_channels,
+        convolution.out_channels,
+        (convolution.kernel_size[0], convolution.kernel_size[1]),
+        (convolution.stride[0], convolution.stride[1]),
+        0,
+        (convolution.dilation[0], convolution.dilation[1]),
+        convolution.groups,
+        bias=convolution.bias is not None,
+        device="meta",
+    )
+    plain.weight, plain.bias = convolution.weight, convolution.bias
+    if before == after:
+        plain.padding = (before[0], before[1])
+        # What nn.Conv2d derives from the padding; used by other padding modes only, kept consistent all the same.
+        plain._reversed_padding_repeated_twice = [before[1], before[1], before[0], before[0]]
+        return plain
+    return nn.Sequential(nn.ZeroPad2d((before[1], after[1], before[0], after[0])), plain)
+
+
+def _replace(network: nn.Module, old: nn.Module, new: nn.Module | None) -> None:
+    for parent in network.modules():
+        for name, child in parent.named_children():
+            if child is old:
+                setattr(parent, name, nn.Identity() if new is None else new)

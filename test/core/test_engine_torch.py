@@ -1,0 +1,201 @@
+"""The PyTorch engine says what the network itself says: folding, readout, and both together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from pebal_core.engines.readout import Readout, smooth
+from pebal_core.engines.torch import TorchEngine, allotted_cores
+from pebal_core.model_file import ModelInfo, load_model
+from pebal_core.networks import SegmentationNetwork, build_network, upsample
+from pebal_core.networks.folding import fold
+from pebal_core.scores import free_energy, gaussian_blur
+
+PHOTOGRAPH = Path(__file__).parents[2] / "docs/demo.jpg"
+NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {
+    # name, arguments, BatchNorms that no convolution directly precedes
+    "resnet18": ("deeplabv3plus", {"encoder": "resnet18", "decoder_channels": 16}, 0),
+    "efficientnet_lite0": ("deeplabv3plus", {"encoder": "tu-tf_efficientnet_lite0", "decoder_channels": 16}, 0),
+    "wide_resnet38": ("deeplabv3plus_wide_resnet38", {}, 17),  # the first of each residual block
+    "espnetv2": ("espnetv2", {"scale": 0.5}, 20),  # after 17 concatenations and 3 sums
+}
+
+
+def photograph(height: int, width: int, count: int = 1) -> np.ndarray:
+    """Different parts of a real image, N×H×W×3 RGB."""
+    image = cv2.imread(str(PHOTOGRAPH))
+    assert image is not None
+    image = image[..., ::-1]
+    rows, columns = np.array(image.shape[:2]) - (height, width)
+    assert min(rows, columns) >= 0
+    starts = [(rows * i // max(count - 1, 1), columns * i // max(count - 1, 1)) for i in range(count)]
+    return np.stack([image[y : y + height, x : x + width] for y, x in starts])
+
+
+def network_of(name: str) -> SegmentationNetwork:
+    """Random weights and, unlike those of a fresh network, random statistics."""
+    torch.manual_seed(0)
+    network_name, arguments, _ = NETWORKS[name]
+    network = build_network(network_name, **arguments).eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.1)
+    return network
+
+
+def expected(
+    network: SegmentationNetwork, info: ModelInfo, images: np.ndarray, smoothing: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The definition: full-resolution logits of the plain network, argmax, energy, Gaussian."""
+    pixels = (torch.from_numpy(images) / 255 - torch.tensor(info.mean)) / torch.tensor(info.std)
+    with torch.inference_mode():
+        logits = network(pixels.movedim(-1, 1))
+        energy = free_energy(logits)
+        return logits[:, :-1].argmax(1).numpy(), (gaussian_blur(energy) if smoothing else energy).numpy()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_folding_keeps_the_output(name: str) -> None:
+    """At sizes other than the one at which the network is watched, too."""
+    network = network_of(name)
+    images = torch.from_numpy(photograph(96, 160)).movedim(-1, 1) / 100 - 1
+    with torch.inference_mode():
+        before = network(images)
+        after = fold(network)(images)
+    assert (after - before).abs().max() <= 1e-4 * before.std() + 1e-5
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in network.modules()) == NETWORKS[name][2]
+
+
+class SharedConvolution(SegmentationNetwork):
+    """Its convolution feeds a BatchNorm and something else; the other runs twice: neither may be folded."""
+
+    num_outputs, stride, head_prefixes = 4, 1, ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branching, self.repeated = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(3))
+
+    def trunk(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = self.branching(images)
+        return (x + self.norms[0](x),)
+
+    def head(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return self.norms[2](self.repeated(self.norms[1](self.repeated(features[0]))))
+
+
+def test_only_a_convolution_that_nothing_else_uses_is_folded() -> None:
+    network = SharedConvolution().eval()
+    for norm in network.norms:
+        assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
+        norm.running_mean.fill_(0.7)
+    images = torch.randn(2, 3, 16, 16)
+    with torch.inference_mode():
+        before = network(images)
+        torch.testing.assert_close(fold(network)(images), before)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), seed=st.integers(0, 2**31), scale=st.sampled_from([0.01, 1.0, 10.0, 1000.0]))
+def test_readout_is_upsampling_energy_and_argmax(data: st.DataObject, seed: int, scale: float) -> None:
+    side = st.integers(1, 40)
+    rows, columns = data.draw(side), data.draw(side)
+    padded = data.draw(st.integers(rows, 5 * rows)), data.draw(st.integers(columns, 5 * columns))
+    size = data.draw(st.integers(1, padded[0])), data.draw(st.integers(1, padded[1]))
+    shape = data.draw(st.integers(1, 3)), data.draw(st.integers(2, 20)), rows, columns
+    logits = scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    labels, energy = Readout()(logits, padded, size)
+    full = upsample(logits.double(), padded)[..., : size[0], : size[1]]
+    torch.testing.assert_close(energy.double(), free_energy(full), atol=2e-5 * scale + 2e-5, rtol=0)
+    assert labels.dtype == torch.uint8 and labels.shape == (shape[0], *size)
+    chosen = full[:, :-1].gather(1, labels[:, None].long())[:, 0]
+    assert (full[:, :-1].amax(1) - chosen <= 2e-5 * scale).all()
+
+
+def test_readout_in_many_bands_and_again() -> None:
+    """Larger than a band, and a second call, which reuses the buffers, leaves the first answer alone."""
+    logits = torch.randn(2, 20, 64, 128) * 5
+    readout = Readout()
+    labels, energy = readout(logits, (256, 512), (251, 509))
+    kept = labels.clone(), energy.clone()
+    readout(-logits, (256, 512), (251, 509))
+    assert torch.equal(labels, kept[0]) and torch.equal(energy, kept[1])
+    full = upsample(logits, (256, 512))[..., :251, :509]
+    torch.testing.assert_close(energy, free_energy(full), atol=1e-4, rtol=0)
+    assert (labels == full[:, :-1].argmax(1)).float().mean() > 0.9999
+
+
+def test_of_equal_logits_the_first_is_the_label() -> None:
+    labels, energy = Readout()(torch.zeros(1, 20, 3, 3), (5, 5), (5, 5))
+    assert (labels == 0).all()
+    torch.testing.assert_close(energy, torch.full((1, 5, 5), -float(np.log(19))))
+
+
+@settings(max_examples=25, deadline=None)
+@given(count=st.integers(1, 3), height=st.integers(4, 40), width=st.integers(4, 40), seed=st.integers(0, 2**31))
+def test_both_gaussians_are_one(count: int, height: int, width: int, seed: int) -> None:
+    energy = 5 * torch.randn(count, height, width, generator=torch.Generator().manual_seed(seed)) - 10
+    torch.testing.assert_close(smooth(energy), gaussian_blur(energy), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "count", "smoothing"),
+    [
+        ("efficientnet_lite0", (96, 160), 1, True),
+        ("efficientnet_lite0", (97, 131), 3, False),
+        ("espnetv2", (96, 160), 1, False),
+        ("espnetv2", (97, 131), 3, True),
+        ("wide_resnet38", (49, 70), 2, True),
+    ],
+)
+def test_the_engine_answers_as_the_network(name: str, size: tuple[int, int], count: int, smoothing: bool) -> None:
+    info, network, images = ModelInfo("any"), network_of(name), photograph(*size, count)
+    labels, energy = expected(network, info, images, smoothing)
+    engine = TorchEngine(network, info, device="cpu", smoothing=smoothing)
+    for _ in range(2):
+        answer = engine(images)
+        np.testing.assert_allclose(answer[1], energy, atol=1e-3)
+        assert (answer[0] == labels).mean() >= 0.995
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_of_the_shipped_model(precision: str) -> None:
+    """Parts of a strange picture are hard, so some labels go; energies move far less than outliers stand apart."""
+    network, info = load_model("starter")
+    images = photograph(256, 320, 2)
+    labels, energy = expected(network, info, images, smoothing=True)
+    answer = TorchEngine(network, info, device="cpu", precision=precision)(images)
+    assert answer[1].dtype == np.float32
+    assert (answer[0] == labels).mean() >= 0.95
+    assert np.abs(answer[1] - energy).mean() <= 0.2
+
+
+def test_shrinking_sees_every_pixel() -> None:
+    """Stripes of two pixels look alike to the network wherever they start, once it sees a quarter of the size."""
+    network, info = load_model("starter")
+    engine = TorchEngine(network, info, device="cpu", input_size=(64, 96))
+    stripes = np.tile(np.repeat(np.array([0, 255], np.uint8), 2), 96)[None, :, None].repeat(256, 0).repeat(3, 2)
+    one, other = (engine(np.ascontiguousarray(np.roll(stripes, shift, 1))[None])[1] for shift in (0, 2))
+    grey = engine(np.full_like(stripes, 127)[None])[1]
+    assert np.abs(one - other).max() < 0.5 and np.abs(one - grey).mean() < 0.5
+
+
+@pytest.mark.parametrize(("text", "cores"), [("max 100000", None), ("100000 100000", 1), ("50000 100000", 1)])
+def test_a_container_s_share_of_the_cores_counts(text: str, cores: int | None, tmp_path: Path) -> None:
+    limit = tmp_path / "cpu.max"
+    unlimited = allotted_cores(limit)
+    limit.write_text(text + "\n")
+    assert allotted_cores(limit) == (cores or unlimited)
