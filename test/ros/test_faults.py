@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 
 from .conftest import Rig, start_rig
-from .harness import PROMPT, Client, Inbox, NodeProcess, picture, wait_until
+from .harness import PROMPT, Client, Inbox, NodeProcess, TestCamera, picture, wait_until
 from .test_diagnostics import REFUSING
 
 IMAGE = "/rig/image"
@@ -92,6 +93,41 @@ def test_two_nodes_on_one_camera(rig: Rig, tmp_path: Path, tiny_model: Path) -> 
         camera.close()
         inboxes[0].close()
     client.close()
+
+
+STOPPED_LISTENER = """
+import rclpy
+from rclpy.node import Node
+from sensor_msgs.msg import Image
+
+rclpy.init()
+node = Node("stopped", namespace="/rig")
+for topic in ("energy", "overlay"):
+    node.create_subscription(Image, topic, lambda _: print("heard", flush=True), 1)
+rclpy.spin(node)
+"""
+
+
+def test_a_listener_that_stands_still_holds_up_nobody(
+    rig: Rig, camera: TestCamera, labels: Inbox, tmp_path: Path
+) -> None:
+    """Reliable outputs, whose listener neither reads nor acknowledges any longer."""
+
+    def seconds_per_answer() -> float:
+        labels.latencies.clear()
+        for seed in range(8):
+            labels.wait_for(camera.send(picture(240, 320, seed)))
+        return float(np.median(labels.latencies))
+
+    with NodeProcess("", tmp_path / "log", {}, script=STOPPED_LISTENER) as listener:
+        wait_until(lambda: rig.client.node.count_subscribers("/rig/overlay"))
+        camera.send_until(lambda: "heard" in listener.output())
+        moving = seconds_per_answer()
+        listener.send_signal(signal.SIGSTOP)
+        try:
+            assert seconds_per_answer() < 2 * moving + 0.1
+        finally:
+            listener.send_signal(signal.SIGCONT)
 
 
 def test_a_player_whose_images_the_middleware_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from array import array
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,12 @@ def test_two_compressed_cameras_and_one_of_them_dead(tmp_path: Path, tiny_model:
         part = "/pair/front/image/compressed"
         status = client.status(part, lambda s: "truncated or corrupt" in s.message)
         assert frame_counts(status)["bad"] == 1 and frame_counts(status)["answered"] == 7
+        inboxes["front"].wait_for(send("front"))
+        huge = to_compressed(picture(), "jpeg", client.header())
+        size = bytes(huge.data).index(b"\xff\xc0") + 5  # of the frame, in its header: height and width
+        huge.data[size : size + 4] = array("B", [64, 0] * 2)  # 16384×16384: a gigabyte
+        cameras["front"].send_message(huge)
+        client.status(part, lambda s: frame_counts(s)["bad"] == 2 and "truncated or corrupt" in s.message)
         inboxes["front"].wait_for(send("front"))
         left = client.status("/pair/left/image/compressed", lambda s: s.level == DiagnosticStatus.ERROR)
         assert frame_counts(left)["answered"] == 2 and "No frame" in left.message

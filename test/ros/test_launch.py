@@ -1,0 +1,50 @@
+"""The launch file as a user starts it, where ROS 2's launch and an installed workspace are at hand."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import cv2
+import pytest
+from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
+from diagnostic_msgs.msg import DiagnosticStatus
+
+from .harness import PROMPT, STARTUP, Client, picture
+
+
+def launchable() -> bool:
+    try:
+        get_package_share_directory("pebal_ros")
+    except PackageNotFoundError:
+        return False
+    return shutil.which("ros2") is not None
+
+
+@pytest.mark.skipif(not launchable(), reason="needs ros2 launch and a sourced workspace with pebal_ros")
+def test_launch_with_footage_until_interrupted_twice(tmp_path: Path, tiny_model: Path) -> None:
+    cv2.imwrite(str(tmp_path / "picture.png"), picture())
+    client = Client("/launched")
+    arguments = {"namespace": "launched", "model": tiny_model, "source": tmp_path / "picture.png"}
+    command = ["ros2", "launch", "pebal_ros", "anomaly.launch.py", *(f"{n}:={v}" for n, v in arguments.items())]
+    with (tmp_path / "log").open("w") as log:
+        launch = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        labels = client.listen("labels")
+        client.status("/launched/image", lambda s: s.level == DiagnosticStatus.OK and labels.messages, STARTUP)
+        started = time.monotonic()
+        for _ in range(2):  # like Ctrl-C in a terminal: launch and both nodes get it
+            os.killpg(launch.pid, signal.SIGINT)
+            time.sleep(0.2)
+        assert launch.wait(STARTUP) == 0
+        assert time.monotonic() - started < PROMPT + 1, "launch itself takes a part of it"
+    finally:
+        if launch.poll() is None:
+            os.killpg(launch.pid, signal.SIGKILL)
+        client.close()
+    output = (tmp_path / "log").read_text()
+    assert output.count("process has finished cleanly") == 2 and "Traceback" not in output, output
