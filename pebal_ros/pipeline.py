@@ -29,6 +29,8 @@ class Job:
     camera: Camera
     frame: ReceivedFrame
     image: RgbImage
+    decoded_at: float
+    """`time.perf_counter()`"""
     wanted: list[str]
 
 
@@ -136,9 +138,10 @@ class Pipeline:
         except PebalError as error:
             self._refuse(camera, str(error))
             return None
-        camera.stages.add("decode", time.perf_counter() - started)
+        decoded = time.perf_counter()
+        camera.stages.add("decode", decoded - started)
         camera.picture = f"{image.shape[1]}×{image.shape[0]} {getattr(frame.message, 'encoding', 'compressed')}"
-        return Job(camera, frame, image, wanted)
+        return Job(camera, frame, image, decoded, wanted)
 
     def _answer(self, shape: tuple[int, ...], jobs: list[Job], settings: Settings) -> None:
         try:
@@ -190,6 +193,7 @@ class Pipeline:
             camera.stages.add(stage, seconds)
         camera.stages.add("render", rendered - started)
         camera.stages.add("publish", published - rendered)
+        camera.stages.add("overhead", published - job.decoded_at - sum(self._detector.timings.values()))
         camera.stages.add("in the node", time.monotonic() - job.frame.received_at)
         camera.stages.add("latency", (self._clock.now().nanoseconds - job.frame.stamp_ns) * 1e-9)
 

@@ -299,6 +299,7 @@ def test_diagnostics_say_what_runs(rig: Rig, camera: TestCamera, labels: Inbox, 
         "postprocess",
         "render",
         "publish",
+        "overhead",
         "in the node",
         "latency",
     )
