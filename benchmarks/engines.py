@@ -27,14 +27,14 @@ import cv2
 import numpy as np
 import torch
 
-from pebal_core.engines.torch import TorchEngine
+from pebal_core.engines.torch import TorchEngine, find_device
 from pebal_core.model_file import ModelInfo, load_model
 from pebal_core.networks import SegmentationNetwork, build_network
 from pebal_core.scores import free_energy, gaussian_blur
 
 PHOTOGRAPH = Path(__file__).parents[1] / "docs/demo.jpg"
 PAPER = "wide_resnet38"
-WAYS = ("reference", "torch-fp32", "torch-bf16")
+WAYS = ("reference", "torch-fp32", "torch-bf16", "torch-fp16")
 STAGES = ("preprocess", "inference", "postprocess")
 
 
@@ -71,32 +71,35 @@ def load(model: str) -> tuple[SegmentationNetwork, ModelInfo]:
 class Reference:
     """The straightforward way."""
 
-    def __init__(self, network: SegmentationNetwork, info: ModelInfo) -> None:
-        self.network = network.eval()
-        self.mean, self.std = (torch.tensor(values).view(1, 3, 1, 1) for values in (info.mean, info.std))
+    def __init__(self, network: SegmentationNetwork, info: ModelInfo, device: str) -> None:
+        self.device = find_device(device)
+        self.network = network.eval().to(self.device)
+        self.mean, self.std = (
+            torch.tensor(values, device=self.device).view(1, 3, 1, 1) for values in (info.mean, info.std)
+        )
         self.timings: dict[str, float] = {}
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         moments = [time.perf_counter()]
         with torch.inference_mode():
-            pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+            pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).contiguous()
             batch = (pixels / 255 - self.mean) / self.std
             moments.append(time.perf_counter())
             logits = self.network(batch)
             moments.append(time.perf_counter())
             labels = logits[:, :-1].argmax(1).to(torch.uint8)
-            result = labels.numpy(), gaussian_blur(free_energy(logits)).numpy()
+            result = labels.cpu().numpy(), gaussian_blur(free_energy(logits)).cpu().numpy()
             moments.append(time.perf_counter())
         self.timings = dict(zip(STAGES, np.diff(moments).tolist(), strict=True))
         return result
 
 
-def prepare(way: str, model: str) -> Way:
+def prepare(way: str, model: str, device: str) -> Way:
     network, info = load(model)
     if way == "reference":
-        reference = Reference(network, info)
+        reference = Reference(network, info, device)
         return Way(reference, lambda: reference.timings)
-    engine = TorchEngine(network, info, "cpu", precision=way.partition("-")[2])
+    engine = TorchEngine(network, info, device, precision=way.partition("-")[2])
     return Way(engine, lambda: engine.timings)
 
 
@@ -121,7 +124,7 @@ def megabytes(entry: str) -> float:
 def peak_memory(way: str, model: str, images: np.ndarray) -> float:
     """Megabytes above what the process held after its imports: weights, activations and buffers."""
     held = megabytes("VmRSS")
-    prepared = prepare(way, model)
+    prepared = prepare(way, model, "cpu")
     Path("/proc/self/clear_refs").write_text("5")  # loading does not count
     prepared.run(images)
     return megabytes("VmHWM") - held
@@ -133,10 +136,12 @@ def measure_memory(way: str, model: str, size: tuple[int, int], batch: int) -> f
     return float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
-def compare(model: str, size: tuple[int, int], batch: int, ways: list[str], runs: int, with_memory: bool) -> None:
+def compare(
+    model: str, size: tuple[int, int], batch: int, ways: list[str], runs: int, device: str, with_memory: bool
+) -> None:
     """Print one row per way."""
     images = photographs(*size, batch)
-    prepared = {name: prepare(name, model) for name in ways}
+    prepared = {name: prepare(name, model, device) for name in ways}
     turns: dict[str, list[Turn]] = {name: [] for name in ways}
     for number in range(runs + 1):
         for name, way in prepared.items():
@@ -167,11 +172,13 @@ def main() -> None:
     parser.add_argument("models", nargs="+", help=f"model files, shipped models, or {PAPER}")
     parser.add_argument("--sizes", nargs="+", default=["512x1024"], help="HEIGHTxWIDTH")
     parser.add_argument("--batches", nargs="+", type=int, default=[1])
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, help="the first is compared with")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS[:3]), choices=WAYS, help="the first is compared with")
     parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N; memory is measured on the CPU only")
     parser.add_argument("--only-time", action="store_true")
     parser.add_argument("--memory", choices=WAYS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    with_memory = arguments.device == "cpu" and not arguments.only_time
     sizes = [(int(height), int(width)) for height, width in (size.split("x") for size in arguments.sizes)]
     if arguments.memory:
         print(peak_memory(arguments.memory, arguments.models[0], photographs(*sizes[0], arguments.batches[0])))
@@ -185,7 +192,7 @@ def main() -> None:
     for model in arguments.models:
         for size in sizes:
             for batch in arguments.batches:
-                compare(model, size, batch, arguments.ways, arguments.runs, not arguments.only_time)
+                compare(model, size, batch, arguments.ways, arguments.runs, arguments.device, with_memory)
 
 
 if __name__ == "__main__":
