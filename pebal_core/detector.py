@@ -41,7 +41,7 @@ class AnomalyDetector:
         engine: runs the network.
         info: description of the model.
         model_path: the file it was loaded from.
-        reason: why this engine runs, where it was not asked for by name.
+        reason: why this engine runs, where there was a choice.
     """
 
     def __init__(self, engine: Engine, info: ModelInfo, model_path: Path, reason: str = "") -> None:

@@ -168,6 +168,8 @@ class AnomalyNode(LifecycleNode):
             input_size=(height, width) if height else None,
             smoothing=None if smoothing == "auto" else smoothing,
         )
+        if detector.reason:
+            self.get_logger().info(detector.reason)
         if height:
             detector.warm_up(height, width)  # the size of every frame to come, as far as the network sees it
         return detector

@@ -33,8 +33,8 @@ class Selected(NamedTuple):
     engine: Engine
     info: ModelInfo
     path: Path
-    reason: str
-    """Why this engine, in one sentence; empty where it was asked for by name."""
+    reason: str = ""
+    """Why this engine, where there was a choice."""
 
 
 def select(path: Path, engine: str, settings: Settings) -> Selected:
@@ -48,20 +48,18 @@ def select(path: Path, engine: str, settings: Settings) -> Selected:
     """
     if path.suffix == ONNX:
         if engine == "torch":
-            raise PebalError(
-                f"{path} runs on onnxruntime alone; for torch give the .safetensors that it was made from."
-            )
-        reason = "" if engine == "onnxruntime" else f"The engine is onnxruntime, which alone runs {path.name}."
-        return _on_onnx_runtime(path, settings, reason)
+            raise PebalError(f"{path} runs on onnxruntime alone; for torch give the .safetensors file it came from.")
+        return _on_onnx_runtime(path, settings)
     if engine == "onnxruntime" or settings.device.startswith("tensorrt"):
-        return _on_onnx_runtime(exported(path), settings, "")
-    if engine == "torch":
-        return _on_torch(path, settings, "")
-    try:
-        other = _on_onnx_runtime(exported(path), settings, "")
+        return _on_onnx_runtime(exported(path), settings)
+    if engine == "torch" or not path.with_suffix(ONNX).is_file():
+        return _on_torch(path, settings)
+    one = _on_torch(path, settings)
+    try:  # speed is not bought with precision that nobody asked for
+        other = _on_onnx_runtime(exported(path), settings._replace(precision=one.engine.precision))
     except PebalError as error:
-        return _on_torch(path, settings, f"The engine is torch. {error}")
-    return faster(_on_torch(path, settings, ""), other)
+        return one._replace(reason=f"The engine is torch. {error}")
+    return faster(one, other)
 
 
 def exported(path: Path) -> Path:
@@ -100,7 +98,7 @@ def faster(one: Selected, other: Selected) -> Selected:
     return best._replace(reason=reason)
 
 
-def _on_torch(path: Path, settings: Settings, reason: str) -> Selected:
+def _on_torch(path: Path, settings: Settings) -> Selected:
     from .torch import TorchEngine
 
     network, info = load_model(path)
@@ -115,11 +113,11 @@ def _on_torch(path: Path, settings: Settings, reason: str) -> Selected:
         input_size=None if input_size == (0, 0) else input_size,
         smoothing=info.smoothing if smoothing is None else smoothing,
     )
-    return Selected(engine, info, path, reason)
+    return Selected(engine, info, path)
 
 
-def _on_onnx_runtime(path: Path, settings: Settings, reason: str) -> Selected:
+def _on_onnx_runtime(path: Path, settings: Settings) -> Selected:
     from .onnx import OnnxEngine
 
     engine = OnnxEngine(path, *settings)
-    return Selected(engine, engine.info, path, reason)
+    return Selected(engine, engine.info, path)
