@@ -192,6 +192,7 @@ class TestCamera:
     def send_until(self, condition: Callable[[], Any]) -> None:
         """Publish a picture five times a second until a condition holds."""
         due = 0.0
+        statuses = self._client.statuses
 
         def met() -> Any:
             nonlocal due
@@ -200,7 +201,10 @@ class TestCamera:
                 self.send(picture())
             return condition()
 
-        wait_until(met, STARTUP)
+        try:
+            wait_until(met, STARTUP)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; the last statuses: {statuses}") from None
 
     def close(self) -> None:
         self._client.node.destroy_publisher(self.publisher)
