@@ -29,7 +29,7 @@ ARGUMENTS = {
     "device": ("", "cpu, cuda, cuda:N or auto; empty: as the parameter file says."),
     "transport": ("", "raw or compressed; empty: as the parameter file says."),
     "params_file": (str(CONFIG / "anomaly.yaml"), "Parameters of anomaly_node."),
-    "source": ("", "Video, image folder or image that plays as every camera, to try a rig on a desk; empty: no player."),
+    "source": ("", "Video, image folder or image to play as every camera, to try a rig on a desk; empty: none."),
 }
 
 

@@ -65,7 +65,7 @@ class Spec:
         for item in items:
             if self.choices and item not in self.choices:
                 return f"{self.name} takes {', '.join(self.choices)}, not {item!r}"
-            if self.pattern and not re.fullmatch(self.pattern, item):
+            if self.pattern and not re.fullmatch(self.pattern, item, re.ASCII):
                 return f"{self.name} takes names of letters, digits, _ and /, not {item!r}"
         if len(set(items)) < len(items):
             return f"{self.name} names one thing twice: {', '.join(items)}"
@@ -172,9 +172,9 @@ def documentation() -> str:
         "",
         "Made by `python -m pebal_ros.parameters > docs/parameters.md` from the table by which the node declares them.",
         "",
-        "`config/anomaly.yaml` holds all of them at their defaults. Those with a tick can be changed while the node runs",
-        "(`ros2 param set`); for the others the node says that it must be restarted. What is of the wrong type or out of",
-        "range is refused with the reason: at start the process ends with it, later the old value stays.",
+        "`config/anomaly.yaml` holds all of them at their defaults. Those with a tick can be changed while the node",
+        "runs (`ros2 param set`); for the others the node says that it must be restarted. What is of the wrong type or",
+        "out of range is refused with the reason: at start the process ends with it, later the old value stays.",
         "",
         "| name | type | default | allowed | while it runs | meaning |",
         "|---|---|---|---|---|---|",

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import unittest
 from pathlib import Path
-from test.ros.harness import STARTUP, Client, frame_counts
 
 import launch_testing
 from ament_index_python.packages import get_package_share_directory
 from diagnostic_msgs.msg import DiagnosticStatus
 from launch.actions import IncludeLaunchDescription
+from launch.launch_description import LaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch_testing.actions import ReadyToTest
 
-from launch import LaunchDescription
+from test.ros.harness import STARTUP, Client, frame_counts
 
 CAMERAS = ("front", "left")
 
@@ -25,9 +25,7 @@ def generate_test_description() -> LaunchDescription:
     rig = Path(get_package_share_directory("pebal_ros")) / "launch" / "cameras.launch.py"
     arguments = {"cameras": ",".join(CAMERAS), "image": "image_raw", "namespace": "launched_rig"}
     source = PythonLaunchDescriptionSource(str(rig))
-    return LaunchDescription(
-        [IncludeLaunchDescription(source, launch_arguments=arguments.items()), ReadyToTest()]
-    )
+    return LaunchDescription([IncludeLaunchDescription(source, launch_arguments=arguments.items()), ReadyToTest()])
 
 
 class TestRunning(unittest.TestCase):

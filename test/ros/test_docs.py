@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import yaml
@@ -27,8 +28,7 @@ def test_the_page_of_parameters_is_that_of_the_table() -> None:
 
 
 def test_every_finding_is_explained_and_no_other() -> None:
-    with open(findings.__file__, encoding="utf-8") as stream:
-        said = set(re.findall(r'Finding\(\s*\w+,\s*"([^"]+)"', stream.read()))
+    said = set(re.findall(r'Finding\(\s*\w+,\s*"([^"]+)"', Path(findings.__file__).read_text()))
     section = page("operations.md").partition("### Of a camera")[2].partition("### Of the model")[0]
     rows = re.findall(r"^\| `([^`]+)` \| (?:OK|WARN|ERROR) \|", section, re.MULTILINE)
     assert len(said) > 10 and sorted(rows) == sorted(said)
