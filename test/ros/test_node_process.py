@@ -205,7 +205,7 @@ def test_an_engine_that_fails_is_retried_and_then_given_up(tmp_path: Path, tiny_
         reason = f"The engine failed on 160×96 rgb8: {illegal}, 5 times in a row; the node ends."
         assert rig.process.output().count(reason) == 1
         wait_until(lambda: client.statuses["model"].message == reason)
-        wait_until(lambda: states == ["deactivating", "errorprocessing", "finalized"], what=f"the error state: {states}")
+        wait_until(lambda: states == ["deactivating", "errorprocessing", "finalized"])
 
 
 DYING_THREAD = """
