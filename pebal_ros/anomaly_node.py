@@ -176,6 +176,8 @@ class AnomalyNode(LifecycleNode):
             input_size=(height, width) if height else None,
             smoothing=None if smoothing == "auto" else smoothing,
         )
+        if detector.reason:
+            self.get_logger().info(detector.reason)
         size = (height, width) if height else detector.info.input_size
         if size is not None:
             detector.warm_up(*size)  # the size of every frame to come, as far as the network sees it

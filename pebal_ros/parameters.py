@@ -105,9 +105,9 @@ RELIABILITIES = (RELIABLE, BEST_EFFORT)
 OUTPUT_NAMES = ("labels", "energy", "score", "mask", "overlay", "label_colors")
 
 PARAMETERS: tuple[Spec, ...] = (
-    Spec("model", str, "starter", "Model file (.safetensors written by pebal), or the name of a shipped model."),
-    Spec("engine", str, AUTO, "What runs the network: torch, or auto: the best one installed."),
-    Spec("device", str, AUTO, "cpu, cuda, cuda:N, or auto: the GPU where there is one. A missing one is an error."),
+    Spec("model", str, "starter", "Model file (.safetensors or .onnx written by pebal), or a shipped model."),
+    Spec("engine", str, AUTO, "auto: what can run the model, the faster.", choices=(AUTO, "torch", "onnxruntime")),
+    Spec("device", str, AUTO, "cpu, cuda, cuda:N, tensorrt (onnxruntime), or auto: the GPU where there is one."),
     Spec("precision", str, AUTO, "Arithmetic of the network.", choices=(AUTO, "fp32", "fp16", "bf16")),
     Spec("input_height", int, 0, "Height in pixels that the network sees; 0: as the model file says.", (0, 8192)),
     Spec("input_width", int, 0, "Width in pixels that the network sees; 0: as the model file says.", (0, 8192)),
