@@ -105,7 +105,7 @@ class FrameEntry:
     figure: float
     """That AP or mIoU."""
     picture: str
-    """Path of the overlay, relative to the results folder: image with the anomaly heat and the outline of the labels."""
+    """Path of the overlay, relative to the results folder: the image with the anomaly heat and the labels' outline."""
 
 
 @dataclass(frozen=True)
