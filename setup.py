@@ -52,6 +52,7 @@ setup(
         "jsonargparse>=4.35",
         "PyYAML>=6.0",
         "rich>=13.0",
+        "Jinja2>=3.1",
     ],
     extras_require={
         "train": [
@@ -60,6 +61,7 @@ setup(
             "pycocotools>=2.0.7",
             "tensorboard>=2.16",
         ],
+        "benchmark": ["h5py>=3.8"],  # the submission files of SegmentMeIfYouCan
         # rclpy and Fast DDS for machines without a ROS 2 installation.
         "ros": [
             "ros-kilted-diagnostic-msgs",

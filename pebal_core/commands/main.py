@@ -22,6 +22,7 @@ COMMANDS = {
     "ablate": "train and compare the variants of the objective",
     "calibrate": "choose the alarm threshold on scenes without anomalies",
     "evaluate": "mean IoU of a model on a labelled set",
+    "pack": "submission files for Fishyscapes and SegmentMeIfYouCan, checked",
 }
 
 
