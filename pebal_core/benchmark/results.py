@@ -15,6 +15,7 @@ set (only one class of pixels occurs) holds None in its figures and the reason i
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,6 +31,9 @@ RESULTS = "results.json"
 RUN, SEGMENTATION, SET = "run", "segmentation", "set"
 """Reserved names: `RUN` beside the data sets; `SEGMENTATION` and `SET` beside a data set's scores."""
 
+STAGES = ("read", "preprocess", "network", "scores", "metrics")
+"""What an image is spent on; ``scores``: labels and scores from the logits."""
+
 Interval = tuple[float, float]
 
 
@@ -44,7 +48,7 @@ class Components:
     f1_at_taus: list[float] | None
     objects: int
     predictions: int
-    threshold: float
+    threshold: float | None
     smallest_prediction: int
     smallest_object: int
     """Pixels; what is smaller was left out."""
@@ -120,8 +124,7 @@ class SetInfo:
     failed: dict[str, str]
     """File → why it could not be evaluated."""
     milliseconds: dict[str, float]
-    """Mean per image: ``read``, ``preprocess``, ``network``, ``scores`` (labels and scores from the logits),
-    ``metrics``."""
+    """Mean per image, by the names in `STAGES`."""
     images_per_second: float
     """One process: 1 / the sum of these stages."""
     peak_memory_mb: float
@@ -194,7 +197,7 @@ class Results:
     def save(self, folder: Path) -> None:
         """Write ``results.json``; it appears whole or not at all."""
         values = {RUN: asdict(self.run), **{name: result.to_dict() for name, result in self.sets.items()}}
-        write_atomically(folder / RESULTS, (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())
+        write_atomically(folder / RESULTS, (json.dumps(_finite(values), indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, folder: Path) -> Results:
@@ -237,6 +240,15 @@ def load_curve(folder: Path, dataset: str, score: str) -> Curve | None:
         return None
     with np.load(path) as arrays:
         return Curve(**{name: arrays[name] for name in ("threshold", "tpr", "fpr", "precision")})
+
+
+def _finite(value: Any) -> Any:
+    """Infinite thresholds become None: JSON has no word for them."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _score(values: Mapping[str, Any]) -> Score:

@@ -42,8 +42,12 @@ class LogitsEngine(ABC):
         self._readout = Readout()
 
     @abstractmethod
-    def logits(self, images: np.ndarray) -> Logits:
-        """Logits of images N×H×W×3 uint8 RGB; sets the `timings` of preprocess and inference."""
+    def logits(self, images: np.ndarray, input_size: tuple[int, int] | None) -> Logits:
+        """Logits of images N×H×W×3 uint8 RGB; sets the `timings` of preprocess and inference.
+
+        Args:
+            input_size: (height, width) to bring the images to first; None = their own size.
+        """
 
     @torch.inference_mode()
     def read(self, logits: Logits, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -56,7 +60,7 @@ class LogitsEngine(ABC):
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        logits = self.logits(images)
+        logits = self.logits(images, self.input_size)
         started = time.perf_counter()
         labels, energy = self.read(logits, (images.shape[1], images.shape[2]))
         if self.smoothing:

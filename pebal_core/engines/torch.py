@@ -66,9 +66,9 @@ class TorchEngine(LogitsEngine):
         self._pixels = torch.empty(0, device=self.device)
 
     @torch.inference_mode()
-    def logits(self, images: np.ndarray) -> Logits:
+    def logits(self, images: np.ndarray, input_size: tuple[int, int] | None) -> Logits:
         started = time.perf_counter()
-        batch = self._preprocess(images)
+        batch = self._preprocess(images, input_size)
         self._wait()
         prepared = time.perf_counter()
         values = self.network.head(self.network.trunk(batch))
@@ -76,14 +76,14 @@ class TorchEngine(LogitsEngine):
         self.timings = {"preprocess": prepared - started, "inference": time.perf_counter() - prepared}
         return Logits(values, (batch.shape[-2], batch.shape[-1]), self.input_size or (images.shape[1], images.shape[2]))
 
-    def _preprocess(self, images: np.ndarray) -> Tensor:
+    def _preprocess(self, images: np.ndarray, input_size: tuple[int, int] | None) -> Tensor:
         """N×H×W×3 uint8 → normalised and padded N×3×h×w on the device; the bytes are already channels last.
 
         Shrinking is antialiased: small obstacles otherwise fall between the samples, and those that do not flicker.
         """
         pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
-        if self.input_size is not None and tuple(pixels.shape[-2:]) != self.input_size:
-            pixels = F.interpolate(pixels.float(), self.input_size, mode="bilinear", antialias=True)
+        if input_size is not None and tuple(pixels.shape[-2:]) != input_size:
+            pixels = F.interpolate(pixels.float(), input_size, mode="bilinear", antialias=True)
         if self._pixels.shape != pixels.shape:
             self._pixels = torch.empty(pixels.shape, device=self.device, memory_format=torch.channels_last)
         torch.sub(pixels, self.mean, out=self._pixels).mul_(self.scale)
