@@ -36,6 +36,9 @@ FISHYSCAPES_SIZE = (1024, 2048)
 FISHYSCAPES_CLASSES = 20
 """The official tool takes class ids below this."""
 
+SAMPLE = 4_000_000
+"""Scores from which the float16 map of a set is made: at most this many, from all frames alike."""
+
 _HDF5_NAME = "value"
 _CODES = np.arange(0x0400, 0x3C00 + 1, dtype=np.uint16).view(np.float16)
 """The normal float16 numbers up to 1, 2^-14 … 1, ascending."""

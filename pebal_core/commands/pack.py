@@ -15,6 +15,7 @@ from rich.progress import track
 
 from ..benchmark.submissions import (
     FORMATS,
+    SAMPLE,
     SMIYC_SETS,
     Frame,
     OrderKeepingFloat16,
@@ -29,9 +30,6 @@ from ..benchmark.submissions import (
 from ..data.scenes import read_image
 from ..errors import PebalError
 from .model_options import add_model_arguments, load_detector
-
-SAMPLE = 4_000_000
-"""Scores from which the float16 map of a set is made: at most this many, from all frames alike."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
