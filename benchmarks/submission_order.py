@@ -1,6 +1,6 @@
 """What float16 costs in a submission: figures from float32 energies, from the map of `pebal pack`, from plain float16.
 
-    python benchmarks/submission_order.py RoadAnomaly21=FOLDER --input-size 360 640
+python benchmarks/submission_order.py RoadAnomaly21=FOLDER --input-size 360 640
 """
 
 from __future__ import annotations
