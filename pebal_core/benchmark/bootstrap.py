@@ -2,7 +2,8 @@
 
 Images, not pixels, are drawn with replacement, since the pixels of one image say nearly the same. Every score is given
 the same draws, so differences between scores are differences on equal images. Replicates are computed from each
-image's counts at the upper 16 bits of the score, and shifted by what that changes in the figure of all images.
+image's counts in about two thousand groups of neighbouring scores, and shifted by what the grouping changes in the
+figure of all images.
 """
 
 from __future__ import annotations
@@ -12,19 +13,41 @@ from typing import TypedDict
 
 import numpy as np
 
+from ..metrics.pages import score_keys
 from ..metrics.pooled import PooledResult
 from .results import Interval
 
 REPLICATES = 1000
 _BATCH = 64
-_CLASS_BINS = 1 << 16
+_BITS = 20  # of a score that are kept for an image: steps of 1/256 nat for energies from 8 to 16
+_BINS = 1 << _BITS
+_GROUPS = 2048
 
 Coarse = tuple[np.ndarray, np.ndarray]
-"""What `PooledMetrics.coarse` gives for one image."""
+"""What `coarse_counts` gives for one image."""
+
+
+def coarse_counts(score: np.ndarray, target: np.ndarray) -> Coarse:
+    """Pixels by the upper 20 bits of their score: a small summary of a frame.
+
+    Args:
+        score, target: as of `PooledMetrics.update`.
+
+    Returns:
+        Two arrays of one length: bins that occur, ascending in score, int32 (inliers have bins from 0 on, outliers
+        from 2^20 on), and pixels in each, int32.
+    """
+    bins, pixels = [], []
+    for kind in (0, 1):
+        counts = np.bincount(score_keys(score[target == kind]) >> (32 - _BITS), minlength=_BINS)
+        present = np.flatnonzero(counts)
+        bins.append(present + kind * _BINS)
+        pixels.append(counts[present])
+    return np.concatenate(bins).astype(np.int32), np.concatenate(pixels).astype(np.int32)
 
 
 def draw_weights(images: int, replicates: int = REPLICATES) -> np.ndarray:
-    """Replicates × images uint16: how often each image was drawn; the first row is the set itself."""
+    """(Replicates + 1) × images uint16: how often each image was drawn; the first row is the set itself."""
     rng = np.random.default_rng(0)
     weights = np.ones((replicates + 1, images), np.uint16)
     for row in weights[1:]:
@@ -42,21 +65,30 @@ def replicate_figures(frames: Callable[[], Iterable[Coarse]], weights: np.ndarra
     Returns:
         (replicates + 1) × 3 float64: AUROC, AP, FPR95 (first TPR ≥ 0.95); NaN where only one class was drawn.
     """
-    bins = np.unique(
-        np.concatenate([np.unique(frame_bins % _CLASS_BINS) for frame_bins, _ in frames()] or [np.empty(0, np.int32)])
-    )
-    counts = np.zeros((2, len(weights), len(bins)))
-    batch = np.zeros((_BATCH, 2, len(bins)))
+    pooled = np.zeros(2 * _BINS)
+    for bins, pixels in frames():
+        pooled[bins] += pixels
+    group_of = _group(pooled.reshape(2, _BINS))
+    width = int(group_of.max()) + 1
+    counts = np.zeros((2, len(weights), width))
+    batch = np.zeros((_BATCH, 2 * width))
     first = filled = 0
-    for frame_bins, pixels in frames():
-        batch[filled, frame_bins // _CLASS_BINS, np.searchsorted(bins, frame_bins % _CLASS_BINS)] = pixels
+    for bins, pixels in frames():
+        kind, bin_ = np.divmod(bins, _BINS)
+        batch[filled] = np.bincount(group_of[bin_] + kind * width, pixels, 2 * width)
         filled += 1
         if filled == _BATCH:
             counts += _weighted(weights[:, first : first + filled], batch)
             first, filled = first + filled, 0
-            batch[:] = 0
     counts += _weighted(weights[:, first : first + filled], batch[:filled])
     return np.concatenate([_figures(*counts[:, row : row + 50]) for row in range(0, len(weights), 50)])
+
+
+def _group(pooled: np.ndarray) -> np.ndarray:
+    """2×bins pixels → group of each bin: neighbours that hold few of the inliers and few of the outliers."""
+    shares = pooled / np.maximum(pooled.sum(axis=1, keepdims=True), 1)
+    position = np.floor(np.cumsum(shares.sum(axis=0)) * (_GROUPS / 2)).astype(np.int64)
+    return np.unique(position, return_inverse=True)[1]
 
 
 def interval(replicates: np.ndarray, exact: float) -> Interval | None:
@@ -90,7 +122,8 @@ def intervals(replicates: np.ndarray, result: PooledResult) -> Intervals:
 
 
 def _weighted(weights: np.ndarray, batch: np.ndarray) -> np.ndarray:
-    return np.stack([weights.astype(np.float64) @ batch[:, kind] for kind in (0, 1)])
+    """Rows × images weights, images × (2·groups) pixels → 2 × rows × groups."""
+    return (weights.astype(np.float64) @ batch).reshape(len(weights), 2, -1).swapaxes(0, 1)
 
 
 def _figures(inliers: np.ndarray, outliers: np.ndarray) -> np.ndarray:

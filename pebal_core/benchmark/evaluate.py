@@ -21,7 +21,7 @@ from ..metrics.components import SIZE_LIMITS, ComponentMetrics
 from ..metrics.pooled import PooledMetrics, PooledResult
 from ..metrics.segmentation import SegmentationMetrics
 from ..model_file import write_atomically
-from .bootstrap import Coarse, central, draw_weights, intervals, replicate_figures
+from .bootstrap import Coarse, central, coarse_counts, draw_weights, intervals, replicate_figures
 from .forward import Forward, ScoreReader
 from .passes import Outcome, Pass, Workers
 from .pictures import draw_frames
@@ -158,7 +158,7 @@ class SetBenchmark:
             metrics = dict(zip(self.scores, pool.map(count, self.scores)))
         record = {}
         for score in self.scores:
-            record[f"{score}.bins"], record[f"{score}.pixels"] = metrics[score].coarse()
+            record[f"{score}.bins"], record[f"{score}.pixels"] = coarse_counts(forward.scores[score], frame.target)
         within = metrics[self.main].compute()
         record["figure"] = np.array(np.nan if within.ap is None else within.ap)
         record["costs"] = _costs(read - started, forward, time.perf_counter() - scored)

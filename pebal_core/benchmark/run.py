@@ -37,6 +37,7 @@ from .forward import ScoreReader, score_names, split_name
 from .onnx_logits import load_onnx
 from .passes import Outcome, Pass, Workers
 from .protocols import PROTOCOLS
+from .report import write_report
 from .results import RESULTS, RUN, Results, Run
 from .shards import Records, write_once
 from .tables import markdown, terminal_table
@@ -135,7 +136,7 @@ def run_benchmark(request: Request) -> int:
     results.save(request.out)
     write_atomically(request.out / "results.md", markdown(results).encode())
     Console().print(terminal_table(results))
-    print(f"{request.out / RESULTS} and results.md are written.")
+    print(f"{write_report(request.out)}, {RESULTS} and results.md are written.")
     failed = {f: why for name in sets for f, why in results.sets[name].set.failed.items()}
     for why in failed.values():
         print(f"pebal benchmark: {why}", file=sys.stderr)
@@ -169,18 +170,22 @@ class _Bar:
 
     def __init__(self, progress: Progress, passes: Sequence[Pass]) -> None:
         self._progress, self._passes = progress, list(passes)
-        self._task = progress.add_task("", total=sum(p.records.count for p in passes), completed=self._completed())
+        self._task = progress.add_task("", total=self._total(), completed=self._completed())
 
     def name(self, text: str) -> None:
         self._progress.update(self._task, description=text)
 
     def add(self, one: Pass) -> None:
         self._passes.append(one)
-        total = sum(p.records.count for p in self._passes)
-        self._progress.update(self._task, description=one.title, total=total)
+        self._progress.update(
+            self._task, description=one.title, total=self._total(), completed=self._completed(), refresh=True
+        )
 
     def update(self) -> None:
         self._progress.update(self._task, completed=self._completed())
+
+    def _total(self) -> int:
+        return sum(p.records.count for p in self._passes)
 
     def _completed(self) -> int:
         return sum(p.records.count - len(p.records.missing()) for p in self._passes)

@@ -124,17 +124,6 @@ class PooledMetrics:
         """
         return self._counts.at_least(thresholds)
 
-    def coarse(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels by the upper 16 bits of their score, which keep 8 bits of its mantissa: a small summary of a frame.
-
-        Returns:
-            Two arrays of one length: bins that occur, ascending in score, int32 (inliers have bins from 0 on, outliers
-            from 65,536 on), and pixels in each, int64.
-        """
-        totals = self._counts.page_totals().ravel()
-        bins = np.flatnonzero(totals)
-        return bins.astype(np.int32), totals[bins]
-
     def compute(self) -> PooledResult:
         """The metrics of all frames so far."""
         inliers, outliers = (int(n) for n in self._counts.page_totals().sum(axis=1))
