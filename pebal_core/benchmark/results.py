@@ -4,6 +4,7 @@
 
     results.json                    {"run": …, DATASET: {SCORE: …, "segmentation": …, "set": …}, …}
     results.md                      the same as tables
+    report.html                     the same as a page with curves and pictures, in one file
     curves/DATASET.SCORE.npz        `threshold`, `tpr` (= recall), `fpr`, `precision`: thinned for plotting, one length
     frames/DATASET/*.jpg            overlays of the best and the worst frames, listed in ``set.frames``
     work/                           what resuming needs
