@@ -116,22 +116,25 @@ class SetBenchmark:
         self.second = Pass(f"{self.name}, components", Records(folder, len(self.data)), self._components)
         return self.second
 
-    def result(self) -> SetResult:
-        """The figures, after all passes."""
-        records = self.first.records
-        done, failures = records.done(), dict(records.failures())
+    def failures(self) -> dict[str, str]:
+        """Images that could not be evaluated → why."""
+        failures = self.first.records.failures()
         if self.second is not None:
             failures.update(self.second.records.failures())
-        failed = {str(self.data.pairs[index][0]): reason for index, reason in sorted(failures.items())}
+        return {str(self.data.pairs[index][0]): reason for index, reason in sorted(failures.items())}
+
+    def result(self) -> SetResult | None:
+        """The figures, after all passes; None if every image failed."""
+        records, done = self.first.records, self.first.records.done()
         if not done:
-            raise PebalError(f"No image of {self.name} could be evaluated: {next(iter(failed.values()))}")
+            return None
         costs = np.array([records.read(index, "costs")["costs"] for index in done])
         milliseconds = dict(zip(STAGES, costs[:, :-1].mean(axis=0).tolist()))
         info = SetInfo(
             set=self.data.name,
             path=str(self.data.path),
             images=len(done),
-            failed=failed,
+            failed=self.failures(),
             milliseconds=milliseconds,
             images_per_second=1e3 / sum(milliseconds.values()),
             peak_memory_mb=float(costs[:, -1].max()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import shlex
 import sys
@@ -93,15 +94,7 @@ def run_benchmark(request: Request) -> int:
     statistics = _statistics_pass(request.out, training, reader) if training else None
     if statistics is not None:
         passes.insert(0, statistics)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    ) as progress:
+    with _progress() as progress:
         bar = _Bar(progress, passes)
         workers = Workers.from_environment(request.patience, bar.update)
         if statistics is not None:
@@ -125,20 +118,22 @@ def run_benchmark(request: Request) -> int:
         if workers.rank != 0:
             return 0
         run = _describe(request, reader, scores, main, workers.count, started)
-        results = Results(run, dict(earlier))
+        results, failed = Results(run, dict(earlier)), list[str]()
         for benchmark in benchmarks:
             if benchmark.second is not None:
                 bar.name(benchmark.second.title)
                 benchmark.second.join(workers)
             bar.name(f"{benchmark.name}: intervals and pictures")
-            results.sets[benchmark.name] = benchmark.result()
+            bar.update()
+            failed += benchmark.failures().values()
+            if (result := benchmark.result()) is not None:
+                results.sets[benchmark.name] = result
     results.run = replace(run, seconds=time.monotonic() - clock)
     results.save(request.out)
     write_atomically(request.out / "results.md", markdown(results).encode())
     Console().print(terminal_table(results))
     print(f"{write_report(request.out)}, {RESULTS} and results.md are written.")
-    failed = {f: why for name in sets for f, why in results.sets[name].set.failed.items()}
-    for why in failed.values():
+    for why in failed:
         print(f"pebal benchmark: {why}", file=sys.stderr)
     if failed:
         print(
@@ -155,6 +150,20 @@ def _load(request: Request) -> AnomalyDetector:
         return load_onnx(Path(request.model), request.input_size)
     return AnomalyDetector.load(
         request.model, request.engine, request.device, request.precision, input_size=request.input_size
+    )
+
+
+def _progress() -> Progress:
+    """Only the first process shows it."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=os.environ.get("RANK", "0") != "0",
     )
 
 
@@ -230,7 +239,7 @@ def _claim_folder(request: Request, reader: ScoreReader, scores: list[str], trai
         "model": f"{Path(request.model).name} ({detector.model_sha256[:16]})",
         "protocol": request.protocol,
         "input size": list(engine.input_size) if engine.input_size else "each image's own",
-        "scores": scores,
+        "choice of scores": scores,
         "engine": detector.engine_name,
         "precision": getattr(engine, "precision", "fp32"),
         "training images": f"{request.sml_images}, {len(training)} images" if training else "none",

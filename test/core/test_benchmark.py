@@ -194,7 +194,7 @@ def test_the_others_do_not_wait_for_ever_for_the_first(
     [
         (["--protocol=pebal"], "another protocol: smiyc, here it is pebal"),
         (["--input-size", "32", "48"], "another input size"),
-        (["--scores", "energy"], "another scores"),
+        (["--scores", "energy"], "another choice of scores"),
     ],
 )
 def test_a_folder_of_another_benchmark_is_refused(
@@ -248,6 +248,18 @@ def test_bad_images_are_named_the_rest_is_evaluated_and_a_second_call_mends(
         (root / path.relative_to(pairs)).write_bytes(path.read_bytes())
     assert main(arguments(model, root, out)) == 0
     assert figures(out).scores == figures(results).scores
+
+
+def test_a_set_that_fails_wholly_does_not_take_the_others_along(
+    model: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0.png").write_bytes((pairs / folder / "0.png").read_bytes()[:100])
+    out = tmp_path / "out"
+    assert main(arguments(model, pairs, out, f"--dataset=broken={tmp_path}", "--scores=energy")) == 1
+    assert list(Results.load(out).sets) == ["mine"]
+    assert "images/0.png cannot be read" in capsys.readouterr().err
 
 
 def test_one_class_alone_is_said(model: Path, pairs: Path, tmp_path: Path) -> None:
