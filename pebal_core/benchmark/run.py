@@ -41,7 +41,7 @@ from .protocols import PROTOCOLS
 from .report import write_report
 from .results import RESULTS, RUN, Results, Run
 from .shards import Records, write_once
-from .tables import markdown, terminal_table
+from .tables import markdown, terminal_tables
 
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "onnxruntime")
 
@@ -131,7 +131,7 @@ def run_benchmark(request: Request) -> int:
     results.run = replace(run, seconds=time.monotonic() - clock)
     results.save(request.out)
     write_atomically(request.out / "results.md", markdown(results).encode())
-    Console().print(terminal_table(results))
+    Console().print(*terminal_tables(results))
     print(f"{write_report(request.out)}, {RESULTS} and results.md are written.")
     for why in failed:
         print(f"pebal benchmark: {why}", file=sys.stderr)

@@ -28,6 +28,18 @@ def score_rows(results: Results, with_intervals: bool) -> list[list[str]]:
     return rows
 
 
+CLASS_HEAD = ("set", "images", "mIoU", "mIoU, sliding windows", "accuracy", "ECE")
+
+
+def class_rows(results: Results) -> list[list[str]]:
+    """A row for every set of classes, as `CLASS_HEAD` says."""
+    return [
+        [name, str(s.images), percent(s.miou), percent(s.sliding_miou), percent(s.accuracy), percent(s.ece)]
+        for name, result in results.sets.items()
+        if (s := result.segmentation) is not None
+    ]
+
+
 def markdown(results: Results) -> str:
     """The contents of ``results.md``."""
     run = results.run
@@ -51,14 +63,8 @@ def markdown(results: Results) -> str:
     ]
     if components:
         lines += ["", *_markdown_table(("set", "score", "sIoU", "PPV", "F1", "objects", "predictions", ""), components)]
-    classes = [
-        [name, str(s.images), percent(s.miou), percent(s.sliding_miou), percent(s.accuracy), percent(s.ece)]
-        for name, result in results.sets.items()
-        if (s := result.segmentation) is not None
-    ]
-    if classes:
-        head = ("set", "images", "mIoU", "mIoU, sliding windows", "accuracy", "ECE")
-        lines += ["", *_markdown_table(head, classes)]
+    if classes := class_rows(results):
+        lines += ["", *_markdown_table(CLASS_HEAD, classes)]
     costs: list[list[str]] = []
     failures: list[str] = []
     for name, result in results.sets.items():
@@ -71,18 +77,19 @@ def markdown(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def terminal_table(results: Results) -> Table:
+def terminal_tables(results: Results) -> list[Table]:
     """Scores and mIoU for the terminal."""
-    table = Table(*SCORE_HEAD, title=f"{results.run.model}, protocol {results.run.protocol}")
-    for row in score_rows(results, with_intervals=False):
-        table.add_row(*row, style="bold" if row[2] == results.run.main_score else "")
-    for name, result in results.sets.items():
-        if (classes := result.segmentation) is not None:
-            remark = f"mIoU {percent(classes.miou)}, ECE {percent(classes.ece)}"
-            if classes.sliding_miou is not None:
-                remark += f", sliding windows {percent(classes.sliding_miou)}"
-            table.add_row(name, str(classes.images), "", "", "", "", "", remark)
-    return table
+    title = f"{results.run.model}, protocol {results.run.protocol}"
+    tables = []
+    if rows := score_rows(results, with_intervals=False):
+        tables.append(Table(*SCORE_HEAD, title=title))
+        for row in rows:
+            tables[-1].add_row(*row, style="bold" if row[2] == results.run.main_score else "")
+    if classes := class_rows(results):
+        tables.append(Table(*CLASS_HEAD, title=title))
+        for row in classes:
+            tables[-1].add_row(*row)
+    return tables
 
 
 def _figure(figures: Score, key: str, with_interval: bool) -> str:
