@@ -25,12 +25,15 @@ def launchable() -> bool:
     return shutil.which("ros2") is not None
 
 
-@pytest.mark.skipif(not launchable(), reason="needs ros2 launch and a sourced workspace with pebal_ros")
+pytestmark = pytest.mark.skipif(not launchable(), reason="needs ros2 launch and a sourced workspace with pebal_ros")
+COMMAND = ["ros2", "launch", "pebal_ros", "anomaly.launch.py"]
+
+
 def test_launch_with_footage_until_interrupted_twice(tmp_path: Path, tiny_model: Path) -> None:
     cv2.imwrite(str(tmp_path / "picture.png"), picture())
     client = Client("/launched")
     arguments = {"namespace": "launched", "model": tiny_model, "source": tmp_path / "picture.png"}
-    command = ["ros2", "launch", "pebal_ros", "anomaly.launch.py", *(f"{n}:={v}" for n, v in arguments.items())]
+    command = [*COMMAND, *(f"{n}:={v}" for n, v in arguments.items())]
     with (tmp_path / "log").open("w") as log:
         launch = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
@@ -48,3 +51,17 @@ def test_launch_with_footage_until_interrupted_twice(tmp_path: Path, tiny_model:
         client.close()
     output = (tmp_path / "log").read_text()
     assert output.count("process has finished cleanly") == 2 and "Traceback" not in output, output
+
+
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ("params_file:=nowhere.yaml", "There is no parameter file 'nowhere.yaml'"),
+        ("rviz:=ture", 'Argument "rviz" provided value "ture" is not valid'),
+        ("loop:=maybe", 'Argument "loop" provided value "maybe" is not valid'),
+    ],
+)
+def test_an_argument_that_cannot_be_meant_starts_nothing(argument: str, sentence: str) -> None:
+    result = subprocess.run([*COMMAND, argument], capture_output=True, text=True, timeout=STARTUP)
+    assert result.returncode == 1
+    assert sentence in result.stderr + result.stdout and "process started" not in result.stderr + result.stdout
