@@ -38,7 +38,7 @@ def test_launch_with_footage_until_interrupted_twice(tmp_path: Path, tiny_model:
         launch = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         labels = client.listen("labels")
-        client.status("/launched/image", lambda s: s.level == DiagnosticStatus.OK and labels.messages, STARTUP)
+        client.status("/launched/image", lambda s: s.level != DiagnosticStatus.ERROR and labels.messages, STARTUP)
         started = time.monotonic()
         for _ in range(2):  # like Ctrl-C in a terminal: launch and both nodes get it
             os.killpg(launch.pid, signal.SIGINT)
