@@ -60,6 +60,15 @@ setup(
             "pycocotools>=2.0.7",
             "tensorboard>=2.16",
         ],
+        # Export models and run them on ONNX Runtime. To run them alone, onnxruntime is enough.
+        "onnx": [
+            "onnx>=1.18",
+            "onnxruntime>=1.20",
+            "onnxscript>=0.5",
+        ],
+        # ONNX Runtime with CUDA and TensorRT. Never beside onnxruntime: both install the same files, so remove that
+        # first (pip uninstall onnxruntime).
+        "gpu": ["onnxruntime-gpu>=1.21"],
         # rclpy and Fast DDS for machines without a ROS 2 installation.
         "ros": [
             "ros-kilted-diagnostic-msgs",

@@ -15,10 +15,11 @@ from typing import overload
 import numpy as np
 
 from .engines import Engine
+from .engines.selection import Settings, select
 from .errors import PebalError
-from .model_file import ModelInfo, file_sha256, load_model, resolve_model
+from .model_file import ModelInfo, file_sha256, resolve_model
 
-ENGINES = ("auto", "torch")
+ENGINES = ("auto", "torch", "onnxruntime")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 MIN_SIDE = 16
 
@@ -40,10 +41,11 @@ class AnomalyDetector:
         engine: runs the network.
         info: description of the model.
         model_path: the file it was loaded from.
+        reason: why this engine runs, where there was a choice.
     """
 
-    def __init__(self, engine: Engine, info: ModelInfo, model_path: Path) -> None:
-        self.engine, self.info, self.model_path = engine, info, model_path
+    def __init__(self, engine: Engine, info: ModelInfo, model_path: Path, reason: str = "") -> None:
+        self.engine, self.info, self.model_path, self.reason = engine, info, model_path, reason
         self.model_sha256 = file_sha256(model_path)
 
     @classmethod
@@ -60,9 +62,11 @@ class AnomalyDetector:
 
         Args:
             model: path, or bare name of a shipped model.
-            engine: ``auto`` or ``torch``.
-            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; a named device that is missing is an error.
-            precision: ``auto``, ``fp32``, ``fp16`` or ``bf16``.
+            engine: ``torch`` (.safetensors), ``onnxruntime`` (.onnx, or what was exported from a .safetensors file
+                and lies beside it), or ``auto``: what can run the file; where both can, the faster one.
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, with onnxruntime also ``tensorrt`` or ``tensorrt:N``; a
+                named device that is missing is an error.
+            precision: ``auto``, ``fp32``, ``fp16`` or ``bf16``; an .onnx file has one and takes no other.
             input_size: (height, width) at which the network runs; None = as the model says, (0, 0) = the image's own.
             smoothing: 7×7 Gaussian on the energy; None = as the model says.
 
@@ -73,21 +77,8 @@ class AnomalyDetector:
             raise PebalError(f"There is no engine '{engine}'; choose one of: {', '.join(ENGINES)}.")
         if precision not in PRECISIONS:
             raise PebalError(f"There is no precision '{precision}'; choose one of: {', '.join(PRECISIONS)}.")
-        from .engines.torch import TorchEngine
-
-        path = resolve_model(model)
-        network, info = load_model(path)
-        if input_size is None and info.input_size is not None:
-            input_size = (info.input_size[0], info.input_size[1])
-        runner = TorchEngine(
-            network,
-            info,
-            device,
-            precision,
-            input_size=None if input_size == (0, 0) else input_size,
-            smoothing=info.smoothing if smoothing is None else smoothing,
-        )
-        return cls(runner, info, path)
+        settings = Settings(device, precision, input_size, smoothing)
+        return cls(*select(resolve_model(model), engine, settings))
 
     @property
     def engine_name(self) -> str:

@@ -1,4 +1,4 @@
-"""One file that explains itself: weights as safetensors, everything needed to use them in its metadata."""
+"""One file that explains itself: weights as safetensors (or a whole graph as ONNX), and how to use them as metadata."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from .labels import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
 
 METADATA_KEY = "pebal"
 FORMAT_VERSION = 1
+ONNX = ".onnx"
+"""Suffix of exported models; all others are safetensors."""
 MODELS_FOLDER = Path(__file__).parent / "models"
 """Models that ship with the package, loaded by their bare name."""
 
@@ -48,6 +50,8 @@ class ModelInfo:
     """Licence of the weights, which follows from their data."""
     origin: dict[str, Any] = field(default_factory=dict)
     """Where imported weights came from: file name, SHA-256, layout."""
+    export: dict[str, Any] = field(default_factory=dict)
+    """Of an ONNX model: precision, SHA-256 of the model file that it was made from, and how far it is from that."""
 
     @property
     def num_outputs(self) -> int:
@@ -88,8 +92,8 @@ def resolve_model(name: str | Path) -> Path:
     if str(name) in shipped:
         return shipped[str(name)]
     raise PebalError(
-        f"There is no model '{name}': give the path of a .safetensors file written by pebal, or one of the shipped "
-        f"models ({', '.join(shipped) or 'none'})."
+        f"There is no model '{name}': give the path of a .safetensors or .onnx file written by pebal, or one of the "
+        f"shipped models ({', '.join(shipped) or 'none'})."
     )
 
 
@@ -106,8 +110,12 @@ def read_info(path: Path) -> ModelInfo:
     """Metadata alone, without reading weights.
 
     Raises:
-        PebalError: the file is truncated, is no safetensors file, or carries no metadata of ours.
+        PebalError: the file is truncated, is no safetensors or ONNX file, or carries no metadata of ours.
     """
+    if path.suffix == ONNX:
+        from .engines.onnx import read_metadata
+
+        return read_metadata(path, str(path))
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -140,6 +148,8 @@ def load_model(name: str | Path) -> tuple[Any, ModelInfo]:
     from .networks import build_network
 
     path = resolve_model(name)
+    if path.suffix == ONNX:
+        raise PebalError(f"{path} is an exported model; this needs the .safetensors file that it was made from.")
     info = read_info(path)
     network = build_network(info.network, num_outputs=info.num_outputs, **info.network_args)
     try:
@@ -171,12 +181,32 @@ def rewrite_info(source: str | Path, target: str | Path, info: ModelInfo) -> Non
     """Copy a model with another description; the weights stay as they are stored.
 
     Raises:
-        PebalError: the source is no model, or the target cannot be written.
+        PebalError: the source is no model, source and target are of different kinds, or the target cannot be written.
     """
+    path, target = resolve_model(source), Path(target)
+    if (path.suffix == ONNX) != (target.suffix == ONNX):
+        raise PebalError(f"'{target}' must end in {path.suffix}, as the model {path} does.")
+    if path.suffix == ONNX:
+        return write_atomically(target, onnx_with_info(path.read_bytes(), info))
     from safetensors.torch import load_file, save
 
-    tensors = load_file(resolve_model(source))
-    write_atomically(Path(target), save(tensors, metadata={METADATA_KEY: info.to_json()}))
+    tensors = load_file(path)
+    write_atomically(target, save(tensors, metadata={METADATA_KEY: info.to_json()}))
+
+
+def onnx_with_info(content: bytes, info: ModelInfo) -> bytes:
+    """An ONNX model with this description.
+
+    Raises:
+        PebalError: the package onnx is not installed.
+    """
+    try:
+        import onnx
+    except ModuleNotFoundError as error:
+        raise PebalError("Writing an ONNX model needs the package onnx: pip install onnx.") from error
+    model = onnx.load_from_string(content)
+    onnx.helper.set_model_props(model, {METADATA_KEY: info.to_json()})
+    return model.SerializeToString()
 
 
 def write_atomically(path: Path, content: bytes) -> None:

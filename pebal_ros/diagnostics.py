@@ -77,13 +77,14 @@ class Reporter:
         array.header.stamp = self._node.get_clock().now().to_msg()
         name = self._node.get_fully_qualified_name().lstrip("/")
         for status in statuses:
+            values = {"finding": status.finding.code, **status.values} if status.finding.code else status.values
             array.status.append(
                 DiagnosticStatus(
                     level=status.finding.level,
                     name=f"{name}: {status.part}",
                     message=status.finding.sentence,
                     hardware_id=status.hardware,
-                    values=[KeyValue(key=key, value=value) for key, value in status.values.items()],
+                    values=[KeyValue(key=key, value=value) for key, value in values.items()],
                 )
             )
         self._publisher.publish(array)

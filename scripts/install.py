@@ -26,7 +26,10 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("setup.py", "setup.cfg", "pyproject.toml", "constraints.txt", "scripts/install.py")
 DISK_NEEDED = 12.0
 """GB: what is installed, and what pip keeps of the downloads."""
-MODULES = "torch, torchvision, cv2, timm, segmentation_models_pytorch, lightning, rclpy, sensor_msgs.msg, pebal_core"
+MODULES = (
+    "torch, torchvision, cv2, timm, segmentation_models_pytorch, lightning, onnxruntime, rclpy, sensor_msgs.msg, "
+    "pebal_core"
+)
 """What must be importable in the end."""
 LAST_LINES = 12
 OWN = ("pip", "setuptools")  # every environment has its own, whatever the distribution has
@@ -132,7 +135,7 @@ def install(venv: Path, ros: bool) -> None:
         constraints = venv / "constraints.txt"
         constraints.write_text(constraints_beside_ros((ROOT / "constraints.txt").read_text()))
     pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--constraint", str(constraints), "--no-input"]
-    extras = "train,demo,test" if ros else "train,demo,test,ros"
+    extras = "train,onnx,demo,test" if ros else "train,onnx,demo,test,ros"
     # pip first: the one that came with Python cannot report progress in this form, nor resume a download.
     run([*pip, *OWN], log)
     run([*pip, "--progress-bar=raw", "--no-build-isolation", "--editable", f"{ROOT}[{extras}]"], log)

@@ -13,6 +13,7 @@ from ..errors import PebalError
 COMMANDS = {
     "predict": "labels, energy and overlays of images, folders and videos",
     "info": "what a model file says of itself",
+    "export": "a model as ONNX, compared with PyTorch before it is written",
     "convert": "a third-party checkpoint into a model file",
     "pretrain": "train a segmentation network from labelled images",
     "prepare-coco": "outlier masks from COCO's annotations, for training",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from jsonargparse import ArgumentParser, Namespace
 
 from ..detector import ENGINES, PRECISIONS, AnomalyDetector
@@ -9,8 +11,8 @@ from ..detector import ENGINES, PRECISIONS, AnomalyDetector
 
 def add_model_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--model", type=str, default="starter", help="model file, or name of a shipped model")
-    parser.add_argument("--engine", choices=ENGINES, default="auto")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="auto: what can run the model, the faster")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:N, or tensorrt (onnxruntime)")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     parser.add_argument(
         "--input-size",
@@ -23,4 +25,7 @@ def add_model_arguments(parser: ArgumentParser) -> None:
 
 def load_detector(args: Namespace) -> AnomalyDetector:
     size = tuple(args.input_size) if args.input_size else None
-    return AnomalyDetector.load(args.model, args.engine, args.device, args.precision, input_size=size)
+    detector = AnomalyDetector.load(args.model, args.engine, args.device, args.precision, input_size=size)
+    if detector.reason:
+        print(detector.reason, file=sys.stderr)
+    return detector

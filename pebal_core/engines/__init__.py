@@ -14,6 +14,8 @@ class Engine(Protocol):
     """Runtime really in use, such as ``torch``."""
     device_name: str
     """Device really in use, such as ``cpu`` or ``cuda:0 (NVIDIA …)``."""
+    precision: str
+    """Arithmetic of the network: ``fp32``, ``fp16`` or ``bf16``."""
     timings: dict[str, float]
     """Seconds that the last call spent in preprocess, inference and postprocess."""
 

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from pebal_core.engines.machine import allotted_cores
 from pebal_core.engines.readout import Readout, smooth
-from pebal_core.engines.torch import TorchEngine, allotted_cores
+from pebal_core.engines.torch import TorchEngine
 from pebal_core.model_file import ModelInfo, load_model
 from pebal_core.networks import SegmentationNetwork, build_network, upsample
 from pebal_core.networks.folding import fold

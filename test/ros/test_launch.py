@@ -1,11 +1,13 @@
-"""The launch file as a user starts it, where ROS 2's launch and an installed workspace are at hand."""
+"""The launch files, where ROS 2's launch and an installed workspace are at hand."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,21 +16,34 @@ import pytest
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
 from diagnostic_msgs.msg import DiagnosticStatus
 
-from .harness import PROMPT, STARTUP, Client, picture
+from .harness import PROMPT, REPOSITORY, STARTUP, Client, picture
 
 
-def launchable() -> bool:
+def installed(module: str) -> bool:
+    """Whether launch files can run: the module is there, and ament finds launch files of ours."""
     try:
-        get_package_share_directory("pebal_ros")
+        share = Path(get_package_share_directory("pebal_ros"))
     except PackageNotFoundError:
         return False
-    return shutil.which("ros2") is not None
+    return importlib.util.find_spec(module) is not None and (share / "launch" / "cameras.launch.py").is_file()
 
 
-pytestmark = pytest.mark.skipif(not launchable(), reason="needs ros2 launch and a sourced workspace with pebal_ros")
+needs_ros2_launch = pytest.mark.skipif(
+    not installed("ros2launch") or not shutil.which("ros2"), reason="needs ros2 launch and a sourced workspace"
+)
 COMMAND = ["ros2", "launch", "pebal_ros", "anomaly.launch.py"]
 
 
+@pytest.mark.skipif(not installed("launch_testing"), reason="needs launch_testing and a sourced workspace")
+def test_a_rig_of_cameras_under_launch_testing(tmp_path: Path, tiny_model: Path) -> None:
+    cv2.imwrite(str(tmp_path / "picture.png"), picture())
+    command = [sys.executable, "-m", "launch_testing.launch_test", str(Path(__file__).with_name("rig_launch.py"))]
+    command += [f"model:={tiny_model}", f"source:={tmp_path / 'picture.png'}"]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=STARTUP)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@needs_ros2_launch
 def test_launch_with_footage_until_interrupted_twice(tmp_path: Path, tiny_model: Path) -> None:
     cv2.imwrite(str(tmp_path / "picture.png"), picture())
     client = Client("/launched")
@@ -53,6 +68,7 @@ def test_launch_with_footage_until_interrupted_twice(tmp_path: Path, tiny_model:
     assert output.count("process has finished cleanly") == 2 and "Traceback" not in output, output
 
 
+@needs_ros2_launch
 @pytest.mark.parametrize(
     ("argument", "sentence"),
     [

@@ -1,0 +1,88 @@
+"""``pebal export MODEL OUT.onnx``: a model as ONNX, with everything from the image's bytes to the answer in its graph.
+
+It is compared with PyTorch on the photographs that come with scikit-image, or those of ``--images``, and with
+``--labelled`` also in average precision (AP). A model that is too far from PyTorch is not written.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+from jsonargparse import ArgumentParser, Namespace
+
+from ..data.scenes import list_images, read_ids, read_image
+from ..errors import PebalError
+from ..labels import VOID
+
+PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
+"""Of scikit-image: those in colour."""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("model", type=str, help="model file, or name of a shipped model")
+    parser.add_argument("out", type=Path, help="the .onnx file to write")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--input-size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="size at which the network runs, whatever the image's; default: as the model says, else --dynamic",
+    )
+    size.add_argument("--dynamic", action="store_true", help="the network runs at the size of each image")
+    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="of the network")
+    parser.add_argument("--images", type=Path, help="folder of images to compare on; default: those of scikit-image")
+    parser.add_argument(
+        "--labelled", type=Path, help="folder with images/ and labels/ (0 inlier, 1 anomaly, else void)"
+    )
+
+
+def run(args: Namespace) -> None:
+    if args.out.suffix != ".onnx":
+        raise PebalError(f"'{args.out}' must end in .onnx.")
+    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(name)]:
+        raise PebalError(f"An export needs {', '.join(missing)}: pip install 'pebal_ros[onnx]'.")
+    from ..export import export
+
+    images = [read_image(path) for path in (list_images(args.images) if args.images else photographs())]
+    size = (0, 0) if args.dynamic else tuple(args.input_size) if args.input_size else None
+    labelled = read_labelled(args.labelled) if args.labelled else []
+    parity = export(args.model, args.out, images, labelled, size, args.precision)
+    print(
+        f"{args.out}: {args.precision}, {args.out.stat().st_size / 1e6:.1f} MB. Beside PyTorch in fp32 on "
+        f"{parity.images} images, the energy differs by {parity.energy_max:.1e} nats at most and "
+        f"{parity.energy_mean:.1e} on average; {parity.labels_equal:.3%} of the labels are equal."
+    )
+    if parity.ap is not None and parity.ap_torch is not None:
+        print(f"AP on {len(labelled)} labelled images: {parity.ap:.4f}, PyTorch {parity.ap_torch:.4f}.")
+
+
+def photographs() -> list[Path]:
+    """The photographs that come with scikit-image.
+
+    Raises:
+        PebalError: it is not installed.
+    """
+    found = importlib.util.find_spec("skimage")
+    if found is None or found.origin is None:
+        raise PebalError(
+            "An export is compared with PyTorch on images: name a folder with --images, or install scikit-image."
+        )
+    return [path for name in PHOTOGRAPHS if (path := Path(found.origin).parent / "data" / name).is_file()]
+
+
+def read_labelled(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Images of ``images/`` with the label file of the same name in ``labels/``.
+
+    Raises:
+        PebalError: a label file is missing, or of another size than its image.
+    """
+    pairs = []
+    for path in list_images(folder / "images"):
+        image, ids = read_image(path), read_ids(folder / "labels" / f"{path.stem}.png")
+        if image.shape[:2] != ids.shape:
+            raise PebalError(f"{path} is {image.shape[:2]} but its labels are {ids.shape}.")
+        pairs.append((image, np.where(ids <= 1, ids, VOID).astype(np.uint8)))
+    return pairs

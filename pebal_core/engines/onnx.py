@@ -1,0 +1,209 @@
+"""The ONNX Runtime engine: an exported model on the CPU, CUDA or TensorRT. It does without PyTorch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import PebalError
+from ..model_file import METADATA_KEY, ModelInfo
+from .machine import allotted_cores
+
+try:
+    import onnxruntime
+except ModuleNotFoundError as error:
+    raise PebalError(
+        "ONNX Runtime is not installed: pip install onnxruntime, or onnxruntime-gpu for CUDA and TensorRT (never both)."
+    ) from error
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pebal/tensorrt"
+"""Where TensorRT keeps what it took minutes to build."""
+
+
+class OnnxEngine:
+    """Runs a model written by ``pebal export``.
+
+    Args:
+        model: the file, or its content.
+        device: ``auto`` (CUDA where it works), ``cpu``, ``cuda``, ``tensorrt``, or one of these two with ``:N``.
+        precision: ``auto``, or what the model was exported with.
+        input_size: None, or what the model was exported with; (0, 0) = the image's own size.
+        smoothing: None, or what the model was exported with.
+        options: of the session, in place of `session_options`.
+
+    Raises:
+        PebalError: a damaged or foreign file, a device that cannot be had, or a setting that needs another export.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        device: str = "auto",
+        precision: str = "auto",
+        input_size: tuple[int, int] | None = None,
+        smoothing: bool | None = None,
+        options: onnxruntime.SessionOptions | None = None,
+    ) -> None:
+        kind, index = parse_device(device)
+        title = "the exported model" if isinstance(model, bytes) else str(model)
+        self.info = read_metadata(model, title)
+        self.precision = self.info.export.get("precision", "fp32")
+        _require(self.info, title, precision, input_size, smoothing)
+        wanted = [kind] if kind != "auto" else ["cuda", "cpu"] if PROVIDERS["cuda"] in _available() else ["cpu"]
+        for kind in wanted:
+            choice = _providers(kind, index, model, self.precision)
+            self.session = _open(model, title, choice, options or session_options())
+            if self.session.get_providers()[0] == PROVIDERS[kind]:
+                break
+        else:
+            raise PebalError(_failure(kind))
+        self._memory, self._index = ("cpu", 0) if kind == "cpu" else ("cuda", index)
+        self.device_name = kind if kind == "cpu" else f"{kind}:{index}"
+        self.timings: dict[str, float] = {}
+
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `Engine`; the stages are the way to the device, the whole graph, and the way back."""
+        started = time.perf_counter()
+        binding = self.session.io_binding()
+        pixels = onnxruntime.OrtValue.ortvalue_from_numpy(images, self._memory, self._index)
+        binding.bind_ortvalue_input("images", pixels)
+        for output in ("labels", "energy"):
+            binding.bind_output(output, self._memory, self._index)
+        prepared = time.perf_counter()
+        self.session.run_with_iobinding(binding)
+        inferred = time.perf_counter()
+        labels, energy = (output.numpy() for output in binding.get_outputs())
+        self.timings = {
+            "preprocess": prepared - started,
+            "inference": inferred - prepared,
+            "postprocess": time.perf_counter() - inferred,
+        }
+        return labels, energy
+
+
+def parse_device(name: str) -> tuple[str, int]:
+    """Kind and index of a device.
+
+    Raises:
+        PebalError: not the name of a device, or one that the installed package has not.
+    """
+    parts = re.fullmatch(r"(auto|cpu)|(cuda|tensorrt)(?::(\d+))?", name)
+    if parts is None:
+        raise PebalError(f"There is no device '{name}'; use auto, cpu, cuda, tensorrt, cuda:N or tensorrt:N.")
+    kind = parts[1] or parts[2]
+    if kind != "auto" and PROVIDERS[kind] not in _available():
+        raise PebalError(
+            f"The device '{name}' is missing: the installed package {_package()} has no {PROVIDERS[kind]}. "
+            f"On a machine with an NVIDIA GPU: pip uninstall onnxruntime, then pip install onnxruntime-gpu."
+        )
+    return kind, int(parts[3] or 0)
+
+
+def session_options() -> onnxruntime.SessionOptions:
+    """As many threads as the PyTorch engine takes, and nothing below errors in the log."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0] or allotted_cores())
+    options.log_severity_level = 3
+    return options
+
+
+def read_metadata(model: Path | bytes, title: str) -> ModelInfo:
+    """What an exported model says of itself.
+
+    Args:
+        title: the model in messages.
+
+    Raises:
+        PebalError: damaged, or not written by ``pebal export``.
+    """
+    options = session_options()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # only to be read
+    session = _open(model, title, _providers("cpu", 0, model, "fp32"), options)
+    metadata = session.get_modelmeta().custom_metadata_map
+    if METADATA_KEY not in metadata:
+        raise PebalError(f"{title} has no '{METADATA_KEY}' metadata: it was not written by 'pebal export'.")
+    return ModelInfo.from_json(metadata[METADATA_KEY], Path(title))
+
+
+def _available() -> list[str]:
+    return onnxruntime.get_available_providers()
+
+
+def _providers(kind: str, index: int, model: Path | bytes, precision: str) -> list[tuple[str, dict[str, str]]]:
+    """The wanted execution provider and those to which it may leave single operations, with their options."""
+    cpu: tuple[str, dict[str, str]] = (PROVIDERS["cpu"], {})
+    cuda = (PROVIDERS["cuda"], {"device_id": str(index)})
+    if kind == "cpu":
+        return [cpu]
+    if kind == "cuda":
+        return [cuda, cpu]
+    content = model if isinstance(model, bytes) else model.read_bytes()
+    # ONNX Runtime itself puts the GPU's architecture and the shapes into the names of the files.
+    folder = CACHE / f"{hashlib.sha256(content).hexdigest()[:16]}-{onnxruntime.__version__}"
+    folder.mkdir(parents=True, exist_ok=True)
+    tensorrt = {
+        "device_id": str(index),
+        "trt_fp16_enable": str(precision == "fp16"),
+        "trt_engine_cache_enable": "True",
+        "trt_engine_cache_path": str(folder),
+        "trt_timing_cache_enable": "True",
+        "trt_timing_cache_path": str(folder),
+    }
+    return [(PROVIDERS["tensorrt"], tensorrt), cuda, cpu]
+
+
+def _open(
+    model: Path | bytes, title: str, choice: list[tuple[str, dict[str, str]]], options: onnxruntime.SessionOptions
+) -> onnxruntime.InferenceSession:
+    if choice[0][0] != PROVIDERS["cpu"]:
+        onnxruntime.preload_dlls()  # CUDA and cuDNN where pip installed them
+    try:
+        return onnxruntime.InferenceSession(
+            model if isinstance(model, bytes) else str(model), options, providers=choice
+        )
+    except Exception as error:  # its exceptions have no common base
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise PebalError(f"{title} cannot be loaded by ONNX Runtime ({reason}); copy or export it again.") from error
+
+
+def _package() -> str:
+    return f"{getattr(onnxruntime, 'package_name', 'onnxruntime')} {onnxruntime.__version__}"
+
+
+def _failure(kind: str) -> str:
+    """Why a provider that the package has is not in the session."""
+    needed = f"CUDA {getattr(onnxruntime, 'cuda_version', '')}".strip() + " and cuDNN"
+    if kind == "tensorrt":
+        needed += " and TensorRT"
+    return (
+        f"ONNX Runtime could not start {PROVIDERS[kind]}; its message is above. {_package()} was built for {needed}: "
+        f"install the NVIDIA driver and these libraries, or set device to cpu."
+    )
+
+
+def _require(
+    info: ModelInfo, title: str, precision: str, input_size: tuple[int, int] | None, smoothing: bool | None
+) -> None:
+    """Refuse settings other than those that the graph was made with.
+
+    Raises:
+        PebalError: another export is needed.
+    """
+    stored = info.export.get("precision", "fp32")
+    if precision not in ("auto", stored):
+        raise PebalError(f"{title} computes in {stored}: for {precision} export it with --precision {precision}.")
+    size = tuple(info.input_size) if info.input_size else (0, 0)
+    if input_size not in (None, size):
+        option = f"--input-size {input_size[0]} {input_size[1]}" if any(input_size) else "--dynamic"
+        fixed = f"runs at {size[0]}×{size[1]}" if any(size) else "runs at the size of the image"
+        raise PebalError(f"{title} {fixed}: for another size export it with {option}.")
+    if smoothing not in (None, info.smoothing):
+        raise PebalError(f"The smoothing of {title} is {info.smoothing} and part of its graph; set smoothing to auto.")

@@ -1,0 +1,123 @@
+"""Which engine runs a model: what was asked for, or with ``auto`` the faster one where both can."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import PebalError
+from ..model_file import ONNX, ModelInfo, file_sha256, load_model, read_info
+from . import Engine
+
+NOMINAL_SIZE = (512, 1024)
+"""Image on which engines are compared where the model has no size of its own."""
+TURNS = 3
+
+
+class Settings(NamedTuple):
+    """What an engine is asked for; see `AnomalyDetector.load`."""
+
+    device: str
+    precision: str
+    input_size: tuple[int, int] | None
+    smoothing: bool | None
+
+
+class Selected(NamedTuple):
+    """An engine with its model."""
+
+    engine: Engine
+    info: ModelInfo
+    path: Path
+    reason: str = ""
+    """Why this engine, where there was a choice."""
+
+
+def select(path: Path, engine: str, settings: Settings) -> Selected:
+    """The engine ``torch``, ``onnxruntime`` or ``auto``, with the model loaded.
+
+    An .onnx file runs on ONNX Runtime alone. A .safetensors file runs on PyTorch, and on ONNX Runtime where the file
+    that was exported from it lies beside it under the same name.
+
+    Raises:
+        PebalError: the model cannot run as asked for.
+    """
+    if path.suffix == ONNX:
+        if engine == "torch":
+            raise PebalError(f"{path} runs on onnxruntime alone; for torch give the .safetensors file it came from.")
+        return _on_onnx_runtime(path, settings)
+    if engine == "onnxruntime" or settings.device.startswith("tensorrt"):
+        return _on_onnx_runtime(exported(path), settings)
+    if engine == "torch" or not path.with_suffix(ONNX).is_file():
+        return _on_torch(path, settings)
+    one = _on_torch(path, settings)
+    try:  # speed is not bought with precision that nobody asked for
+        other = _on_onnx_runtime(exported(path), settings._replace(precision=one.engine.precision))
+    except PebalError as error:
+        return one._replace(reason=f"The engine is torch. {error}")
+    return faster(one, other)
+
+
+def exported(path: Path) -> Path:
+    """The ONNX model beside a .safetensors file that was made from it.
+
+    Raises:
+        PebalError: there is none, or it was made from another file.
+    """
+    sibling = path.with_suffix(ONNX)
+    if not sibling.is_file():
+        raise PebalError(f"There is no {sibling.name} beside {path}; for ONNX Runtime make one with 'pebal export'.")
+    if read_info(sibling).export.get("sha256") != file_sha256(path):
+        raise PebalError(f"{sibling} was not made from {path.name} as it is now: make it anew with 'pebal export'.")
+    return sibling
+
+
+def faster(one: Selected, other: Selected) -> Selected:
+    """The one that takes less time for an image; both take turns."""
+    height, width = one.info.input_size or NOMINAL_SIZE
+    image = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
+    seconds: dict[str, list[float]] = {}
+    for _ in range(TURNS + 1):
+        for selected in (one, other):
+            started = time.perf_counter()
+            selected.engine(image)
+            seconds.setdefault(selected.engine.name, []).append(time.perf_counter() - started)
+    medians = {name: statistics.median(turns[1:]) for name, turns in seconds.items()}
+    best, slower = sorted((one, other), key=lambda selected: medians[selected.engine.name])
+    times = (
+        f"{1e3 * medians[s.engine.name]:.0f} ms of {s.engine.name} on {s.engine.device_name}" for s in (best, slower)
+    )
+    reason = (
+        f"The engine is {best.engine.name}: {' against '.join(times)} for an image of {height}×{width} "
+        f"(medians of {TURNS} in turns)."
+    )
+    return best._replace(reason=reason)
+
+
+def _on_torch(path: Path, settings: Settings) -> Selected:
+    from .torch import TorchEngine
+
+    network, info = load_model(path)
+    device, precision, input_size, smoothing = settings
+    if input_size is None and info.input_size is not None:
+        input_size = (info.input_size[0], info.input_size[1])
+    engine = TorchEngine(
+        network,
+        info,
+        device,
+        precision,
+        input_size=None if input_size == (0, 0) else input_size,
+        smoothing=info.smoothing if smoothing is None else smoothing,
+    )
+    return Selected(engine, info, path)
+
+
+def _on_onnx_runtime(path: Path, settings: Settings) -> Selected:
+    from .onnx import OnnxEngine
+
+    engine = OnnxEngine(path, *settings)
+    return Selected(engine, engine.info, path)

@@ -1,0 +1,235 @@
+"""A model as ONNX: the whole path from an image's bytes to labels and energy in one graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .engines.torch import DTYPES, TorchEngine
+from .errors import PebalError
+from .metrics.pooled import PooledMetrics
+from .model_file import ModelInfo, file_sha256, load_model, onnx_with_info, resolve_model, write_atomically
+from .networks import SegmentationNetwork, upsample
+from .networks.folding import fold
+from .scores import gaussian_blur
+
+OPSET = 18
+"""The first in which Resize shrinks with antialiasing."""
+EXAMPLE = (2, 360, 500, 3)
+"""Batch and image of which the graph is traced; it holds for any other."""
+
+Labelled = tuple[np.ndarray, np.ndarray]
+"""Image H×W×3 uint8 RGB and H×W uint8: 0 inlier, 1 anomaly, 255 void."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far an exported model may be from PyTorch in fp32."""
+
+    energy_max: float
+    """Nats, of any pixel."""
+    energy_mean: float
+    labels_equal: float
+    """Share of the pixels."""
+    ap: float = 0.005
+
+
+TOLERANCES = {
+    "fp32": Tolerance(energy_max=5e-3, energy_mean=1e-4, labels_equal=0.9995),
+    # fp16 keeps 11 bits: at edges, where the network is undecided, energies move by far more than on average.
+    "fp16": Tolerance(energy_max=np.inf, energy_mean=0.05, labels_equal=0.99),
+}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Exported model beside PyTorch in fp32, over all pixels of the images that were tried."""
+
+    images: int
+    energy_max: float
+    """Greatest difference of the energies in nats."""
+    energy_mean: float
+    """Mean of the absolute differences."""
+    labels_equal: float
+    """Share of the pixels."""
+    ap_torch: float | None = None
+    ap: float | None = None
+    """Average precision of the two on the labelled images, None without."""
+
+    def faults(self, allowed: Tolerance) -> list[str]:
+        """What exceeds the tolerance, in words."""
+        found = []
+        if not self.energy_max <= allowed.energy_max:
+            found.append(f"an energy differs by {self.energy_max:.2g} nats ({allowed.energy_max:g} are allowed)")
+        if not self.energy_mean <= allowed.energy_mean:
+            found.append(f"energies differ by {self.energy_mean:.2g} nats on average ({allowed.energy_mean:g})")
+        if not self.labels_equal >= allowed.labels_equal:
+            found.append(f"{self.labels_equal:.2%} of the labels are equal ({allowed.labels_equal:.2%} must be)")
+        if self.ap is not None and self.ap_torch is not None and not abs(self.ap - self.ap_torch) <= allowed.ap:
+            found.append(f"AP goes from {self.ap_torch:.4f} to {self.ap:.4f} ({allowed.ap:g} is allowed)")
+        return found
+
+
+class Network(nn.Module):
+    """Padded images → logits in fp32, at the network's own resolution."""
+
+    def __init__(self, network: SegmentationNetwork, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network, self.dtype = fold(network).to(dtype), dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network.head(self.network.trunk(images.to(self.dtype))).float()
+
+
+class WholePath(nn.Module):
+    """What `TorchEngine` does, written for a graph.
+
+    Args:
+        network: taken over: folded and brought to the precision.
+        info: normalisation, input size and smoothing; without an input size the network sees the image's own.
+    """
+
+    def __init__(self, network: SegmentationNetwork, info: ModelInfo, precision: str) -> None:
+        super().__init__()
+        self.stride = network.stride
+        self.network = Network(network, DTYPES[precision])
+        self.input_size, self.smoothing = info.input_size, info.smoothing
+        self.mean = nn.Buffer(255 * torch.tensor(info.mean).view(1, 3, 1, 1))
+        self.scale = nn.Buffer(1 / (255 * torch.tensor(info.std).view(1, 3, 1, 1)))
+        self.ones = nn.Buffer(torch.ones(1, info.num_outputs - 1))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images N×H×W×3 uint8 RGB → labels N×H×W uint8, energies N×H×W float32."""
+        height, width = images.shape[1:3]
+        pixels = images.float().permute(0, 3, 1, 2)
+        if self.input_size is not None:
+            pixels = F.interpolate(pixels, self.input_size, mode="bilinear", antialias=True)
+        batch = (pixels - self.mean) * self.scale
+        rows, columns = batch.shape[-2:]
+        if self.stride > 1:
+            batch = F.pad(batch, (0, -columns % self.stride, 0, -rows % self.stride), mode="replicate")
+        labels, energy = self.read(self.network(batch)[:, :-1], batch.shape[-2:])
+        labels, energy = labels[:, :rows, :columns], energy[:, :rows, :columns]
+        if self.input_size is not None:
+            labels = labels.index_select(1, _nearest(rows, height)).index_select(2, _nearest(columns, width))
+            energy = F.interpolate(energy[:, None], (height, width), mode="bilinear")[:, 0]
+        return labels, gaussian_blur(energy[:, None])[:, 0] if self.smoothing else energy
+
+    def read(self, logits: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
+        """Logits N×K×h×w of the inlier classes → labels and energies at this size.
+
+        The highest logit is taken off before the upsampling, which is linear: afterwards no exponential exceeds 1. The
+        sum is a product with ones, as ONNX Runtime multiplies matrices far faster than it sums over channels.
+        """
+        highest = logits.amax(1, keepdim=True)
+        below = upsample(logits - highest, size)
+        total = (self.ones @ below.exp().flatten(2)).view(-1, *size)
+        energy = -(total.log() + upsample(highest, size)[:, 0])
+        return below.argmax(1).to(torch.uint8), energy
+
+
+def _nearest(source: int, target: int) -> Tensor:
+    """For each of ``target`` positions the nearest of ``source``: nearest-exact, which the exporter writes badly."""
+    return ((torch.arange(target) + 0.5) * (source / target)).long()
+
+
+def to_onnx(network: SegmentationNetwork, info: ModelInfo, precision: str) -> bytes:
+    """The whole path as an ONNX model of any batch and image size, checked by `onnx.checker`."""
+    import onnx
+
+    from .onnx_pooling import TRANSLATIONS
+
+    dynamic = torch.export.Dim.DYNAMIC
+    program = torch.onnx.export(
+        WholePath(network, info, precision).eval(),
+        (torch.zeros(EXAMPLE, dtype=torch.uint8),),
+        input_names=["images"],
+        output_names=["labels", "energy"],
+        dynamic_shapes={"images": {0: dynamic, 1: dynamic, 2: dynamic}},
+        custom_translation_table=TRANSLATIONS,
+        opset_version=OPSET,
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    model = program.model_proto
+    for described in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+        del described.metadata_props[:]  # where in which file each operation was written
+        described.ClearField("doc_string")
+    content = model.SerializeToString()
+    onnx.checker.check_model(content, full_check=True)
+    return content
+
+
+def export(
+    model: str | Path,
+    out: Path,
+    images: Sequence[np.ndarray],
+    labelled: Sequence[Labelled] = (),
+    input_size: tuple[int, int] | None = None,
+    precision: str = "fp32",
+) -> Parity:
+    """Write a model as ONNX if it says the same as the PyTorch engine.
+
+    Args:
+        model: model file, or name of a shipped model.
+        out: the .onnx file.
+        images: H×W×3 uint8 RGB, on which the two are compared; real ones, because of noise networks are unsure.
+        labelled: images on which AP is compared as well.
+        input_size: (height, width) at which the network runs; None = as the model says, (0, 0) = the image's own.
+        precision: of the network, ``fp32`` or ``fp16``; all else is fp32.
+
+    Raises:
+        PebalError: the exported model is too far from PyTorch, nothing to compare with, or an unwritable file.
+    """
+    from .engines.onnx import OnnxEngine
+
+    if not images:
+        raise PebalError("An export is compared with PyTorch on images; give some with --images FOLDER.")
+    path = resolve_model(model)
+    network, info = load_model(path)
+    if input_size is not None:
+        info.input_size = list(input_size) if any(input_size) else None
+    content = to_onnx(network, info, precision)
+    info.export = {"precision": precision, "source": path.name, "sha256": file_sha256(path)}
+    network, _ = load_model(path)
+    size = None if info.input_size is None else (info.input_size[0], info.input_size[1])
+    torch_engine = TorchEngine(network, info, "cpu", "fp32", input_size=size, smoothing=info.smoothing)
+    parity = compare(torch_engine, OnnxEngine(onnx_with_info(content, info), "cpu"), images, labelled)
+    if faults := parity.faults(TOLERANCES[precision]):
+        raise PebalError(f"{out} was not written, because it is too far from PyTorch: {'; '.join(faults)}.")
+    info.export["parity"] = asdict(parity)
+    write_atomically(out, onnx_with_info(content, info))
+    return parity
+
+
+def compare(torch_engine: Any, exported: Any, images: Sequence[np.ndarray], labelled: Sequence[Labelled]) -> Parity:
+    """Both engines on the same images; each goes in with its mirror image, as a batch."""
+    energy_max = energy_sum = 0.0
+    equal = pixels = 0
+    metrics = PooledMetrics(), PooledMetrics()
+    for image, target in [*((image, None) for image in images), *labelled]:
+        batch = np.stack([image, image[:, ::-1]])
+        answers = [engine(batch) for engine in (torch_engine, exported)]
+        difference = np.abs(answers[0][1] - answers[1][1])
+        energy_max = max(energy_max, float(difference.max()))
+        energy_sum += float(difference.sum(dtype=np.float64))
+        equal += int(np.count_nonzero(answers[0][0] == answers[1][0]))
+        pixels += difference.size
+        if target is not None:
+            for metric, (_, energy) in zip(metrics, answers, strict=True):
+                metric.update(energy[0], target, name="a labelled image")
+    parity = Parity(len(images) + len(labelled), energy_max, energy_sum / pixels, equal / pixels)
+    if not labelled:
+        return parity
+    results = [metric.compute() for metric in metrics]
+    if results[0].ap is None:
+        raise PebalError(f"The labelled images give no AP: {results[0].undefined}.")
+    return replace(parity, ap_torch=results[0].ap, ap=results[1].ap)
