@@ -30,11 +30,12 @@ ARGUMENTS = {
     "loop": ("true", "Whether the player begins again at the end; false: the launch ends with the footage."),
     "rviz": ("false", "Whether to show the (first) camera, overlay, score and labels in rviz2."),
 }
+CHOICES = {name: ["true", "false", "True", "False"] for name in ("loop", "rviz")}
 
 
 def generate_launch_description() -> LaunchDescription:
     declared = [
-        DeclareLaunchArgument(name, default_value=default, description=description)
+        DeclareLaunchArgument(name, default_value=default, description=description, choices=CHOICES.get(name))
         for name, (default, description) in ARGUMENTS.items()
     ]
     return LaunchDescription([*declared, OpaqueFunction(function=start)])
@@ -43,6 +44,9 @@ def generate_launch_description() -> LaunchDescription:
 def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """The actions, once the arguments have values."""
     given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
+    # launch_ros only warns, and the node would run with other parameters than the user thinks.
+    if not Path(given["params_file"]).is_file():
+        raise FileNotFoundError(f"There is no parameter file '{given['params_file']}': correct params_file.")
 
     # Images need larger shared memory than Fast DDS has by default. Up to Jazzy it knows only the old name of the
     # variable; later ones take both, and complain when both name one file.
@@ -72,7 +76,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     if given["source"]:
         footage = {
             "source": ParameterValue(given["source"], value_type=str),
-            "loop": given["loop"].lower() in ("true", "1", "yes"),
+            "loop": given["loop"].lower() == "true",
             "wait_for_subscribers": 1,
         }
         actions += [
@@ -88,7 +92,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             )
             for name, prefix in zip(cameras, prefixes)
         ]
-    if given["rviz"].lower() in ("true", "1", "yes"):
+    if given["rviz"].lower() == "true":
         actions.append(
             Node(
                 package="rviz2",

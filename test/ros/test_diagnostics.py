@@ -13,6 +13,7 @@ from rclpy.qos import QoSDurabilityPolicy, QoSProfile
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
+from std_srvs.srv import SetBool
 
 from .conftest import Rig, start_rig
 from .harness import Inbox, TestCamera, frame_counts, picture, values, wait_until
@@ -62,6 +63,24 @@ def test_a_listener_that_comes_back_is_no_overload(rig: Rig, camera: TestCamera)
     camera.send_until(watched)
     again.close()
     assert not any("faster than the model" in message for message in seen), seen
+
+
+FORGETFUL = """
+from pebal_ros import diagnostics
+from pebal_ros.anomaly_node import main
+
+diagnostics.REPEAT_AFTER = 8.0
+main()
+"""
+
+
+def test_the_last_word_in_the_log_is_true(tiny_model: Path, tmp_path: Path) -> None:
+    with start_rig("/forgetful", tmp_path / "log", {"model": tiny_model}, script=FORGETFUL) as rig:
+        rig.process.wait_for_output("the node is active")
+        rig.client.call(SetBool, "anomaly_node/set_enabled", SetBool.Request(data=False))
+        rig.process.wait_for_output("paused by set_enabled")
+        rig.client.call(SetBool, "anomaly_node/set_enabled", SetBool.Request(data=True))
+        wait_until(lambda: rig.process.output().count("the node is active") == 2)
 
 
 def test_a_listener_that_asks_for_what_is_not_offered(rig: Rig, camera: TestCamera) -> None:
