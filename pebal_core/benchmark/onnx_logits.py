@@ -31,6 +31,7 @@ class OnnxLogits(LogitsEngine):
     """
 
     name = "onnxruntime, logits"
+    precision = "fp32"
 
     def __init__(self, session: Any, info: ModelInfo, input_size: tuple[int, int] | None) -> None:
         shape = session.get_inputs()[0].shape

@@ -241,7 +241,7 @@ def _claim_folder(request: Request, reader: ScoreReader, scores: list[str], trai
         "input size": list(engine.input_size) if engine.input_size else "each image's own",
         "choice of scores": scores,
         "engine": detector.engine_name,
-        "precision": getattr(engine, "precision", "fp32"),
+        "precision": engine.precision,
         "training images": f"{request.sml_images}, {len(training)} images" if training else "none",
     }
 
@@ -291,7 +291,7 @@ def _describe(
         scores=scores,
         engine=detector.engine_name,
         device=detector.device_name,
-        precision=getattr(engine, "precision", "fp32"),
+        precision=engine.precision,
         input_size=list(engine.input_size) if engine.input_size else None,
         smoothing=engine.smoothing,
         processes=processes,

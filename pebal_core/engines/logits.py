@@ -35,6 +35,7 @@ class LogitsEngine(ABC):
 
     name: str
     device_name: str
+    precision: str
 
     def __init__(self, input_size: tuple[int, int] | None, smoothing: bool) -> None:
         self.input_size, self.smoothing = input_size, smoothing
