@@ -208,3 +208,8 @@ def test_missing_parts_are_named(results: Results, tmp_path: Path) -> None:
     (tmp_path / "results.json").unlink()
     with pytest.raises(PebalError, match=r"results\.json does not exist"):
         write_report(tmp_path)
+
+
+def test_a_benchmark_without_a_set_still_says_what_ran(results: Results, tmp_path: Path) -> None:
+    replace(results, sets={}).save(tmp_path)
+    assert "pebal benchmark --model 'a b'" in load(tmp_path).text
