@@ -52,6 +52,7 @@ setup(
         "jsonargparse>=4.35",
         "PyYAML>=6.0",
         "rich>=13.0",
+        "Jinja2>=3.1",
     ],
     extras_require={
         "train": [
@@ -69,6 +70,7 @@ setup(
         # ONNX Runtime with CUDA and TensorRT. Never beside onnxruntime: both install the same files, so remove that
         # first (pip uninstall onnxruntime).
         "gpu": ["onnxruntime-gpu>=1.21"],
+        "benchmark": ["h5py>=3.8"],  # the submission files of SegmentMeIfYouCan
         # rclpy and Fast DDS for machines without a ROS 2 installation.
         "ros": [
             "ros-kilted-diagnostic-msgs",

@@ -18,22 +18,24 @@ from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 CONFIG = Path(get_package_share_directory("pebal_ros")) / "config"
 
 ARGUMENTS = {
-    "image": ("image", "Image topic of the camera."),
-    "camera_info": ("camera_info", "Calibration topic of the camera."),
+    "cameras": ("", "Names of several cameras, with commas between them; empty: one camera without a name."),
+    "image": ("image", "Image topic of the camera; of several: below the name of each."),
+    "camera_info": ("camera_info", "Calibration topic of the camera; of several: below the name of each."),
     "namespace": ("", "Namespace of the node and its outputs, such as front."),
     "model": ("", "Model file or shipped model; empty: as the parameter file says."),
     "engine": ("", "torch, onnxruntime or auto; empty: as the parameter file says."),
     "device": ("", "cpu, cuda, cuda:N, tensorrt or auto; empty: as the parameter file says."),
     "params_file": (str(CONFIG / "anomaly.yaml"), "Parameters of anomaly_node."),
-    "source": ("", "Video, image folder, image or webcam index to play as the camera; empty: no player."),
+    "source": ("", "Video, image folder, image or webcam index to play as every camera; empty: no player."),
     "loop": ("true", "Whether the player begins again at the end; false: the launch ends with the footage."),
-    "rviz": ("false", "Whether to show camera, overlay, score and labels in rviz2."),
+    "rviz": ("false", "Whether to show the (first) camera, overlay, score and labels in rviz2."),
 }
+CHOICES = {name: ["true", "false", "True", "False"] for name in ("loop", "rviz")}
 
 
 def generate_launch_description() -> LaunchDescription:
     declared = [
-        DeclareLaunchArgument(name, default_value=default, description=description)
+        DeclareLaunchArgument(name, default_value=default, description=description, choices=CHOICES.get(name))
         for name, (default, description) in ARGUMENTS.items()
     ]
     return LaunchDescription([*declared, OpaqueFunction(function=start)])
@@ -42,6 +44,9 @@ def generate_launch_description() -> LaunchDescription:
 def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """The actions, once the arguments have values."""
     given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
+    # launch_ros only warns, and the node would run with other parameters than the user thinks.
+    if not Path(given["params_file"]).is_file():
+        raise FileNotFoundError(f"There is no parameter file '{given['params_file']}': correct params_file.")
 
     # Images need larger shared memory than Fast DDS has by default. Up to Jazzy it knows only the old name of the
     # variable; later ones take both, and complain when both name one file.
@@ -50,7 +55,9 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     actions: list[LaunchDescriptionEntity] = []
     if profile not in os.environ:
         actions.append(SetEnvironmentVariable(profile, str(CONFIG / "fastdds.xml")))
-    camera = [("image", given["image"]), ("camera_info", given["camera_info"])]
+    cameras = [name.strip() for name in given["cameras"].split(",")]
+    prefixes = [f"{name}/" if name else "" for name in cameras]
+    topics = [(prefix + topic, prefix + given[topic]) for prefix in prefixes for topic in ("image", "camera_info")]
     # Without the type, launch would read "0" as a number.
     chosen = {
         name: ParameterValue(given[name], value_type=str) for name in ("model", "engine", "device") if given[name]
@@ -60,39 +67,39 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             package="pebal_ros",
             executable="anomaly_node",
             namespace=given["namespace"],
-            parameters=[given["params_file"], chosen],
-            remappings=camera,
+            parameters=[given["params_file"], chosen, {"cameras": cameras} if given["cameras"] else {}],
+            remappings=topics,
             output="screen",
             on_exit=Shutdown(reason="anomaly_node ended"),
         )
     )
     if given["source"]:
-        loop = given["loop"].lower() in ("true", "1", "yes")
-        actions.append(
+        footage = {
+            "source": ParameterValue(given["source"], value_type=str),
+            "loop": given["loop"].lower() == "true",
+            "wait_for_subscribers": 1,
+        }
+        actions += [
             Node(
                 package="pebal_ros",
                 executable="camera_player",
+                name="_".join([*prefix.split("/")[:-1], "camera_player"]),
                 namespace=given["namespace"],
-                parameters=[
-                    {
-                        "source": ParameterValue(given["source"], value_type=str),
-                        "loop": loop,
-                        "wait_for_subscribers": 1,
-                    }
-                ],
-                remappings=camera,
+                parameters=[{**footage, "frame_id": name or "camera"}],
+                remappings=[(topic, prefix + given[topic]) for topic in ("image", "camera_info")],
                 output="screen",
                 on_exit=Shutdown(reason="the footage ended"),
             )
-        )
-    if given["rviz"].lower() in ("true", "1", "yes"):
+            for name, prefix in zip(cameras, prefixes)
+        ]
+    if given["rviz"].lower() == "true":
         actions.append(
             Node(
                 package="rviz2",
                 executable="rviz2",
-                namespace=given["namespace"],
+                namespace="/".join(filter(None, [given["namespace"], cameras[0]])),
                 arguments=["-d", str(CONFIG / "anomaly.rviz")],
-                remappings=camera,
+                remappings=[("image", given["image"])],
             )
         )
     return actions

@@ -1,10 +1,33 @@
-"""Anomaly scores from logits. Higher means more anomalous."""
+"""Anomaly scores from logits. Higher means more anomalous.
+
+With f_k the logits of the K inlier classes, p their softmax and c = argmax f:
+
+| score | definition |
+|---|---|
+| energy | E = -log Σ exp f_k |
+| msp | 1 - p_c (maximum softmax probability, Hendrycks & Gimpel, ICLR 2017) |
+| max_logit | -f_c |
+| entropy | -Σ p_k log p_k |
+| sml | -(f_c - μ_c) / σ_c (standardised max logits, Jung et al., ICCV 2021) |
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as vision
+
+SCORES: dict[str, str] = {
+    "energy": "free energy",
+    "msp": "1 - maximum softmax probability",
+    "max_logit": "negative maximum logit",
+    "entropy": "entropy of the softmax, in nats",
+    "sml": "negative maximum logit, standardised by predicted class",
+}
+"""The scores and what they are."""
 
 
 def free_energy(logits: Tensor) -> Tensor:
@@ -26,3 +49,83 @@ def gaussian_blur(maps: Tensor) -> Tensor:
         maps: B×H×W, both sides at least 4.
     """
     return vision.gaussian_blur(maps, [7, 7], [1.0, 1.0])
+
+
+def anomaly_scores(
+    logits: Tensor, names: Sequence[str], max_logits: tuple[Tensor, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Several scores of the same logits.
+
+    Sums leave out the highest class, so that probabilities within 1e-7 of one keep their order in float32.
+
+    Args:
+        logits: B×(K+1)×H×W float32; the last channel, the abstention, enters no score.
+        names: keys of `SCORES`.
+        max_logits: mean and standard deviation by class, K each, for ``sml``.
+
+    Returns:
+        B×H×W for each name.
+    """
+    highest, label = logits[:, :-1].max(dim=1)
+    below = logits[:, :-1] - highest[:, None]
+    others = below.exp().scatter_(1, label[:, None], 0)  # exp(f_k - f_c) for k ≠ c
+    rest = others.sum(dim=1)
+    scores: dict[str, Tensor] = {}
+    for name in names:
+        if name == "energy":
+            scores[name] = -(highest + torch.log1p(rest))
+        elif name == "msp":
+            scores[name] = rest / (1 + rest)
+        elif name == "max_logit":
+            scores[name] = -highest
+        elif name == "entropy":
+            scores[name] = torch.log1p(rest) - (others * below).sum(dim=1) / (1 + rest)
+        elif name == "sml":
+            if max_logits is None:
+                raise ValueError("standardised max logits need the mean and deviation of each class")
+            mean, deviation = (values.to(highest) for values in max_logits)
+            scores[name] = -(highest - mean[label]) / deviation[label]
+        else:
+            raise ValueError(f"there is no score '{name}'")
+    return scores
+
+
+class MaxLogitStatistics:
+    """Mean and standard deviation of the highest logit by predicted class, streamed over training images."""
+
+    def __init__(self, classes: int) -> None:
+        self.images = 0
+        self._sums = np.zeros((3, classes))  # pixels, sum and sum of squares of the highest logit
+
+    def update(self, highest: np.ndarray, labels: np.ndarray) -> None:
+        """Add an image: highest logit H×W float, predicted class H×W integer."""
+        values, labels = highest.ravel().astype(np.float64), labels.ravel()
+        self._sums += [np.bincount(labels, w, self._sums.shape[1]) for w in (None, values, values**2)]
+        self.images += 1
+
+    def merge(self, other: MaxLogitStatistics) -> None:
+        """Add the images of another with as many classes."""
+        self._sums += other._sums
+        self.images += other.images
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Arrays for `numpy.savez`."""
+        return {"images": np.array(self.images), "sums": self._sums}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, np.ndarray]) -> MaxLogitStatistics:
+        """What `state_dict` returned, as read back by `numpy.load`."""
+        statistics = cls(state["sums"].shape[1])
+        statistics.images = int(state["images"])
+        statistics._sums = state["sums"].copy()
+        return statistics
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, K float32 each; a class of fewer than two pixels takes those of all pixels."""
+        enough = self._sums[0] >= 2
+        pixels, total, squares = np.where(enough, self._sums, self._sums.sum(axis=1, keepdims=True))
+        mean = total / np.maximum(pixels, 1)
+        variance = np.maximum(squares / np.maximum(pixels, 1) - mean**2, 0)
+        deviation = np.sqrt(variance)
+        deviation[deviation == 0] = 1
+        return torch.from_numpy(mean).float(), torch.from_numpy(deviation).float()

@@ -53,6 +53,8 @@ class AnomalyNode(LifecycleNode):
         self._finish = finish
         self._loaded: AnomalyDetector | None = None
         """What `_autostart` loaded for configuring to take over."""
+        self._loading = False
+        """Whether `_autostart` has not got there yet."""
         self._detector: AnomalyDetector | None = None
         self._cameras: list[Camera] = []
         self._label_info: LabelInfoPublishers | None = None
@@ -80,6 +82,7 @@ class AnomalyNode(LifecycleNode):
     def start(self, executor: Executor) -> None:
         self._reporter.start()
         if self._value("autostart"):
+            self._loading = True
             threading.Thread(target=self._autostart, args=(executor,), name="loading", daemon=True).start()
 
     def _autostart(self, executor: Executor) -> None:
@@ -93,6 +96,7 @@ class AnomalyNode(LifecycleNode):
             executor.create_task(self._configure_and_activate)
 
     def _configure_and_activate(self) -> None:
+        self._loading = False
         for transition in (self.trigger_configure, self.trigger_activate):
             if transition() != TransitionCallbackReturn.SUCCESS:
                 return self._give_up(self._failure or "The node could not be activated.")
@@ -118,10 +122,10 @@ class AnomalyNode(LifecycleNode):
     # ---- lifecycle; rclpy swallows what these raise, so nothing may pass ----
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        return self._transition(self._configure, "configuring", "inactive")
+        return self._transition(self._configure, "configuring", "inactive", undo=self._release)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        return self._transition(self._activate, "activating", "active")
+        return self._transition(self._activate, "activating", "active", undo=self._deactivate)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         if self._failure:  # of the engine, for good
@@ -141,11 +145,15 @@ class AnomalyNode(LifecycleNode):
         self._release(SHUTDOWN_PATIENCE)
         return TransitionCallbackReturn.FAILURE
 
-    def _transition(self, work: Callable[[], None], during: str, after: str) -> TransitionCallbackReturn:
+    def _transition(
+        self, work: Callable[[], None], during: str, after: str, undo: Callable[[], None] | None = None
+    ) -> TransitionCallbackReturn:
         before, self._state, self._failure = self._state, during, ""
         try:
             work()
         except Exception as error:
+            if undo is not None:
+                undo()
             self._failure = self._explain(error)
             self._state = before
             if not self._value("autostart"):  # with it, the process ends with this sentence
@@ -170,15 +178,18 @@ class AnomalyNode(LifecycleNode):
         )
         if detector.reason:
             self.get_logger().info(detector.reason)
-        if height:
-            detector.warm_up(height, width)  # the size of every frame to come, as far as the network sees it
+        size = (height, width) if height else detector.info.input_size
+        if size is not None:
+            detector.warm_up(*size)  # the size of every frame to come, as far as the network sees it
         return detector
 
     def _configure(self) -> None:
+        if self._loading:
+            raise PebalError("The node is about to configure itself: set autostart to false to do it from outside.")
         detector, self._loaded = self._loaded or self._load(), None
         self._settings = Settings.resolve({spec.name: self._value(spec.name) for spec in PARAMETERS}, detector.info)
-        self._cameras = [
-            Camera(
+        for name in self._value("cameras"):
+            camera = Camera(
                 self,
                 name,
                 self._value("transport"),
@@ -187,8 +198,7 @@ class AnomalyNode(LifecycleNode):
                 list(self._value("outputs")),
                 self._ready,
             )
-            for name in self._value("cameras")
-        ]
+            self._cameras.append(camera)
         prefixes = [camera.prefix for camera in self._cameras]
         self._label_info = LabelInfoPublishers(self, prefixes, detector.info.class_names)
         self._detector = detector

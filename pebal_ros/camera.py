@@ -84,7 +84,8 @@ class Camera:
         """Outputs of the last answer that the middleware refused, with its reason."""
         self.wanted_since: float | None = None
         """`time.monotonic()` of the first frame of which an output was wanted, after a time without; None: none is."""
-        self.bad_in_a_row = 0
+        self.last_was_bad = False
+        """Whether the last frame that was decoded was malformed."""
         self.frame_id = ""
         self.picture = "none yet"
         """Size and encoding of the last good frame, in words."""

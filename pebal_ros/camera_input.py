@@ -78,6 +78,7 @@ class CameraInput:
         for subscription in self._subscriptions.values():
             self._node.destroy_subscription(subscription)
         self._subscriptions = {}
+        self._gaps = SequenceGaps()  # what is sent meanwhile is not lost
 
     def watch(self) -> None:
         """Look at the graph and subscribe as it demands; in the executor's thread."""
@@ -97,8 +98,8 @@ class CameraInput:
             self._node.destroy_subscription(self._subscriptions.pop(reliability))
 
     def _subscribe(self, reliability: str) -> Subscription[Any]:
-        # Without events of our own, rclpy would log that no message will arrive, which is what `watch` mends.
-        events = SubscriptionEventCallbacks(incompatible_qos=lambda _event: self.watch())
+        # rclpy's own answer to this event is to log that no message will arrive, which is what `watch` mends or tells.
+        events = SubscriptionEventCallbacks(incompatible_qos=lambda _event: None)
 
         def with_info(message: Any, info: Any) -> None:
             self._receive(message, info)

@@ -48,7 +48,7 @@ class Reporter:
         self._node, self._collect = node, collect
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._stopped = threading.Event()
-        self._current: dict[str, str] = {}
+        self._last_word: dict[str, str] = {}
         self._said: dict[tuple[str, str], float] = {}
         self._thread = threading.Thread(target=self._run, name="diagnostics", daemon=True)
 
@@ -77,26 +77,30 @@ class Reporter:
         array.header.stamp = self._node.get_clock().now().to_msg()
         name = self._node.get_fully_qualified_name().lstrip("/")
         for status in statuses:
+            values = {"finding": status.finding.code, **status.values} if status.finding.code else status.values
             array.status.append(
                 DiagnosticStatus(
                     level=status.finding.level,
                     name=f"{name}: {status.part}",
                     message=status.finding.sentence,
                     hardware_id=status.hardware,
-                    values=[KeyValue(key=key, value=value) for key, value in status.values.items()],
+                    values=[KeyValue(key=key, value=value) for key, value in values.items()],
                 )
             )
         self._publisher.publish(array)
 
     def _log(self, status: Status) -> None:
-        """Say what has changed since the last second, but the same thing at most once a minute."""
+        """Say what differs from the last word on this part, but the same thing at most once a minute.
+
+        What came back within the minute is said at its end, if it is still so: the last word in the log is true.
+        """
         finding, now = status.finding, time.monotonic()
-        if finding.code in (UNSAID, self._current.get(status.part)):
+        if finding.code in (UNSAID, self._last_word.get(status.part)):
             return
-        self._current[status.part] = finding.code
         spoken = self._said.get((status.part, finding.code))
         if spoken is not None and now - spoken < REPEAT_AFTER:
             return
+        self._last_word[status.part] = finding.code
         self._said[status.part, finding.code] = now
         logger = self._node.get_logger()
         if finding.level == OK:  # one call each: rclpy ties a severity to the line it is called from

@@ -30,7 +30,7 @@ class Finding:
 
     level: bytes
     code: str
-    """Names the kind of fact: the log repeats a finding only when its code changes."""
+    """Names the kind of fact, for programs; the log repeats a finding only when its code changes."""
     sentence: str
 
 
@@ -44,7 +44,7 @@ def examine(camera: Camera, settings: Settings) -> Finding:
         return _silence(camera, topic, state, silent_for)
     if age is None:
         return Finding(OK, "starting", f"Waiting for the first frame on {topic}.")
-    if camera.bad_in_a_row:
+    if camera.last_was_bad:
         return Finding(ERROR, "bad frames", camera.last_error)
     if camera.clock_missing:
         return Finding(

@@ -1,4 +1,4 @@
-"""sensor_msgs images ↔ numpy arrays, without cv_bridge.
+"""sensor_msgs images ↔ numpy arrays; cv_bridge, where it is installed, reads only the encodings that are not here.
 
 Everything the node receives becomes H×W×3 uint8 RGB, everything it publishes leaves through `to_message` or
 `to_compressed`. No function here needs a running node. Errors do not name the topic: the caller knows it.
@@ -6,10 +6,11 @@ Everything the node receives becomes H×W×3 uint8 RGB, everything it publishes 
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
@@ -83,7 +84,7 @@ def to_rgb(message: Image) -> RgbImage:
         raise PebalError(f"the image is empty: {width}×{height} pixels.")
     encoding = ENCODINGS.get(message.encoding.lower())
     if encoding is None:
-        raise PebalError(f"the encoding '{message.encoding}' is not supported; publish one of: {', '.join(ENCODINGS)}.")
+        return _by_cv_bridge(message)
     if (encoding.even_width and width % 2) or (encoding.even_height and height % 2):
         raise PebalError(f"{width}×{height} is an odd size, which {message.encoding} cannot have.")
     itemsize = np.dtype(encoding.sample).itemsize
@@ -104,6 +105,33 @@ def to_rgb(message: Image) -> RgbImage:
     if encoding.channels > 1:  # splitting the last axis is a view, padding or not
         pixels = pixels.reshape(rows, width, encoding.channels)
     return encoding.convert(pixels)
+
+
+@functools.cache
+def _cv_bridge() -> Any:
+    """A converter, or None where cv_bridge is not installed. Only asked for when nothing else helps: one that was built
+    for another NumPy can take the process down with it."""
+    try:
+        from cv_bridge import CvBridge
+    except Exception:  # a broken build fails in many ways
+        return None
+    return CvBridge()
+
+
+def _by_cv_bridge(message: Image) -> RgbImage:
+    """What only cv_bridge reads: rgb16, bayer_*16 and their kin.
+
+    Raises:
+        PebalError: it is not installed, or cannot read the message either.
+    """
+    bridge, reason = _cv_bridge(), ""
+    if bridge is not None:
+        try:
+            return np.asarray(bridge.imgmsg_to_cv2(message, "rgb8"))
+        except Exception as error:  # CvBridgeError, and what NumPy and OpenCV raise at a wrong size
+            reason = f" (cv_bridge: {next(iter(str(error).splitlines()), type(error).__name__)})"
+    names = ", ".join(ENCODINGS)
+    raise PebalError(f"the encoding '{message.encoding}' is not supported{reason}; publish one of: {names}.")
 
 
 def from_compressed(message: CompressedImage) -> RgbImage:

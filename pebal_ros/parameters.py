@@ -1,8 +1,12 @@
-"""The parameters of `anomaly_node` in one table, from which declaration and documentation come."""
+"""The parameters of `anomaly_node` in one table, from which declaration and documentation come.
+
+python -m pebal_ros.parameters > docs/parameters.md
+"""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +21,8 @@ from pebal_core.model_file import ModelInfo
 from .qos import BEST_EFFORT, RELIABLE
 
 AUTO = "auto"
+CAMERA_NAME = r"(/?[A-Za-z_]\w*(/[A-Za-z_]\w*)*)?"
+"""What ROS allows before a topic's own name; empty: nothing."""
 TYPE_NAMES = {bool: "bool", int: "integer", float: "number", str: "string", list: "list of strings"}
 
 
@@ -33,6 +39,8 @@ class Spec:
     description: str
     limits: tuple[float, float] | None = None
     choices: tuple[str, ...] = ()
+    pattern: str = ""
+    """Regular expression that every item of a list must match."""
     runtime: bool = False
     """May change while the node runs; all others are read-only and say that a restart is needed."""
 
@@ -53,9 +61,14 @@ class Spec:
         if not isinstance(value, accepted) or (isinstance(value, bool) and self.kind is not bool):
             hint = f": write {float(value)}" if self.kind is float and type(value) is int else ""
             return f"{self.name} takes a {self.type_name}, not {value!r}{hint}"
-        for item in value if self.kind is list else [value]:
+        items = value if self.kind is list else [value]
+        for item in items:
             if self.choices and item not in self.choices:
                 return f"{self.name} takes {', '.join(self.choices)}, not {item!r}"
+            if self.pattern and not re.fullmatch(self.pattern, item, re.ASCII):
+                return f"{self.name} takes names of letters, digits, _ and /, not {item!r}"
+        if len(set(items)) < len(items):
+            return f"{self.name} names one thing twice: {', '.join(items)}"
         if self.kind is float and not math.isfinite(value):
             return f"{self.name} must be finite, not {value}"
         if self.limits and not self.limits[0] <= value <= self.limits[1]:
@@ -99,7 +112,7 @@ PARAMETERS: tuple[Spec, ...] = (
     Spec("input_height", int, 0, "Height in pixels that the network sees; 0: as the model file says.", (0, 8192)),
     Spec("input_width", int, 0, "Width in pixels that the network sees; 0: as the model file says.", (0, 8192)),
     Spec("smoothing", bool, AUTO, "Smooth the energy with a 7×7 Gaussian; auto: as the model file says."),
-    Spec("cameras", list, [""], "Names of the cameras; each has its topics below its name, '' has them as they are."),
+    Spec("cameras", list, [""], "Cameras; front has front/image, front/labels …; '' has image.", pattern=CAMERA_NAME),
     Spec("transport", str, "raw", "Subscribe to image (raw) or to image/compressed.", choices=("raw", "compressed")),
     Spec("input_reliability", str, AUTO, "auto: what the camera offers.", choices=(AUTO, *RELIABILITIES)),
     Spec("output_reliability", str, RELIABLE, "What to offer on every output.", choices=RELIABILITIES),
@@ -152,6 +165,31 @@ class Settings:
         )
 
 
+def documentation() -> str:
+    """The page docs/parameters.md."""
+    lines = [
+        "# Parameters of anomaly_node",
+        "",
+        "Made by `python -m pebal_ros.parameters > docs/parameters.md` from the table by which the node declares them.",
+        "",
+        "`config/anomaly.yaml` holds all of them at their defaults. Those with a tick can be changed while the node",
+        "runs (`ros2 param set`); for the others the node says that it must be restarted. What is of the wrong type or",
+        "out of range is refused with the reason: at start the process ends with it, later the old value stays.",
+        "",
+        "| name | type | default | allowed | while it runs | meaning |",
+        "|---|---|---|---|---|---|",
+    ]
+    for spec in PARAMETERS:
+        low_high = f"{spec.limits[0]:g} … {spec.limits[1]:g}" if spec.limits else ""
+        default = str(spec.default).lower() if spec.kind is bool else str(spec.default)
+        cells = (
+            f"`{spec.name}`", spec.type_name, f"`{default}`", low_high or ", ".join(spec.choices),
+            "✓" if spec.runtime else "", spec.description,
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def declare(node: Node, specs: Sequence[Spec]) -> None:
     """Declare every parameter of a table on a node, with its descriptor.
 
@@ -178,3 +216,7 @@ def refusal(specs: Sequence[Spec], name: str, value: Any) -> str | None:
     if not spec.runtime:
         return f"{name} cannot change while the node runs: restart the node with the new value"
     return spec.refusal(value)
+
+
+if __name__ == "__main__":
+    print(documentation(), end="")

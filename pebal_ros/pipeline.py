@@ -125,6 +125,7 @@ class Pipeline:
         if not wanted:
             camera.counts.unheard += 1
             camera.wanted_since = None
+            camera.last_was_bad = False  # nobody looks any longer
             return None
         if camera.wanted_since is None:
             camera.begin_answering()
@@ -180,7 +181,7 @@ class Pipeline:
             camera.outputs.publish_camera_info(camera.camera_info, header)
         camera.refused = camera.outputs.publish(messages)
         published = time.perf_counter()
-        camera.bad_in_a_row = 0
+        camera.last_was_bad = False
         if camera.refused:
             reasons = " and ".join(sorted(set(camera.refused.values())))
             camera.last_error = f"The middleware refused {', '.join(camera.refused)}: {reasons}."
@@ -199,7 +200,7 @@ class Pipeline:
 
     def _refuse(self, camera: Camera, reason: str) -> None:
         camera.counts.bad += 1
-        camera.bad_in_a_row += 1
+        camera.last_was_bad = True
         camera.last_error = f"A frame on {camera.input.topic} was skipped: {reason}"
 
     def _fail(self, jobs: list[Job], error: Exception) -> None:

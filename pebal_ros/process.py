@@ -20,6 +20,9 @@ from rclpy.signals import SignalHandlerOptions
 
 from pebal_core.errors import PebalError
 
+CALLBACK_PATIENCE = 1.5
+"""Seconds that the end of the process waits for the callback in hand; launch sends SIGTERM after five."""
+
 Finish = Callable[["str | None"], None]
 """Ends the process: well with None, as a failure with a sentence. For any thread; the first call counts."""
 
@@ -64,6 +67,8 @@ def run(create: Callable[[Finish], RunnableNode], arguments: list[str] | None = 
         finished.set()
 
     def thread_died(arguments: threading.ExceptHookArgs) -> None:
+        if finished.is_set():
+            return  # the node is being taken apart under it
         traceback.print_exception(arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
         name = arguments.thread.name if arguments.thread else "unknown"
         finish(f"The thread '{name}' failed: {arguments.exc_type.__name__}: {arguments.exc_value}.")
@@ -82,15 +87,20 @@ def run(create: Callable[[Finish], RunnableNode], arguments: list[str] | None = 
         return _complain(str(error))
     executor = SingleThreadedExecutor()
     executor.add_node(node)  # type: ignore[arg-type]
-    spinning = threading.Thread(target=_spin, args=(executor, finished, node.get_logger()), name="executor")
+    logger = node.get_logger()
+    spinning = threading.Thread(target=_spin, args=(executor, finished, logger), name="executor", daemon=True)
     node.start(executor)
     spinning.start()
     finished.wait()
     executor.wake()
-    spinning.join()
-    node.stop()
+    spinning.join(CALLBACK_PATIENCE)
+    if not spinning.is_alive():
+        node.stop()
     if reasons[0]:
-        node.get_logger().fatal(reasons[0])
+        logger.fatal(reasons[0])
+    if spinning.is_alive():  # nothing of the node can be touched
+        logger.warning("The node ends in the middle of something that takes long.")
+        return 1 if reasons[0] else 0
     executor.remove_node(node)  # type: ignore[arg-type]
     executor.shutdown()
     node.destroy_node()

@@ -135,7 +135,7 @@ def install(venv: Path, ros: bool) -> None:
         constraints = venv / "constraints.txt"
         constraints.write_text(constraints_beside_ros((ROOT / "constraints.txt").read_text()))
     pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--constraint", str(constraints), "--no-input"]
-    extras = "train,onnx,demo,test" if ros else "train,onnx,demo,test,ros"
+    extras = "train,onnx,benchmark,demo,test" if ros else "train,onnx,benchmark,demo,test,ros"
     # pip first: the one that came with Python cannot report progress in this form, nor resume a download.
     run([*pip, *OWN], log)
     run([*pip, "--progress-bar=raw", "--no-build-isolation", "--editable", f"{ROOT}[{extras}]"], log)

@@ -22,7 +22,8 @@ COMMANDS = {
     "suggest-margins": "energy histograms of a network, and the margins that follow from them",
     "ablate": "train and compare the variants of the objective",
     "calibrate": "choose the alarm threshold on scenes without anomalies",
-    "evaluate": "mean IoU of a model on a labelled set",
+    "benchmark": "every figure of the field on whole data sets, beside the published ones",
+    "pack": "submission files for Fishyscapes and SegmentMeIfYouCan, checked",
 }
 
 

@@ -22,7 +22,7 @@ from ..training.samples import TrainingSamples, open_outliers
 from .train import read_config
 
 BINS = 24
-BAR = 40
+BAR = 28
 """Characters of the longest bar."""
 
 

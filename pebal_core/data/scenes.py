@@ -23,6 +23,8 @@ IDD_LITE_TO_TRAIN_ID: np.ndarray = np.full(256, VOID, np.uint8)
 """IDD Lite's 7 coarse classes → trainIds and groups of `partial_labels`; living things include animals: void."""
 IDD_LITE_TO_TRAIN_ID[[0, 1, 3, 4, 5, 6]] = 0, 200, 201, 202, 203, SKY
 
+_END_MARKS = ((b"\xff\xd8", b"\xff\xd9"), (b"\x89PNG", b"IEND"))
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -30,9 +32,9 @@ def read_image(path: Path) -> np.ndarray:
     """H×W×3 uint8 RGB.
 
     Raises:
-        PebalError: the file is missing or is not an image.
+        PebalError: the file is missing, cut short or not an image.
     """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    image = _decode(path, cv2.IMREAD_COLOR_RGB)
     if image is None:
         raise PebalError(f"{path} cannot be read as an image; replace or remove it.")
     return image
@@ -44,12 +46,23 @@ def read_ids(path: Path) -> np.ndarray:
     Raises:
         PebalError: the file is missing, unreadable or not single-channel 8-bit.
     """
-    ids = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    ids = _decode(path, cv2.IMREAD_UNCHANGED)
     if ids is None:
         raise PebalError(f"{path} cannot be read as a label image; replace or remove it.")
     if ids.ndim != 2 or ids.dtype != np.uint8:
         raise PebalError(f"{path} is not a single-channel 8-bit label image (it holds {ids.shape}, {ids.dtype}).")
     return ids
+
+
+def _decode(path: Path, flags: int) -> np.ndarray | None:
+    """OpenCV's decoding, but None for a JPEG or PNG without its end mark: OpenCV would make up the missing part."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    if not content or any(content.startswith(head) and end not in content[-4096:] for head, end in _END_MARKS):
+        return None
+    return cv2.imdecode(np.frombuffer(content, np.uint8), flags)
 
 
 def list_images(folder: Path) -> list[Path]:

@@ -14,13 +14,13 @@ from ..errors import PebalError
 from ..model_file import ModelInfo
 from ..networks import SegmentationNetwork
 from ..networks.folding import fold
+from .logits import Logits, LogitsEngine
 from .machine import allotted_cores, keep_freed_memory
-from .readout import Readout, smooth
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-class TorchEngine:
+class TorchEngine(LogitsEngine):
     """Runs a `SegmentationNetwork`.
 
     Args:
@@ -46,6 +46,7 @@ class TorchEngine:
         input_size: tuple[int, int] | None = None,
         smoothing: bool = True,
     ) -> None:
+        super().__init__(input_size, smoothing)
         self.device = find_device(device)
         self.device_name = str(self.device)
         if self.device.type == "cuda":
@@ -55,50 +56,32 @@ class TorchEngine:
         if precision == "auto":
             precision = "fp16" if self.device.type == "cuda" else "fp32"
         self.precision = precision
-        self.input_size, self.smoothing = input_size, smoothing
         self.network = fold(network).to(  # type: ignore[call-overload]
             self.device, DTYPES[precision], memory_format=torch.channels_last
         )
         self.mean = 255 * torch.tensor(info.mean, device=self.device).view(1, 3, 1, 1)
         self.scale = 1 / (255 * torch.tensor(info.std, device=self.device).view(1, 3, 1, 1))
-        self._readout = Readout()
         self._pixels = torch.empty(0, device=self.device)
-        self.timings: dict[str, float] = {}
 
-    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        height, width = images.shape[1:3]
-        with torch.inference_mode():
-            started = time.perf_counter()
-            batch = self._preprocess(images)
-            self._wait()
-            prepared = time.perf_counter()
-            logits = self.network.head(self.network.trunk(batch))
-            self._wait()
-            inferred = time.perf_counter()
-            seen = self.input_size or (height, width)
-            labels, energy = self._readout(logits, (batch.shape[-2], batch.shape[-1]), seen)
-            if seen != (height, width):
-                labels = F.interpolate(labels[:, None], (height, width), mode="nearest-exact")[:, 0]
-                energy = F.interpolate(energy[:, None], (height, width), mode="bilinear")[:, 0]
-            if self.smoothing:
-                energy = smooth(energy)
-            result = labels.cpu().numpy(), energy.cpu().numpy()
-        finished = time.perf_counter()
-        self.timings = {
-            "preprocess": prepared - started,
-            "inference": inferred - prepared,
-            "postprocess": finished - inferred,
-        }
-        return result
+    @torch.inference_mode()
+    def logits(self, images: np.ndarray, input_size: tuple[int, int] | None) -> Logits:
+        started = time.perf_counter()
+        batch = self._preprocess(images, input_size)
+        self._wait()
+        prepared = time.perf_counter()
+        values = self.network.head(self.network.trunk(batch))
+        self._wait()
+        self.timings = {"preprocess": prepared - started, "inference": time.perf_counter() - prepared}
+        return Logits(values, (batch.shape[-2], batch.shape[-1]), input_size or (images.shape[1], images.shape[2]))
 
-    def _preprocess(self, images: np.ndarray) -> Tensor:
+    def _preprocess(self, images: np.ndarray, input_size: tuple[int, int] | None) -> Tensor:
         """N×H×W×3 uint8 → normalised and padded N×3×h×w on the device; the bytes are already channels last.
 
         Shrinking is antialiased: small obstacles otherwise fall between the samples, and those that do not flicker.
         """
         pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
-        if self.input_size is not None and tuple(pixels.shape[-2:]) != self.input_size:
-            pixels = F.interpolate(pixels.float(), self.input_size, mode="bilinear", antialias=True)
+        if input_size is not None and tuple(pixels.shape[-2:]) != input_size:
+            pixels = F.interpolate(pixels.float(), input_size, mode="bilinear", antialias=True)
         if self._pixels.shape != pixels.shape:
             self._pixels = torch.empty(pixels.shape, device=self.device, memory_format=torch.channels_last)
         torch.sub(pixels, self.mean, out=self._pixels).mul_(self.scale)

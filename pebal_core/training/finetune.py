@@ -35,7 +35,7 @@ from ..model_file import ModelInfo, file_sha256, load_model, resolve_model, save
 from ..networks import SegmentationNetwork, upsample
 from ..scores import free_energy
 from .calibrate import calibrate
-from .run import RunConfig, TrainingModule, find_checkpoint, make_trainer
+from .run import AveragedWeights, RunConfig, TrainingModule, find_checkpoint, make_trainer
 from .samples import DataConfig, TrainingSamples, ValidationScenes, open_outliers
 from .stream import Sample
 
@@ -66,6 +66,8 @@ class FinetuneConfig:
     decay_steps: int | None = None
     """Steps after which the rate has decayed to its floor; None: all."""
     rate_floor: float = 1e-8
+    ema_decay: float = 0.0
+    """Decay per step of the averaged weights, which are then the ones evaluated and kept; 0: no averaging."""
     input_size: list[int] | None = None
     """[height, width] at which the exported model runs; None: as the model it started from."""
     smoothing: bool = True
@@ -100,7 +102,8 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
     samples.draw(np.random.default_rng(0), 0)
     info = describe(info, config, samples.name)
     module = FinetuneModule(network, info, config, samples, validation)
-    trainer = make_trainer(config.trainer, out)
+    averaging = [AveragedWeights(decay=config.ema_decay)] if config.ema_decay else []
+    trainer = make_trainer(config.trainer, out, averaging)
     if checkpoint is None:
         trainer.validate(module, verbose=False)
     trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
@@ -265,7 +268,9 @@ class FinetuneModule(TrainingModule):
         pooled = PooledMetrics()
         for state in self.gather_states(self.pooled):
             pooled.merge(PooledMetrics.from_state(state))
-        result = pooled.compute()
+        result, miou = pooled.compute(), self.joint_miou(self.labels)
+        # Their files cannot be copied, as averaging does with the module.
+        del self.pooled, self.labels
         if result.undefined is not None:
             raise PebalError(f"The validation set {self.validation_set.name} cannot be evaluated: {result.undefined}.")
         assert result.ap is not None and result.fpr95 is not None and result.auroc is not None
@@ -273,7 +278,7 @@ class FinetuneModule(TrainingModule):
             "val_ap": result.ap,
             "val_fpr95": result.fpr95,
             "val_auroc": result.auroc,
-            "val_miou": self.joint_miou(self.labels),
+            "val_miou": miou,
         }
         self.log_dict(figures, prog_bar=True, rank_zero_only=True)
         if self.trainer.state.fn != TrainerFn.FITTING:

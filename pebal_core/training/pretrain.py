@@ -17,7 +17,6 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import EMAWeightAveraging
 from segmentation_models_pytorch.losses import DiceLoss
 from torch import Tensor
 
@@ -30,7 +29,7 @@ from ..model_file import ModelInfo, save_model
 from ..networks import SegmentationNetwork, build_network
 from .calibrate import calibrate
 from .encoders import load_encoder
-from .run import RunConfig, TrainingModule, find_checkpoint, make_trainer
+from .run import AveragedWeights, RunConfig, TrainingModule, find_checkpoint, make_trainer
 from .stream import Sample, shuffled_index
 
 FALSE_ALARMS = 0.01
@@ -89,7 +88,7 @@ def pretrain(config: PretrainConfig) -> Path:
     if config.encoder_weights is not None:
         load_encoder(network, config.encoder_weights)
     module = PretrainModule(network, info, config, train, validation)
-    trainer = make_trainer(config, out.parent, [EMAWeightAveraging(decay=config.ema_decay)])
+    trainer = make_trainer(config, out.parent, [AveragedWeights(decay=config.ema_decay)])
     trainer.fit(module, ckpt_path=find_checkpoint(config, out.parent), weights_only=True)
     info.training = {
         "command": "pebal pretrain",

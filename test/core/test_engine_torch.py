@@ -186,12 +186,20 @@ def test_half_precision_of_the_shipped_model(precision: str) -> None:
 
 def test_shrinking_sees_every_pixel() -> None:
     """Stripes of two pixels look alike to the network wherever they start, once it sees a quarter of the size."""
-    network, info = load_model("starter")
+    network, info = load_model("starter_pretrained")
     engine = TorchEngine(network, info, device="cpu", input_size=(64, 96))
     stripes = np.tile(np.repeat(np.array([0, 255], np.uint8), 2), 96)[None, :, None].repeat(256, 0).repeat(3, 2)
     one, other = (engine(np.ascontiguousarray(np.roll(stripes, shift, 1))[None])[1] for shift in (0, 2))
     grey = engine(np.full_like(stripes, 127)[None])[1]
     assert np.abs(one - other).max() < 0.5 and np.abs(one - grey).mean() < 0.5
+
+
+def test_logits_at_another_size_than_the_engine_s() -> None:
+    """A sliding window is seen at its own size, whatever size the model has for whole images."""
+    engine = TorchEngine(network_of("resnet18"), ModelInfo("deeplabv3plus"), "cpu", input_size=(32, 64))
+    image = photograph(48, 80)
+    assert engine.logits(image, None)[1:] == ((48, 80), (48, 80))
+    assert engine.logits(image, engine.input_size)[1:] == ((32, 64), (32, 64))
 
 
 @pytest.mark.parametrize(("text", "cores"), [("max 100000", None), ("100000 100000", 1), ("50000 100000", 1)])

@@ -52,7 +52,7 @@ def options(workshop: Path, out: Path, *more: str) -> list[str]:
         f"--data.validation={json.dumps([scene | {'split': 'val'}])}", "--data.held_back=[cup]", "--data.crop=[32,48]",
         "--data.validation_every=1", "--trainer.steps=4", "--trainer.batch_size=2", "--trainer.validate_every=2",
         "--trainer.checkpoint_every=1", "--trainer.workers=0", "--trainer.accelerator=cpu", "--trainer.devices=1",
-        "--rate=0.001", *more,
+        "--rate=0.001", "--ema_decay=0.5", *more,
     ]  # fmt: skip
 
 
@@ -75,6 +75,16 @@ def test_only_the_head_changes_and_no_statistics(workshop: Path, trained: Path) 
     assert changed, "something was trained"
     assert all(key.startswith(("fuse.", "classify.")) for key in changed)
     assert not any("running" in key or "num_batches" in key for key in changed)
+
+
+def test_the_averaged_weights_are_evaluated_and_kept(workshop: Path, tmp_path: Path) -> None:
+    """The only evaluation is that of the last step: best and last are the same averaged weights."""
+    assert main(options(workshop, tmp_path, "--trainer.validate_every=4")) == 0
+    assert main(options(workshop, tmp_path / "plain", "--trainer.validate_every=4", "--ema_decay=0")) == 0
+    best, last = load_file(tmp_path / "best.safetensors"), load_file(tmp_path / "last.safetensors")
+    plain = load_file(tmp_path / "plain" / "last.safetensors")
+    assert all(torch.equal(best[key], last[key]) for key in best)
+    assert not all(torch.equal(plain[key], last[key]) for key in last)
 
 
 def test_the_model_says_how_it_was_made(trained: Path) -> None:

@@ -77,11 +77,11 @@ def test_training_reduces_the_loss(data: Path, tmp_path: Path) -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_evaluate_predict_calibrate_and_info(
+def test_benchmark_predict_calibrate_and_info(
     data: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["evaluate", str(data), f"--model={trained}"]) == 0
-    assert "mean of 2" in capsys.readouterr().out
+    assert main(["benchmark", f"--dataset=CamVid={data}", f"--model={trained}", f"--out={tmp_path / 'figures'}"]) == 0
+    assert "mIoU" in capsys.readouterr().out
     assert main(["predict", str(data / "test"), f"--model={trained}", f"--out={tmp_path}"]) == 0
     assert np.load(tmp_path / "energy" / "0.npy").shape == (48, 64)
     assert len(list((tmp_path / "labels").iterdir())) == len(list((tmp_path / "overlay").iterdir())) == 3
@@ -117,7 +117,7 @@ def test_imagenet_encoder_fits_one_to_one() -> None:
     [
         (["info", "nonesuch"], 1, "There is no model 'nonesuch'"),
         (["predict", "nothing.mp4", "--out=x"], 1, "nothing.mp4 does not exist"),
-        (["evaluate", "nowhere"], 1, "does not exist"),
+        (["benchmark", "--dataset=CamVid=nowhere", "--out=x"], 1, "does not exist"),
         (["pretrain", "--data=nowhere"], 1, "does not exist"),
         (["dance"], 2, "no command 'dance'"),
     ],

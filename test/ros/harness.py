@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+from rcl_interfaces.srv import SetParameters
 from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
@@ -192,6 +194,7 @@ class TestCamera:
     def send_until(self, condition: Callable[[], Any]) -> None:
         """Publish a picture five times a second until a condition holds."""
         due = 0.0
+        statuses = self._client.statuses
 
         def met() -> Any:
             nonlocal due
@@ -200,7 +203,10 @@ class TestCamera:
                 self.send(picture())
             return condition()
 
-        wait_until(met, STARTUP)
+        try:
+            wait_until(met, STARTUP)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; the last statuses: {statuses}") from None
 
     def close(self) -> None:
         self._client.node.destroy_publisher(self.publisher)
@@ -287,6 +293,17 @@ class Client:
         self._executor.shutdown()
         self.node.destroy_node()
         rclpy.shutdown(context=self._context)
+
+
+def set_parameter(client: Client, name: str, value: float | str) -> tuple[bool, str]:
+    """Whether it was set, and the reason if not."""
+    if isinstance(value, str):
+        stored = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=value)
+    else:
+        stored = ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=value)
+    request = SetParameters.Request(parameters=[Parameter(name=name, value=stored)])
+    result = client.call(SetParameters, "anomaly_node/set_parameters", request).results[0]
+    return result.successful, result.reason
 
 
 def values(status: DiagnosticStatus) -> dict[str, str]:

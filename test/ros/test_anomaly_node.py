@@ -9,8 +9,6 @@ import cv2
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
-from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
-from rcl_interfaces.srv import SetParameters
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import SetBool
 
@@ -19,7 +17,7 @@ from pebal_core.detector import AnomalyDetector
 from pebal_ros.parameters import PARAMETERS
 
 from .conftest import Rig
-from .harness import Inbox, TestCamera, picture, values, wait_until
+from .harness import Inbox, TestCamera, picture, set_parameter, values, wait_until
 
 IMAGE = "/rig/image"  # the part of the diagnostics that is about the camera
 
@@ -27,16 +25,6 @@ IMAGE = "/rig/image"  # the part of the diagnostics that is about the camera
 def pixels(message: Image, dtype: type = np.uint8) -> np.ndarray:
     shape = (message.height, message.width, 3) if message.encoding == "rgb8" else (message.height, message.width)
     return np.frombuffer(message.data, dtype).reshape(shape)
-
-
-def set_parameter(rig: Rig, name: str, value: float | str) -> tuple[bool, str]:
-    if isinstance(value, str):
-        stored = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=value)
-    else:
-        stored = ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=value)
-    request = SetParameters.Request(parameters=[Parameter(name=name, value=stored)])
-    result = rig.client.call(SetParameters, "anomaly_node/set_parameters", request).results[0]
-    return result.successful, result.reason
 
 
 def test_without_a_camera_it_says_so(rig: Rig) -> None:
@@ -189,11 +177,11 @@ def test_the_threshold_can_be_set_while_it_runs(rig: Rig, camera: TestCamera) ->
     status = rig.client.status(IMAGE, lambda s: s.level == DiagnosticStatus.WARN)
     assert "set the parameter threshold" in status.message
     threshold = float(np.median(energy))
-    assert set_parameter(rig, "threshold", threshold) == (True, "")
+    assert set_parameter(rig.client, "threshold", threshold) == (True, "")
     mask = pixels(masks.wait_for(camera.send(picture())))
     assert set(np.unique(mask)) == {0, 255}
     np.testing.assert_array_equal(mask == 255, energy >= threshold)
-    assert set_parameter(rig, "threshold", "auto")[0]
+    assert set_parameter(rig.client, "threshold", "auto")[0]
     masks.close()
 
 
@@ -209,15 +197,15 @@ def test_limits_and_opacity_can_be_set_while_it_runs(rig: Rig, camera: TestCamer
     low, high = float(energy.min()), float(np.median(energy))
     changes = {"score_min": low, "score_max": high, "overlay_alpha": 0.25}
     for name, value in changes.items():
-        assert set_parameter(rig, name, value) == (True, "")
+        assert set_parameter(rig.client, name, value) == (True, "")
     changed = answers()
     score = pixels(changed["score"])
     np.testing.assert_array_equal(score, render.score_map(pixels(changed["energy"], np.float32), low, high))
     assert score.max() == 255 and score.min() == 0
     np.testing.assert_array_equal(pixels(changed["overlay"]), render.overlay(image, score, 0.25))
     for name in ("score_max", "score_min"):
-        assert set_parameter(rig, name, "auto")[0]
-    assert set_parameter(rig, "overlay_alpha", 0.8)[0]
+        assert set_parameter(rig.client, name, "auto")[0]
+    assert set_parameter(rig.client, "overlay_alpha", 0.8)[0]
     for inbox in inboxes.values():
         inbox.close()
 
@@ -226,7 +214,7 @@ def test_every_frozen_parameter_says_that_a_restart_is_needed(rig: Rig) -> None:
     for spec in PARAMETERS:
         if not spec.runtime:
             reason = f"{spec.name} cannot change while the node runs: restart the node with the new value."
-            assert set_parameter(rig, spec.name, "other") == (False, reason)
+            assert set_parameter(rig.client, spec.name, "other") == (False, reason)
 
 
 @pytest.mark.parametrize(
@@ -241,24 +229,24 @@ def test_every_frozen_parameter_says_that_a_restart_is_needed(rig: Rig) -> None:
     ],
 )
 def test_parameters_are_refused_with_a_reason(rig: Rig, name: str, value: float | str, reason: str) -> None:
-    assert set_parameter(rig, name, value) == (False, reason)
+    assert set_parameter(rig.client, name, value) == (False, reason)
 
 
 def test_a_rate_limit_drops_and_keeps_the_newest(rig: Rig, camera: TestCamera, labels: Inbox) -> None:
     labels.wait_for(camera.send(picture()))
-    assert set_parameter(rig, "max_rate", 2.0)[0]
+    assert set_parameter(rig.client, "max_rate", 2.0)[0]
     try:
         count, started = len(labels.messages), time.monotonic()
         labels.wait_for(camera.send_many([picture()], count=40, pause=0.05))
         elapsed, answered = time.monotonic() - started, len(labels.messages) - count
         assert answered <= 2.0 * elapsed + 2
     finally:
-        set_parameter(rig, "max_rate", 0.0)
+        set_parameter(rig.client, "max_rate", 0.0)
 
 
 def test_frames_that_are_too_old_are_skipped(rig: Rig, camera: TestCamera, labels: Inbox) -> None:
     before = rig.client.counts(IMAGE)
-    set_parameter(rig, "max_age", 30.0)
+    set_parameter(rig.client, "max_age", 30.0)
     try:
         header = rig.client.header()
         header.stamp.sec -= 60
@@ -267,7 +255,7 @@ def test_frames_that_are_too_old_are_skipped(rig: Rig, camera: TestCamera, label
         fresh = camera.send(picture())
         labels.wait_for(fresh)
     finally:
-        set_parameter(rig, "max_age", 0.0)
+        set_parameter(rig.client, "max_age", 0.0)
     assert old not in labels.stamps()
     assert rig.client.counts(IMAGE)["too old"] == before["too old"] + 1
 
@@ -278,9 +266,14 @@ def test_pausing_and_going_on(rig: Rig, camera: TestCamera, labels: Inbox) -> No
     assert response.success and "paused" in response.message
     wait_until(lambda: camera.publisher.get_subscription_count() == 0)
     rig.client.status(IMAGE, lambda s: "paused by set_enabled" in s.message)
+    before = rig.client.counts(IMAGE)
+    camera.send_many([picture()], count=5, pause=0.01)
     rig.client.call(SetBool, "anomaly_node/set_enabled", SetBool.Request(data=True))
     camera.wait_for_subscriber()
     labels.wait_for(camera.send(picture()))
+    after = rig.client.counts(IMAGE)
+    assert after["answered"] == before["answered"] + 1
+    assert after["lost before the node"] == before["lost before the node"], "what is sent in a pause is not lost"
 
 
 def test_diagnostics_say_what_runs(rig: Rig, camera: TestCamera, labels: Inbox, tiny_model: Path) -> None:

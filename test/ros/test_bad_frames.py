@@ -21,8 +21,8 @@ from .conftest import Rig
 from .harness import Inbox, TestCamera, picture, values
 
 IMAGE = "/rig/image"
-FOREIGN = ("", "rgb16", "32FC1", "8UC4", "bayer_rggb16", "yuv444", "jpeg", "RGB 8", "\u00e9\0")
-"""Encodings that a driver may send, but the node does not read."""
+FOREIGN = ("", "32FC1", "8UC4", "16SC1", "64FC3", "yuv444", "jpeg", "RGB 8", "\u00e9\0")
+"""Encodings that a driver may send, but neither the node nor cv_bridge reads."""
 PACKED = {codec: bytes(to_compressed(picture(36, 50), codec, Header()).data) for codec in ("jpeg", "png")}
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
 
 from .conftest import Rig, start_rig
-from .harness import PROMPT, Client, Inbox, NodeProcess, TestCamera, picture, wait_until
+from .harness import PROMPT, Client, Inbox, NodeProcess, TestCamera, picture, values, wait_until
 from .test_diagnostics import REFUSING
 
 IMAGE = "/rig/image"
@@ -37,9 +40,13 @@ main()
 """
 
 
-@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT]], ids=["SIGTERM", "two SIGINTs"])
+@pytest.mark.parametrize(
+    ("deactivated", "signals"),
+    [(False, [signal.SIGTERM]), (False, [signal.SIGINT, signal.SIGINT]), (True, [signal.SIGTERM])],
+    ids=["SIGTERM", "two SIGINTs", "SIGTERM while a manager deactivates"],
+)
 def test_a_signal_during_an_inference_that_takes_long(
-    tmp_path: Path, tiny_model: Path, signals: list[signal.Signals]
+    tmp_path: Path, tiny_model: Path, deactivated: bool, signals: list[signal.Signals]
 ) -> None:
     with start_rig("/slow", tmp_path / "log", {"model": tiny_model}, script=SLOW_ENGINE) as rig:
         camera = rig.client.camera()
@@ -48,6 +55,11 @@ def test_a_signal_during_an_inference_that_takes_long(
         labels.wait_for(camera.send(picture()))
         camera.send(picture())
         rig.process.wait_for_output("The slow inference begins")
+        if deactivated:  # its callback waits for the frame in hand
+            manager: Any = rig.client.node.create_client(ChangeState, "anomaly_node/change_state")
+            wait_until(manager.service_is_ready)
+            manager.call_async(ChangeState.Request(transition=Transition(id=Transition.TRANSITION_DEACTIVATE)))
+            rig.client.status("model", lambda s: values(s)["state"] == "deactivating")
         started = time.monotonic()
         for number in signals:
             rig.process.send_signal(number)

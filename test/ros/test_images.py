@@ -110,6 +110,15 @@ def test_no_8_bit_encoding_is_copied_before_it_is_converted(encoding: str, paddi
     assert peak < (0 if encoding == "rgb8" else result.nbytes) + 10_000
 
 
+def test_what_only_cv_bridge_reads() -> None:
+    pytest.importorskip("cv_bridge")
+    rgb = picture(HEIGHT, WIDTH)
+    result = to_rgb(message_of(rgb[..., ::-1].astype(np.uint16) * 257, "bgr16"))
+    assert np.abs(result.astype(int) - rgb).max() <= 1
+    with pytest.raises(PebalError, match="'bgr16' is not supported .cv_bridge: "):
+        to_rgb(message_of(rgb, "bgr16"))  # half as many bytes as it takes
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

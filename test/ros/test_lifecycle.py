@@ -13,7 +13,7 @@ from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 
 from .conftest import Rig, make_model, start_rig
-from .harness import picture, values
+from .harness import picture, set_parameter, values
 
 
 class Manager:
@@ -102,6 +102,16 @@ def test_cleaning_up_frees_the_memory(manager: Manager, large_model: Path) -> No
     for (_, before), (full, after) in itertools.pairwise(megabytes):
         assert full - before > 0.8 * size, megabytes
         assert after - before < 0.3 * size, megabytes
+
+
+def test_what_cannot_be_configured_is_corrected_and_tried_again(manager: Manager) -> None:
+    assert set_parameter(manager.rig.client, "score_min", 50.0)[0], "what the model says is not known yet"
+    assert not manager.change(Transition.TRANSITION_CONFIGURE)
+    manager.rig.client.status("model", lambda s: "score_min (50) must be below score_max (-2)" in s.message)
+    assert set_parameter(manager.rig.client, "score_min", "auto")[0]
+    assert manager.start()
+    manager.answer_one()
+    assert manager.end()
 
 
 def test_a_manager_that_ends_it(manager: Manager) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import time
 from array import array
 from pathlib import Path
+from typing import Any
 
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
-from lifecycle_msgs.msg import TransitionEvent
+from lifecycle_msgs.msg import Transition, TransitionEvent
+from lifecycle_msgs.srv import ChangeState
 from sensor_msgs.msg import CompressedImage
 
 from pebal_ros.images import to_compressed
 
 from .conftest import start_rig
-from .harness import PROMPT, STARTUP, Client, NodeProcess, frame_counts, picture, stamp_of
+from .harness import PROMPT, STARTUP, Client, NodeProcess, frame_counts, picture, stamp_of, wait_until
 
 
 def errors(output: str) -> list[str]:
@@ -43,6 +45,8 @@ def test_a_truncated_model_file_ends_the_process_with_one_sentence(tmp_path: Pat
         ({"overlay_alpha": 3.0}, "The parameter overlay_alpha must lie between 0 and 1."),
         ({"max_rate": 10}, "The parameter max_rate takes a number (a whole number is written 10.0)."),
         ({"transport": "theora"}, "The parameter transport takes raw, compressed, not 'theora'."),
+        ({"cameras": "[front, front]"}, "The parameter cameras names one thing twice: front, front."),
+        ({"cameras": "[]"}, "The parameter cameras"),
     ],
 )
 def test_an_unacceptable_parameter_ends_the_process(
@@ -71,14 +75,35 @@ def test_started_after_the_camera_and_interrupted_twice(tmp_path: Path, tiny_mod
     assert not errors(process.output()), "a clean end, without a word of an error"
 
 
-def test_interrupted_while_it_loads(tmp_path: Path, tiny_model: Path) -> None:
-    with NodeProcess("anomaly_node", tmp_path / "log", {"model": tiny_model}) as process:
-        process.wait_for_output("Loading the model", STARTUP)
+SLOW_LOADING = """
+import time
+from pebal_core.detector import AnomalyDetector
+from pebal_ros.anomaly_node import main
+
+AnomalyDetector.load = lambda *_, **__: time.sleep(60)
+main()
+"""
+
+
+@pytest.mark.parametrize("autostart", ["true", "false"])
+def test_interrupted_while_it_loads(tmp_path: Path, autostart: str) -> None:
+    """By itself in a thread, or in the callback of an external manager."""
+    with start_rig("/loading", tmp_path / "log", {"autostart": autostart}, script=SLOW_LOADING) as rig:
+        manager: Any = rig.client.node.create_client(ChangeState, "anomaly_node/change_state")
+        if autostart == "true":
+            rig.process.wait_for_output("Loading the model", STARTUP)
+        wait_until(manager.service_is_ready, STARTUP)
+        future = manager.call_async(ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE)))
+        if autostart == "true":
+            wait_until(future.done)
+            assert not future.result().success, "nobody may interfere"
+            rig.client.status("model", lambda s: "set autostart to false" in s.message)
+        rig.process.wait_for_output("Loading the model", STARTUP)
         started = time.monotonic()
-        process.interrupt()
-        assert process.exit_code(STARTUP) == 0
+        rig.process.interrupt()
+        assert rig.process.exit_code(STARTUP) == 0
         assert time.monotonic() - started < PROMPT
-    assert not errors(process.output())
+    assert not errors(rig.process.output())
 
 
 def test_two_compressed_cameras_and_one_of_them_dead(tmp_path: Path, tiny_model: Path) -> None:
@@ -178,8 +203,9 @@ def test_an_engine_that_fails_is_retried_and_then_given_up(tmp_path: Path, tiny_
         camera.send_until(lambda: not rig.process.running)
         assert rig.process.exit_code() == 1
         reason = f"The engine failed on 160×96 rgb8: {illegal}, 5 times in a row; the node ends."
-        assert rig.process.output().count(reason) == 1 and client.statuses["model"].message == reason
-        assert states == ["deactivating", "errorprocessing", "finalized"]
+        assert rig.process.output().count(reason) == 1
+        wait_until(lambda: client.statuses["model"].message == reason)
+        wait_until(lambda: states == ["deactivating", "errorprocessing", "finalized"])
 
 
 DYING_THREAD = """

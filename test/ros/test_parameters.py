@@ -50,6 +50,17 @@ def test_lists_and_choices() -> None:
     assert TABLE["outputs"].refusal(["labels", "energy"]) is None
     assert "not 'lables'" in (TABLE["outputs"].refusal(["lables"]) or "")
     assert "not 'int8'" in (TABLE["precision"].refusal("int8") or "")
+    assert "twice: labels, labels" in (TABLE["outputs"].refusal(["labels", "labels"]) or "")
+
+
+@pytest.mark.parametrize("name", ["", "front", "rig/front_left", "/absolute/camera2"])
+def test_names_of_cameras(name: str) -> None:
+    assert TABLE["cameras"].refusal([name]) is None
+
+
+@pytest.mark.parametrize("name", ["front left", "2nd", "front/", "a//b", "../secret", "~", "frönt", "front\n"])
+def test_names_that_no_topic_can_have(name: str) -> None:
+    assert "takes names of letters" in (TABLE["cameras"].refusal([name]) or "")
 
 
 def test_descriptors_carry_ranges_and_say_what_is_fixed() -> None:

@@ -1,0 +1,141 @@
+"""How much the figures would vary with other images: paired bootstrap over the images of a set.
+
+Images, not pixels, are drawn with replacement, since the pixels of one image say nearly the same. Every score is given
+the same draws, so differences between scores are differences on equal images. Replicates are computed from each
+image's counts in about two thousand groups of neighbouring scores, and shifted by what the grouping changes in the
+figure of all images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypedDict
+
+import numpy as np
+
+from ..metrics.pages import score_keys
+from ..metrics.pooled import PooledResult
+from .results import Interval
+
+REPLICATES = 1000
+_BATCH = 64
+_BITS = 20  # of a score that are kept for an image: steps of 1/256 nat for energies from 8 to 16
+_BINS = 1 << _BITS
+_GROUPS = 2048
+
+Coarse = tuple[np.ndarray, np.ndarray]
+"""What `coarse_counts` gives for one image."""
+
+
+def coarse_counts(score: np.ndarray, target: np.ndarray) -> Coarse:
+    """Pixels by the upper 20 bits of their score: a small summary of a frame.
+
+    Args:
+        score, target: as of `PooledMetrics.update`.
+
+    Returns:
+        Two arrays of one length: bins that occur, ascending in score, int32 (inliers have bins from 0 on, outliers
+        from 2^20 on), and pixels in each, int32.
+    """
+    bins, pixels = [], []
+    for kind in (0, 1):
+        counts = np.bincount(score_keys(score[target == kind]) >> (32 - _BITS), minlength=_BINS)
+        present = np.flatnonzero(counts)
+        bins.append(present + kind * _BINS)
+        pixels.append(counts[present])
+    return np.concatenate(bins).astype(np.int32), np.concatenate(pixels).astype(np.int32)
+
+
+def draw_weights(images: int, replicates: int = REPLICATES) -> np.ndarray:
+    """(Replicates + 1) × images uint16: how often each image was drawn; the first row is the set itself."""
+    rng = np.random.default_rng(0)
+    weights = np.ones((replicates + 1, images), np.uint16)
+    for row in weights[1:]:
+        row[:] = np.bincount(rng.integers(images, size=images), minlength=images)
+    return weights
+
+
+def replicate_figures(frames: Callable[[], Iterable[Coarse]], weights: np.ndarray) -> np.ndarray:
+    """Figures of every replicate.
+
+    Args:
+        frames: gives the images' counts in their order; called twice, so that they need not be in memory together.
+        weights: of `draw_weights`.
+
+    Returns:
+        (replicates + 1) × 3 float64: AUROC, AP, FPR95 (first TPR ≥ 0.95); NaN where only one class was drawn.
+    """
+    pooled = np.zeros(2 * _BINS)
+    for bins, pixels in frames():
+        pooled[bins] += pixels
+    group_of = _group(pooled.reshape(2, _BINS))
+    width = int(group_of.max()) + 1
+    counts = np.zeros((2, len(weights), width))
+    batch = np.zeros((_BATCH, 2 * width))
+    first = filled = 0
+    for bins, pixels in frames():
+        kind, bin_ = np.divmod(bins, _BINS)
+        batch[filled] = np.bincount(group_of[bin_] + kind * width, pixels, 2 * width)
+        filled += 1
+        if filled == _BATCH:
+            counts += _weighted(weights[:, first : first + filled], batch)
+            first, filled = first + filled, 0
+    counts += _weighted(weights[:, first : first + filled], batch[:filled])
+    return np.concatenate([_figures(*counts[:, row : row + 50]) for row in range(0, len(weights), 50)])
+
+
+def _group(pooled: np.ndarray) -> np.ndarray:
+    """2×bins pixels → group of each bin: neighbours that hold few of the inliers and few of the outliers."""
+    shares = pooled / np.maximum(pooled.sum(axis=1, keepdims=True), 1)
+    position = np.floor(np.cumsum(shares.sum(axis=0)) * (_GROUPS / 2)).astype(np.int64)
+    return np.unique(position, return_inverse=True)[1]
+
+
+def interval(replicates: np.ndarray, exact: float) -> Interval | None:
+    """The central 95 % of a figure's replicates (row 0 the set itself), moved by exact - row 0, within 0…1."""
+    shifted = replicates[1:] - replicates[0] + exact
+    return central(shifted, 0, 1)
+
+
+def central(values: np.ndarray, low: float, high: float) -> Interval | None:
+    """2.5 % and 97.5 % quantile of those values that are defined."""
+    values = values[np.isfinite(values)]
+    if len(values) == 0:
+        return None
+    lower, upper = np.clip(np.quantile(values, [0.025, 0.975]), low, high).tolist()
+    return lower, upper
+
+
+class Intervals(TypedDict):
+    auroc_interval: Interval | None
+    ap_interval: Interval | None
+    fpr95_interval: Interval | None
+
+
+def intervals(replicates: np.ndarray, result: PooledResult) -> Intervals:
+    """Of AUROC, AP and FPR95, around the exact figures; None for one that is not defined."""
+    found = [
+        None if exact is None else interval(column, exact)
+        for column, exact in zip(replicates.T, (result.auroc, result.ap, result.fpr95))
+    ]
+    return Intervals(auroc_interval=found[0], ap_interval=found[1], fpr95_interval=found[2])
+
+
+def _weighted(weights: np.ndarray, batch: np.ndarray) -> np.ndarray:
+    """Rows × images weights, images × (2·groups) pixels → 2 × rows × groups."""
+    return (weights.astype(np.float64) @ batch).reshape(len(weights), 2, -1).swapaxes(0, 1)
+
+
+def _figures(inliers: np.ndarray, outliers: np.ndarray) -> np.ndarray:
+    """Replicates × bins, ascending scores → replicates × 3."""
+    fp, tp = (np.cumsum(counts[:, ::-1], axis=1) for counts in (inliers, outliers))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        tpr, fpr = tp / tp[:, -1:], fp / fp[:, -1:]
+        precision = np.where(tp > 0, tp / (tp + fp), 0)
+        step = np.diff(tpr, axis=1, prepend=0)
+        above = np.concatenate([np.zeros((len(fpr), 1)), fpr[:, :-1]], axis=1)
+        auroc = np.sum(step * (1 - (above + fpr) / 2), axis=1)
+        ap = np.sum(step * precision, axis=1)
+        fpr95 = np.take_along_axis(fpr, np.argmax(tpr >= 0.95, axis=1)[:, None], axis=1)[:, 0]
+    defined = (tp[:, -1] > 0) & (fp[:, -1] > 0)
+    return np.where(defined[:, None], np.stack([auroc, ap, fpr95], axis=1), np.nan)

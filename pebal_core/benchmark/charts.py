@@ -1,0 +1,132 @@
+"""Charts of the report as inline SVG; colours, dashes and fonts are classes of ``templates/report.css``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+
+WIDTH, HEIGHT = 440, 340
+LINES = 6
+"""Lines that can be told apart, by colour and by dashes."""
+
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 48
+_ROW = 36
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve; x and y in 0…1."""
+
+    label: str
+    x: np.ndarray
+    y: np.ndarray
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A figure with its interval, as fractions; published ones have no interval and are drawn hollow."""
+
+    label: str
+    value: float
+    interval: tuple[float, float] | None
+    ours: bool
+
+
+def curve_chart(x_label: str, y_label: str, lines: Sequence[Line], guide: float | None = None) -> Markup:
+    """Curves on linear axes from 0 to 1; ``guide`` draws a horizontal line there. The first curve lies on top."""
+    width, height = WIDTH - _LEFT - _RIGHT, HEIGHT - _TOP - _BOTTOM
+    parts = [_open(HEIGHT, f"{y_label} over {x_label}")]
+    for tick in np.linspace(0, 1, 6):
+        x, y = _LEFT + tick * width, _TOP + (1 - tick) * height
+        parts += [
+            Markup('<path class="grid" d="M{:.1f} {}v{}M{} {:.1f}h{}"/>').format(x, _TOP, height, _LEFT, y, width),
+            Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{:.1f}</text>').format(
+                x, HEIGHT - _BOTTOM + 17, tick
+            ),
+            Markup('<text class="tick" x="{}" y="{:.1f}" text-anchor="end">{:.1f}</text>').format(
+                _LEFT - 7, y + 4, tick
+            ),
+        ]
+    if guide is not None:
+        y = _TOP + (1 - guide) * height
+        parts.append(Markup('<path class="guide" d="M{} {:.1f}h{}"/>').format(_LEFT, y, width))
+    for number, line in reversed(list(enumerate(lines[:LINES]))):
+        points = np.stack([_LEFT + line.x * width, _TOP + (1 - line.y) * height], axis=1)
+        path = Markup('<path class="line c{}" d="M{}"><title>{}</title></path>')
+        parts.append(path.format(number, _polyline(points), line.label))
+    parts += [
+        Markup('<text class="axis" x="{}" y="{}" text-anchor="middle">{}</text>').format(
+            _LEFT + width / 2, HEIGHT - 8, x_label
+        ),
+        Markup('<text class="axis" transform="translate(15 {}) rotate(-90)" text-anchor="middle">{}</text>').format(
+            _TOP + height / 2, y_label
+        ),
+    ]
+    return Markup("").join([*parts, Markup("</svg>")])
+
+
+def interval_chart(label: str, marks: Sequence[Mark]) -> Markup:
+    """One row a figure, its name above its place on a common axis from 0."""
+    highest = max([mark.value for mark in marks] + [mark.interval[1] for mark in marks if mark.interval])
+    end = next(end for end in (0.05, 0.1, 0.2, 0.5, 1.0) if highest <= end)
+    width, bottom = WIDTH - 2 * _RIGHT, _ROW * len(marks)
+
+    def place(value: float) -> float:
+        return _RIGHT + value / end * width
+
+    parts = [_open(bottom + 46, label)]
+    for tick in np.linspace(0, end, 6):
+        parts += [
+            Markup('<path class="grid" d="M{:.1f} 0V{}"/>').format(place(tick), bottom),
+            Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="{}">{:g}</text>').format(
+                place(tick), bottom + 17, _anchor(tick, end), round(100 * tick, 6)
+            ),
+        ]
+    for number, mark in enumerate(marks):
+        top = number * _ROW
+        y, kind = top + 26, "ours" if mark.ours else "theirs"
+        if number:
+            parts.append(Markup('<path class="grid" d="M{} {}H{}"/>').format(_RIGHT, top, WIDTH - _RIGHT))
+        parts += [
+            Markup('<text class="name {}" x="{}" y="{}">{}</text>').format(kind, _RIGHT + 4, top + 15, mark.label),
+            Markup('<text class="name {}" x="{}" y="{}" text-anchor="end">{:.2f}</text>').format(
+                kind, WIDTH - _RIGHT, top + 15, 100 * mark.value
+            ),
+        ]
+        if mark.interval:
+            low, high = (place(value) for value in mark.interval)
+            parts.append(
+                Markup('<path class="whisker" d="M{:.1f} {y}H{:.1f}M{:.1f} {}v8M{:.1f} {}v8"/>').format(
+                    low, high, low, y - 4, high, y - 4, y=y
+                )
+            )
+        parts.append(Markup('<circle class="{}" cx="{:.1f}" cy="{}" r="4.5"/>').format(kind, place(mark.value), y))
+    text = Markup('<text class="axis" x="{}" y="{}" text-anchor="middle">{}</text>')
+    parts.append(text.format(WIDTH / 2, bottom + 39, label))
+    return Markup("").join([*parts, Markup("</svg>")])
+
+
+def swatch(number: int) -> Markup:
+    """The stroke of a line, for a legend."""
+    stroke = Markup('<path class="line c{}" d="M1 5H33"/>').format(number)
+    return Markup('<svg class="swatch" viewBox="0 0 34 10" aria-hidden="true">{}</svg>').format(stroke)
+
+
+def _open(height: int, label: str) -> Markup:
+    return Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(WIDTH, height, label)
+
+
+def _polyline(points: np.ndarray) -> str:
+    """Coordinates to a tenth of a unit, without repetitions."""
+    rounded = np.round(points, 1)
+    kept = np.ones(len(rounded), bool)
+    kept[1:] = (np.diff(rounded, axis=0) != 0).any(axis=1)
+    return "L".join(f"{x:g} {y:g}" for x, y in rounded[kept])
+
+
+def _anchor(tick: float, end: float) -> str:
+    """The outermost labels must not stick out."""
+    return "start" if tick == 0 else "end" if tick == end else "middle"

@@ -1,0 +1,174 @@
+"""One forward pass of an image, and everything that is read from it: labels and every score."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeGuard
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..detector import AnomalyDetector
+from ..engines import Engine
+from ..engines.logits import Logits, LogitsEngine
+from ..engines.readout import smooth_array
+from ..errors import PebalError
+from ..networks.base import upsample
+from ..scores import SCORES, anomaly_scores
+
+BAND = 128
+"""Rows for which scores are made at once."""
+
+WINDOW, STRIDE = 800, 534
+"""Of the sliding windows by which the reference measures its mIoU."""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What one image gives; arrays are H×W of the image's size."""
+
+    labels: np.ndarray
+    """uint8 trainIds."""
+    scores: dict[str, np.ndarray]
+    """float32, by the names asked for."""
+    confidence: np.ndarray | None
+    """float32, highest softmax probability of the inlier classes, where asked for."""
+    milliseconds: dict[str, float]
+    """preprocess, network, scores."""
+
+
+class ScoreReader:
+    """Runs a detector's network once for an image and reads labels and scores from its logits.
+
+    Labels and energy are read by the detector's own code, so a figure made here is a figure of the vehicle.
+
+    Args:
+        detector: its engine must give logits.
+        max_logits: mean and standard deviation by class, for ``sml``.
+
+    Raises:
+        PebalError: the engine gives no logits.
+    """
+
+    def __init__(self, detector: AnomalyDetector, max_logits: tuple[Tensor, Tensor] | None = None) -> None:
+        engine = detector.engine
+        if not _gives_logits(engine):
+            raise PebalError(
+                f"{detector.model_path} gives no logits on the engine {detector.engine_name}, so its scores cannot be "
+                "compared; benchmark the .safetensors model, or an ONNX file whose output is the logits."
+            )
+        self.detector = detector
+        self.engine: LogitsEngine = engine
+        self.max_logits = max_logits
+
+    def __call__(self, image: np.ndarray, names: Sequence[str], confidence: bool = False) -> Forward:
+        """Labels and scores of an image H×W×3 uint8 RGB.
+
+        Args:
+            names: see `score_names`.
+            confidence: whether the confidences are wanted.
+        """
+        size = (image.shape[0], image.shape[1])
+        logits = self.engine.logits(np.require(image[None], requirements=["C", "W"]), self.engine.input_size)
+        started = time.perf_counter()
+        labels, energy = (batch[0].cpu().numpy() for batch in self.engine.read(logits, size))
+        parsed = {name: split_name(name, self.engine.smoothing) for name in names}
+        wanted = {base for base, _ in parsed.values()} | ({"msp"} if confidence else set())
+        raw = {"energy": energy, **self._read(logits, sorted(wanted - {"energy"}), size)}
+        smoothed = {base: smooth_array(raw[base]) for base, blurred in set(parsed.values()) if blurred}
+        timings = self.engine.timings
+        return Forward(
+            labels,
+            {name: smoothed[base] if blurred else raw[base] for name, (base, blurred) in parsed.items()},
+            1 - raw["msp"] if confidence else None,
+            {
+                "preprocess": 1e3 * timings["preprocess"],
+                "network": 1e3 * timings["inference"],
+                "scores": 1e3 * (time.perf_counter() - started),
+            },
+        )
+
+    def max_logit(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Highest inlier logit H×W float32 and labels H×W uint8."""
+        forward = self(image, ["max_logit_raw"])
+        return -forward.scores["max_logit_raw"], forward.labels
+
+    @torch.inference_mode()
+    def sliding_labels(self, image: np.ndarray) -> np.ndarray:
+        """Labels H×W uint8 from the summed logits of windows of 800×800 every 534 pixels, at the image's own size."""
+        height, width = image.shape[:2]
+        total: Tensor | None = None
+        for top in _window_starts(height):
+            for left in _window_starts(width):
+                window = image[top : top + WINDOW, left : left + WINDOW]
+                logits = self.engine.logits(np.require(window[None], requirements=["C", "W"]), None)
+                full = _full(logits)[0, :-1]
+                if total is None:
+                    total = full.new_zeros((full.shape[0], height, width))
+                total[:, top : top + full.shape[1], left : left + full.shape[2]] += full
+        assert total is not None
+        return total.argmax(dim=0).to(torch.uint8).cpu().numpy()
+
+    @torch.inference_mode()
+    def _read(self, logits: Logits, bases: Sequence[str], size: tuple[int, int]) -> dict[str, np.ndarray]:
+        """Scores without the Gaussian, brought to the image's size as the energy is."""
+        if not bases:
+            return {}
+        full = _full(logits)
+        bands = [
+            anomaly_scores(full[:, :, top : top + BAND], bases, self.max_logits)
+            for top in range(0, full.shape[2], BAND)
+        ]
+        scores = {base: torch.cat([band[base] for band in bands], dim=1) for base in bases}
+        if logits.seen != size:
+            scores = {
+                base: torch.nn.functional.interpolate(score[:, None], size, mode="bilinear")[:, 0]
+                for base, score in scores.items()
+            }
+        return {base: score[0].cpu().numpy() for base, score in scores.items()}
+
+
+def score_names(bases: Iterable[str], smoothing: bool) -> dict[str, str]:
+    """Both variants of each score, and what they are.
+
+    A plain name is the score as the model publishes its energy: with the 7×7 Gaussian if the model says so. The other
+    variant is named by what differs, ``_raw`` or ``_smoothed``.
+    """
+    names = {}
+    for base in bases:
+        names[base] = SCORES[base] + (", 7×7 Gaussian" if smoothing else "")
+        names[f"{base}_{'raw' if smoothing else 'smoothed'}"] = SCORES[base] + ("" if smoothing else ", 7×7 Gaussian")
+    return names
+
+
+def split_name(name: str, smoothing: bool) -> tuple[str, bool]:
+    """Score and whether it passes the Gaussian.
+
+    Raises:
+        PebalError: there is no such score.
+    """
+    for ending, blurred in (("_raw", False), ("_smoothed", True), ("", smoothing)):
+        base = name.removesuffix(ending)
+        if name.endswith(ending) and base in SCORES:
+            return base, blurred
+    raise PebalError(
+        f"There is no score '{name}'; choose among {', '.join(SCORES)}, each also with _raw (without the Gaussian) or "
+        "_smoothed (with it)."
+    )
+
+
+def _gives_logits(engine: Engine) -> TypeGuard[LogitsEngine]:
+    return isinstance(engine, LogitsEngine)
+
+
+def _full(logits: Logits) -> Tensor:
+    height, width = logits.seen
+    return upsample(logits.values.float(), logits.padded)[..., :height, :width]
+
+
+def _window_starts(side: int) -> list[int]:
+    count = max(0, -(-(side - WINDOW) // STRIDE)) + 1
+    return [max(0, min(i * STRIDE, side - WINDOW)) for i in range(count)]

@@ -1,0 +1,108 @@
+"""Any segmentation network as an ONNX file whose output is the logits, for benchmarking alone."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..detector import AnomalyDetector
+from ..engines.logits import Logits, LogitsEngine
+from ..errors import PebalError
+from ..labels import CITYSCAPES_CLASSES
+from ..model_file import METADATA_KEY, ModelInfo
+
+MULTIPLE = 32
+"""Sides are padded to this where the network takes any size."""
+
+
+class OnnxLogits(LogitsEngine):
+    """ONNX Runtime on the CPU.
+
+    Args:
+        session: an `onnxruntime.InferenceSession` with one input N×3×H×W float32 (normalised RGB) and an output of
+            logits N×K×h×w, or N×(K+1)×h×w where the abstention channel is the last.
+        info: K is the number of its classes.
+        input_size: as of `LogitsEngine`; a network of fixed size runs at that.
+    """
+
+    name = "onnxruntime, logits"
+    precision = "fp32"
+
+    def __init__(self, session: Any, info: ModelInfo, input_size: tuple[int, int] | None) -> None:
+        shape = session.get_inputs()[0].shape
+        self._fixed = (shape[2], shape[3]) if isinstance(shape[2], int) and isinstance(shape[3], int) else None
+        super().__init__(self._fixed or input_size, info.smoothing)
+        self.session, self.info = session, info
+        self.device_name = "cpu"
+        self._mean = np.array(info.mean, np.float32).reshape(1, 3, 1, 1) * 255
+        self._std = np.array(info.std, np.float32).reshape(1, 3, 1, 1) * 255
+
+    def logits(self, images: np.ndarray, input_size: tuple[int, int] | None) -> Logits:
+        if self._fixed is not None and (input_size or images.shape[1:3]) != self._fixed:
+            raise PebalError(
+                f"The network takes images of {self._fixed[0]}×{self._fixed[1]} alone, so windows of another size can "
+                "not be evaluated; export it with free sizes, or take another protocol than pebal."
+            )
+        started = time.perf_counter()
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+        if input_size is not None and tuple(pixels.shape[-2:]) != input_size:
+            pixels = F.interpolate(pixels, input_size, mode="bilinear", antialias=True)
+        height, width = pixels.shape[-2:]
+        if self._fixed is None:
+            pixels = F.pad(pixels, (0, -width % MULTIPLE, 0, -height % MULTIPLE), mode="replicate")
+        batch = (pixels.numpy() - self._mean) / self._std
+        prepared = time.perf_counter()
+        values = torch.from_numpy(_find_logits(self.session.run(None, {self.session.get_inputs()[0].name: batch})))
+        if values.shape[1] == len(self.info.class_names):  # no abstention: a channel that nothing reads
+            values = F.pad(values, (0, 0, 0, 0, 0, 1))
+        self.timings = {"preprocess": prepared - started, "inference": time.perf_counter() - prepared}
+        return Logits(values, (batch.shape[2], batch.shape[3]), (height, width))
+
+
+def load_onnx(path: Path, input_size: tuple[int, int] | None = None) -> AnomalyDetector:
+    """An ONNX file with logits as a detector.
+
+    Without metadata of ours it is taken for a network of RGB images with ImageNet's normalisation; 19 outputs are the
+    Cityscapes trainIds, 20 the same and an abstention, and any other number are as many unnamed classes.
+
+    Raises:
+        PebalError: no such file, no ONNX Runtime, or a file without logits.
+    """
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise PebalError("Benchmarking an ONNX file needs ONNX Runtime: pip install onnxruntime.") from error
+    if not path.is_file():
+        raise PebalError(f"There is no model '{path}'.")
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # the module's own exceptions have no common class
+        raise PebalError(f"{path} cannot be loaded by ONNX Runtime ({error}); export it again.") from error
+    first, outputs = session.get_inputs()[0], session.get_outputs()
+    channels = [output.shape[1] for output in outputs if output.type == "tensor(float)" and len(output.shape) == 4]
+    if first.type != "tensor(float)" or len(first.shape) != 4 or not channels or not isinstance(channels[0], int):
+        raise PebalError(
+            f"{path} gives no logits: it must have an input N×3×H×W float32 and an output N×K×h×w float32 with K fixed."
+        )
+    metadata = session.get_modelmeta().custom_metadata_map
+    if METADATA_KEY in metadata:
+        info = ModelInfo.from_json(metadata[METADATA_KEY], path)
+    elif channels[0] in (len(CITYSCAPES_CLASSES), len(CITYSCAPES_CLASSES) + 1):
+        info = ModelInfo(f"ONNX file {path.name}")
+    else:
+        names = [f"class {i}" for i in range(channels[0])]
+        info = ModelInfo(f"ONNX file {path.name}", class_names=names)
+    if channels[0] not in (len(info.class_names), info.num_outputs):
+        raise PebalError(f"{path} has {channels[0]} outputs, but its metadata name {len(info.class_names)} classes.")
+    if input_size is None and info.input_size is not None:
+        input_size = (info.input_size[0], info.input_size[1])
+    return AnomalyDetector(OnnxLogits(session, info, None if input_size == (0, 0) else input_size), info, path)
+
+
+def _find_logits(outputs: list[np.ndarray]) -> np.ndarray:
+    return next(output for output in outputs if output.ndim == 4 and output.dtype == np.float32)

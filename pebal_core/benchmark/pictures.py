@@ -1,0 +1,74 @@
+"""The best and the worst frames of a set as overlays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ..data.anomaly_sets import ANOMALY, EvaluationSet
+from ..labels import CITYSCAPES_PALETTE, VOID
+from ..model_file import write_atomically
+from ..render import label_colors, overlay, score_map
+from .forward import ScoreReader
+from .results import FrameEntry
+
+EACH = 3
+"""Best and worst frames, if there are enough."""
+
+LARGEST = 1280
+"""Pixels of a picture's longer side."""
+
+OUTLINE = (0, 255, 255)
+"""RGB of the labelled anomalies' outline."""
+
+
+def draw_frames(
+    out: Path, name: str, data: EvaluationSet, reader: ScoreReader, score: str, figures: Mapping[int, float]
+) -> list[FrameEntry]:
+    """Write ``frames/NAME/*.jpg``, worst first.
+
+    On an anomaly set: the image with the heat of the score and the outline of the labelled anomalies; the heat begins
+    at the median of the frame's inliers and is full at the 95 % quantile of its anomalies. On a set of classes: the
+    predicted classes over the image, wrong pixels in red.
+
+    Args:
+        figures: by index, what the frames are ranked by.
+    """
+    ranked = sorted(figures, key=lambda index: (figures[index], index))
+    best = min(EACH, len(ranked) // 2)
+    picked = [("worst", index) for index in ranked[: min(EACH, len(ranked) - best)]]
+    picked += [("best", index) for index in ranked[len(ranked) - best :]]
+    entries = []
+    for kind, index in picked:
+        path = data.pairs[index][0]
+        picture = f"frames/{name}/{kind}_{path.stem}.jpg"
+        content = cv2.imencode(".jpg", _draw(data, reader, score, index)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
+        write_atomically(out / picture, content.tobytes())
+        entries.append(FrameEntry(path.name, kind, figures[index], picture))
+    return entries
+
+
+def _draw(data: EvaluationSet, reader: ScoreReader, score: str, index: int) -> np.ndarray:
+    frame = data.load(index)
+    if data.ids.classes:
+        labels = reader(frame.image, []).labels
+        picture = (frame.image * 0.5 + label_colors(labels, CITYSCAPES_PALETTE) * 0.5).astype(np.uint8)
+        picture[(frame.target != VOID) & (frame.target != labels)] = (255, 0, 0)
+        return _shrunk(picture)
+    values, anomaly = reader(frame.image, [score]).scores[score], frame.target == ANOMALY
+    low = float(np.median(values[frame.target == 0]))
+    high = max(float(np.quantile(values[anomaly], 0.95)), low + 1e-3 * (1 + abs(low)))
+    picture = _shrunk(overlay(frame.image, score_map(values, low, high)))
+    mask = cv2.resize(anomaly.astype(np.uint8), picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(np.ascontiguousarray(picture), outlines, -1, OUTLINE, 2)
+
+
+def _shrunk(picture: np.ndarray) -> np.ndarray:
+    scale = LARGEST / max(picture.shape[:2])
+    if scale >= 1:
+        return picture
+    return cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

@@ -1,0 +1,135 @@
+"""The HTML report of a results folder: one file that needs no network and no other file."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from ..errors import PebalError
+from ..metrics.pooled import FPR95_DEFINITIONS
+from ..model_file import write_atomically
+from .charts import LINES, Line, Mark, curve_chart, interval_chart, swatch
+from .published import PUBLISHED_MIOU, RECALLED, Published, published_for
+from .results import FrameEntry, Interval, Results, Score, load_curve
+from .tables import NONE, percent
+
+REPORT = "report.html"
+LEADERBOARD_SETS = ("RoadAnomaly21", "RoadObstacle21")
+"""Their published figures are those of hidden test images."""
+
+_PICTURE_SIDE = 800
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An overlay that is part of the page."""
+
+    frame: FrameEntry
+    uri: str
+
+
+def write_report(folder: Path) -> Path:
+    """Make ``report.html`` from ``results.json``, ``curves/`` and ``frames/`` of a results folder.
+
+    Raises:
+        PebalError: results or a listed picture are missing or damaged.
+    """
+    environment = Environment(
+        loader=PackageLoader("pebal_core.benchmark"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=percent, brackets=_brackets, breakable=_breakable)
+    results = Results.load(folder)
+    page = environment.get_template("report.html").render(
+        run=results.run,
+        sets=results.sets,
+        charts={name: _charts(folder, results, name) for name in results.sets},
+        pictures={name: [_picture(folder, f) for f in result.set.frames] for name, result in results.sets.items()},
+        published={name: _by_ap(published_for(result.set.set)) for name, result in results.sets.items()},
+        published_miou=PUBLISHED_MIOU,
+        recalled=RECALLED,
+        leaderboard_sets=LEADERBOARD_SETS,
+        fpr95_definitions=FPR95_DEFINITIONS,
+        dash=NONE,
+    )
+    path = folder / REPORT
+    write_atomically(path, page.encode())
+    return path
+
+
+@dataclass(frozen=True)
+class Charts:
+    """The charts of one anomaly set, and what the lines of the first two are."""
+
+    legend: list[tuple[Markup, str, Score]]
+    roc: Markup
+    pr: Markup
+    intervals: Markup
+
+
+def _charts(folder: Path, results: Results, name: str) -> Charts | None:
+    """None where no score is defined."""
+    drawn = list(_drawn_scores(results, name))
+    if not drawn:
+        return None
+    legend: list[tuple[Markup, str, Score]] = []
+    roc, pr = [], []
+    for score, figures in drawn:
+        curve = load_curve(folder, name, score)
+        if curve is None:
+            raise PebalError(f"{folder / 'curves'} lacks the curve of {score} on {name}; run the benchmark again.")
+        legend.append((swatch(len(legend)), score, figures))
+        roc.append(Line(score, curve.fpr, curve.tpr))
+        pr.append(Line(score, curve.tpr, curve.precision))
+    marks = [Mark(score, figures.ap, figures.ap_interval, True) for score, figures in drawn if figures.ap is not None]
+    known = _by_ap(published_for(results.sets[name].set.set))
+    marks += [Mark(f"{p.method} [{p.mark('ap')}]", p.ap / 100, None, False) for p in known]
+    return Charts(
+        legend,
+        roc=curve_chart("false positive rate", "true positive rate", roc, guide=0.95),
+        pr=curve_chart("recall", "precision", pr),
+        intervals=interval_chart("average precision in %", marks),
+    )
+
+
+def _drawn_scores(results: Results, name: str) -> Iterator[tuple[str, Score]]:
+    """The main score, then the others that are defined; of the variants with and without the Gaussian one each."""
+    main = results.run.main_score
+    names = [main, *(n for n in results.sets[name].scores if n != main and not n.endswith(("_raw", "_smoothed")))]
+    scores = results.sets[name].scores
+    yield from [(n, scores[n]) for n in names if n in scores and scores[n].ap is not None][:LINES]
+
+
+def _by_ap(published: list[Published]) -> list[Published]:
+    return sorted(published, key=lambda entry: -entry.ap)
+
+
+def _picture(folder: Path, frame: FrameEntry) -> Picture:
+    path = folder / frame.picture
+    image = cv2.imread(str(path))
+    if image is None:
+        raise PebalError(f"{path} is missing or no image, but the results list it; run the benchmark again.")
+    scale = min(1.0, _PICTURE_SIDE / max(image.shape[:2]))
+    image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    jpeg: np.ndarray = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
+    return Picture(frame, "data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode())
+
+
+def _brackets(interval: Interval | None, digits: int = 1) -> str:
+    """In per cent; empty where there is none."""
+    return "" if interval is None else f"[{100 * interval[0]:.{digits}f}, {100 * interval[1]:.{digits}f}]"
+
+
+def _breakable(name: str) -> Markup:
+    """Lets a narrow column break a name after its underscores and slashes."""
+    return Markup("").join(Markup("{}<wbr>" if c in "_/" else "{}").format(c) for c in name)

@@ -1,0 +1,262 @@
+"""What a benchmark leaves in its folder, and how it is read back.
+
+::
+
+    results.json                    {"run": …, DATASET: {SCORE: …, "segmentation": …, "set": …}, …}
+    results.md                      the same as tables
+    report.html                     the same as a page with curves and pictures, in one file
+    curves/DATASET.SCORE.npz        `threshold`, `tpr` (= recall), `fpr`, `precision`: thinned for plotting, one length
+    frames/DATASET/*.jpg            overlays of the best and the worst frames, listed in ``set.frames``
+    work/                           what resuming needs
+
+All rates are fractions. In the JSON every field below is a key of the same name; a score that is not defined on a
+set (only one class of pixels occurs) holds None in its figures and the reason in ``undefined``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import PebalError
+from ..metrics.pooled import Curve
+from ..model_file import write_atomically
+
+RESULTS = "results.json"
+RUN, SEGMENTATION, SET = "run", "segmentation", "set"
+"""Reserved names: `RUN` beside the data sets; `SEGMENTATION` and `SET` beside a data set's scores."""
+
+STAGES = ("read", "preprocess", "network", "scores", "metrics")
+"""What an image is spent on; ``scores``: labels and scores from the logits."""
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Components:
+    """The component metrics of SegmentMeIfYouCan at the threshold of the best pixel F1 of the same set."""
+
+    siou: float | None
+    ppv: float | None
+    f1: float | None
+    """Mean over τ = 0.25, 0.30, … 0.75."""
+    f1_at_taus: list[float] | None
+    objects: int
+    predictions: int
+    threshold: float | None
+    smallest_prediction: int
+    smallest_object: int
+    """Pixels; what is smaller was left out."""
+    undefined: str | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """The figures of one score on one set, all pixels pooled."""
+
+    images: int
+    inliers: int
+    outliers: int
+    """Pixels."""
+    undefined: str | None = None
+    auroc: float | None = None
+    ap: float | None = None
+    fpr95: float | None = None
+    """By the definition that the protocol names (`Run.fpr95_definition`)."""
+    fpr95_definitions: dict[str, float] | None = None
+    """By each of `pebal_core.metrics.pooled.FPR95_DEFINITIONS`."""
+    best_f1: float | None = None
+    best_f1_threshold: float | None = None
+    auroc_interval: Interval | None = None
+    ap_interval: Interval | None = None
+    fpr95_interval: Interval | None = None
+    """95 % bootstrap intervals over images, the same resamples for every score of the set."""
+    ap_difference_interval: Interval | None = None
+    """The same for this score's AP minus that of the main score; None for the main score itself."""
+    components: Components | None = None
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """How well the known classes are labelled."""
+
+    images: int
+    pixels: int
+    miou: float | None
+    """Mean over the classes that the set labels."""
+    accuracy: float | None
+    iou: dict[str, float | None]
+    """By class name, of the classes that the set labels."""
+    ece: float | None
+    """Expected calibration error of the highest softmax probability, 15 bins."""
+    sliding_miou: float | None = None
+    sliding_iou: dict[str, float | None] | None = None
+    """With windows of 800 every 534 pixels at the image's own resolution; None where the protocol has none."""
+
+
+@dataclass(frozen=True)
+class FrameEntry:
+    """A frame that was picked, and its picture."""
+
+    name: str
+    kind: str
+    """``best`` or ``worst`` by the AP of the main score within the frame (by mIoU on a set without anomalies)."""
+    figure: float
+    """That AP or mIoU."""
+    picture: str
+    """Path of the overlay, relative to the results folder: the image with the anomaly heat and the labels' outline."""
+
+
+@dataclass(frozen=True)
+class SetInfo:
+    """What was evaluated."""
+
+    set: str
+    """Canonical name of the set, such as ``RoadAnomaly21``; ``images+labels`` for a folder pair."""
+    path: str
+    images: int
+    """Evaluated."""
+    failed: dict[str, str]
+    """File → why it could not be evaluated."""
+    milliseconds: dict[str, float]
+    """Mean per image, by the names in `STAGES`."""
+    images_per_second: float
+    """One process: 1 / the sum of these stages."""
+    peak_memory_mb: float
+    """Of the largest process."""
+    frames: list[FrameEntry] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What produced the figures."""
+
+    model: str
+    model_sha256: str
+    network: str
+    protocol: str
+    fpr95_definition: str
+    main_score: str
+    """The score that stands for the model under this protocol, a key of the sets."""
+    scores: dict[str, str]
+    """Score → what it is, in words."""
+    engine: str
+    device: str
+    precision: str
+    input_size: list[int] | None
+    """[height, width] at which the network ran; None: each image's own."""
+    smoothing: bool
+    """Whether the model smooths its energy: then plain score names are with the Gaussian, ``_raw`` ones without."""
+    processes: int
+    command: str
+    versions: dict[str, str]
+    started: str
+    """ISO 8601, UTC."""
+    seconds: float
+    """Wall time of the last invocation."""
+
+
+@dataclass
+class SetResult:
+    """Everything of one data set; `scores` and `segmentation` are empty where the set has no such labels."""
+
+    set: SetInfo
+    scores: dict[str, Score] = field(default_factory=dict)
+    segmentation: Segmentation | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        values: dict[str, Any] = {name: asdict(score) for name, score in self.scores.items()}
+        if self.segmentation is not None:
+            values[SEGMENTATION] = asdict(self.segmentation)
+        return {**values, SET: asdict(self.set)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SetResult:
+        info = dict(values[SET])
+        info["frames"] = [FrameEntry(**frame) for frame in info["frames"]]
+        segmentation = values.get(SEGMENTATION)
+        return cls(
+            set=SetInfo(**info),
+            scores={name: _score(score) for name, score in values.items() if name not in (SEGMENTATION, SET)},
+            segmentation=Segmentation(**segmentation) if segmentation else None,
+        )
+
+
+@dataclass
+class Results:
+    """A whole results folder but for its curves and pictures."""
+
+    run: Run
+    sets: dict[str, SetResult] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Write ``results.json``; it appears whole or not at all."""
+        values = {RUN: asdict(self.run), **{name: result.to_dict() for name, result in self.sets.items()}}
+        write_atomically(folder / RESULTS, (json.dumps(_finite(values), indent=1) + "\n").encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> Results:
+        """Read ``results.json``.
+
+        Raises:
+            PebalError: it is missing or damaged.
+        """
+        path = folder / RESULTS
+        try:
+            values = json.loads(path.read_text())
+            sets = {name: SetResult.from_dict(result) for name, result in values.items() if name != RUN}
+            return cls(Run(**values[RUN]), sets)
+        except FileNotFoundError as error:
+            raise PebalError(f"{path} does not exist; 'pebal benchmark … --out {folder}' writes it.") from error
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise PebalError(f"{path} is damaged or of another version ({error}); run the benchmark again.") from error
+
+    def rows(self) -> Iterator[tuple[str, str, Score]]:
+        """(data set, score name, figures) in the order of the file."""
+        for name, result in self.sets.items():
+            for score, figures in result.scores.items():
+                yield name, score, figures
+
+
+def curve_path(folder: Path, dataset: str, score: str) -> Path:
+    return folder / "curves" / f"{dataset}.{score}.npz"
+
+
+def save_curve(folder: Path, dataset: str, score: str, curve: Curve) -> None:
+    path = curve_path(folder, dataset, score)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, **asdict(curve))
+
+
+def load_curve(folder: Path, dataset: str, score: str) -> Curve | None:
+    """The ROC and PR curve of a score on a set; None where it is not defined."""
+    path = curve_path(folder, dataset, score)
+    if not path.is_file():
+        return None
+    with np.load(path) as arrays:
+        return Curve(**{name: arrays[name] for name in ("threshold", "tpr", "fpr", "precision")})
+
+
+def _finite(value: Any) -> Any:
+    """Infinite thresholds become None: JSON has no word for them."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _score(values: Mapping[str, Any]) -> Score:
+    values = dict(values)
+    if values.get("components"):
+        values["components"] = Components(**values["components"])
+    for key, value in values.items():
+        if key.endswith("_interval") and value is not None:
+            values[key] = (value[0], value[1])
+    return Score(**values)

@@ -1,0 +1,201 @@
+"""What a benchmark knows so far: one small file per image, and the exact counts of scores in few larger ones.
+
+Every file appears whole or not at all, so a run can be killed at any time and shared by any number of processes that
+see the folder. The process that evaluates an image writes its counts first and its record last: an image is done when
+its record is there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import PebalError
+from ..metrics.pooled import PooledMetrics
+from ..model_file import write_atomically
+
+MERGED = 8
+"""Shards of one size that become one: disk and time for them grow with the logarithm of the number of images."""
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Records:
+    """A ``.npz`` of small arrays for each image that is done, a ``.failed`` with the reason for each that failed."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folder, self.count = folder, count
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, index: int, arrays: Arrays) -> None:
+        path = self._path(index, "npz")
+        _write(path, lambda temporary: np.savez_compressed(temporary, **dict(arrays)))  # type: ignore[arg-type]
+        self._path(index, "failed").unlink(missing_ok=True)
+
+    def fail(self, index: int, reason: str) -> None:
+        write_atomically(self._path(index, "failed"), reason.encode())
+
+    def forget_failure(self, index: int) -> None:
+        """Before another try."""
+        self._path(index, "failed").unlink(missing_ok=True)
+
+    def read(self, index: int, prefix: str = "") -> dict[str, np.ndarray]:
+        """The arrays of a record whose names begin so."""
+        with np.load(self._path(index, "npz")) as arrays:
+            return {name: arrays[name] for name in arrays.files if name.startswith(prefix)}
+
+    def done(self) -> list[int]:
+        """Images with a record, ascending."""
+        return self._list("npz")
+
+    def failures(self) -> dict[int, str]:
+        """Images that failed and have no record → why."""
+        done = set(self.done())
+        return {index: self._path(index, "failed").read_text() for index in self._list("failed") if index not in done}
+
+    def missing(self) -> list[int]:
+        """Images that are neither done nor failed."""
+        known = {*self.done(), *self._list("failed")}
+        return [index for index in range(self.count) if index not in known]
+
+    def _path(self, index: int, suffix: str) -> Path:
+        return self.folder / f"{index:06d}.{suffix}"
+
+    def _list(self, suffix: str) -> list[int]:
+        pattern = re.compile(rf"(\d+)\.{suffix}")
+        matches = (pattern.fullmatch(path.name) for path in self.folder.iterdir())
+        return sorted(int(match[1]) for match in matches if match)
+
+
+class CountShards:
+    """The exact `PooledMetrics` of every score, in archives that each cover some images.
+
+    Of archives that overlap (a process was killed between writing a merged one and deleting its parts, or two did the
+    same image) the larger counts and the others are left out.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._own: dict[int, list[Path]] = {}
+        self._origin = f"{socket.gethostname()}-{os.getpid()}"
+
+    def add(self, index: int, metrics: Mapping[str, PooledMetrics]) -> None:
+        """Keep the counts of one image, by score; sometimes merges what this process wrote before."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{index:06d}.zip"
+        _write_archive(path, [index], metrics, metrics.__getitem__)
+        level = 0
+        self._own.setdefault(0, []).append(path)
+        while len(parts := self._own.get(level, [])) >= MERGED:
+            images = sorted(image for part in parts for image in _images(part) or ())
+            merged = self.folder / f"{images[0]:06d}-{len(images)}-{self._origin}.zip"
+            _write_archive(merged, images, metrics, lambda score, parts=parts: _merge(parts, score))  # type: ignore[misc]
+            for part in parts:
+                part.unlink()
+            self._own[level] = []
+            level += 1
+            self._own.setdefault(level, []).append(merged)
+
+    def covered(self) -> set[int]:
+        """Images whose counts are there."""
+        return {image for _, images in self._valid() for image in images}
+
+    def total(self, score: str) -> PooledMetrics:
+        """The counts of all images together."""
+        return _merge([path for path, _ in self._valid()], score)
+
+    def clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _valid(self) -> list[tuple[Path, list[int]]]:
+        found = [(path, images) for path in sorted(self.folder.glob("*.zip")) if (images := _images(path))]
+        found.sort(key=lambda item: -len(item[1]))
+        covered: set[int] = set()
+        valid = []
+        for path, images in found:
+            if covered.isdisjoint(images):
+                covered.update(images)
+                valid.append((path, images))
+        return valid
+
+
+def write_once(path: Path, values: Mapping[str, Any], explain: Callable[[str, Any, Any], str]) -> None:
+    """Keep what has to stay the same in a JSON file; refuse a folder where it is something else.
+
+    Args:
+        explain: sentence for a key, the stored value and the new one.
+
+    Raises:
+        PebalError: the file holds another value.
+    """
+    if not path.is_file():
+        write_atomically(path, (json.dumps(values, indent=1) + "\n").encode())
+        return
+    try:
+        stored = json.loads(path.read_text())
+        differing = [key for key in values if stored.get(key) != values[key]]
+    except (ValueError, AttributeError) as error:
+        raise PebalError(f"{path} is damaged ({error}); delete {path.parent} to start anew.") from error
+    if differing:
+        key = differing[0]
+        raise PebalError(explain(key, stored.get(key), values[key]))
+
+
+def _merge(paths: Iterable[Path], score: str) -> PooledMetrics:
+    total = PooledMetrics()
+    for path in paths:
+        with np.load(path) as archive:
+            names = [name for name in archive.files if name.startswith(f"{score}/")]
+            total.merge(PooledMetrics.from_state({name.removeprefix(f"{score}/"): archive[name] for name in names}))
+    return total
+
+
+def _images(path: Path) -> list[int] | None:
+    """Images that an archive covers; None where it is gone or damaged."""
+    try:
+        with np.load(path) as archive:
+            return archive["images"].tolist()
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+
+
+def _write_archive(
+    path: Path, images: list[int], scores: Iterable[str], metrics_of: Callable[[str], PooledMetrics]
+) -> None:
+    """One score after the other, so that memory holds only one."""
+
+    def write(temporary: Path) -> None:
+        with zipfile.ZipFile(temporary, "w") as archive:
+            _write_array(archive, "images", np.array(images))
+            for score in scores:
+                for name, array in metrics_of(score).state_dict().items():
+                    _write_array(archive, f"{score}/{name}", array)
+
+    _write(path, write)
+
+
+def _write_array(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+        np.lib.format.write_array(stream, array, allow_pickle=False)
+
+
+def _write(path: Path, write: Callable[[Path], None]) -> None:
+    """Let a function write a temporary file, and rename it."""
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part{path.suffix}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise PebalError(
+            f"{path} could not be written: {error.strerror or error}; free space or choose another --out."
+        ) from error

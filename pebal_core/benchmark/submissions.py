@@ -1,0 +1,227 @@
+"""Submission files for Fishyscapes and SegmentMeIfYouCan: frames to predict, files to write, checks to pass.
+
+| format | files of a frame |
+|---|---|
+| fishyscapes | `FRAME_anomaly.npy` (float32), `FRAME_segmentation.npy` (uint8 trainIds) |
+| smiyc | `anomaly_p/METHOD/SET/FRAME.hdf5` with the data set `value` (float16) |
+
+Read by github.com/hermannsblum/fishyscapes and github.com/SegmentMeIfYouCan/road-anomaly-benchmark.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.scenes import IMAGE_SUFFIXES, list_images, read_image
+from ..errors import PebalError
+from ..model_file import write_atomically
+
+FORMATS = ("fishyscapes", "smiyc")
+
+SMIYC_SETS: dict[str, tuple[str, int | None]] = {
+    "AnomalyTrack-all": ("images", 110),
+    "ObstacleTrack-all": ("images", None),
+    "LostAndFound-train": ("leftImg8bit/train/*", 1036),
+    "LostAndFound-test": ("leftImg8bit/test/*", 1203),
+}
+"""The sets that the official tool runs a method on: their images, and how many it insists on (None: it does not)."""
+
+FISHYSCAPES_SIZE = (1024, 2048)
+FISHYSCAPES_CLASSES = 20
+"""The official tool takes class ids below this."""
+
+SAMPLE = 4_000_000
+"""Scores from which the float16 map of a set is made: at most this many, from all frames alike."""
+
+_HDF5_NAME = "value"
+_CODES = np.arange(0x0400, 0x3C00 + 1, dtype=np.uint16).view(np.float16)
+"""The normal float16 numbers up to 1, 2^-14 … 1, ascending."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """An image and the name that the benchmark knows it by."""
+
+    name: str
+    path: Path
+
+
+def find_frames(source: Path, official_set: str | None = None) -> list[Frame]:
+    """Frames of a folder of images, or of an official set (a key of `SMIYC_SETS`) with ``source`` as its root.
+
+    Raises:
+        PebalError: no images, two of one name, or another number than the official set has.
+    """
+    if official_set is None:
+        frames = [Frame(path.stem, path) for path in list_images(source)]
+    else:
+        pattern, number = SMIYC_SETS[official_set]
+        images = sorted(p for p in source.glob(f"{pattern}/*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        frames = [Frame(path.stem.removesuffix("_leftImg8bit"), path) for path in images]
+        if not frames:
+            raise PebalError(f"{source} holds no images in {pattern}; name the folder of {official_set} as downloaded.")
+        if number not in (None, len(frames)):
+            raise PebalError(
+                f"{source} holds {len(frames)} images, but {official_set} has {number}; complete it, or name the "
+                "folder of images and no set for a trial."
+            )
+    seen: dict[str, Path] = {}
+    for frame in frames:
+        if frame.name in seen:
+            raise PebalError(f"{seen[frame.name]} and {frame.path} have the same frame name; remove one of them.")
+        seen[frame.name] = frame.path
+    return frames
+
+
+class OrderKeepingFloat16:
+    """A rising map from scores to float16 in 0…1, one for all frames of a set.
+
+    Benchmarks only use the order of the scores. float16 keeps it poorly where scores are far from 0: energies near -12
+    are rounded to 1/128 nats. Here each of the 14,337 float16 numbers in use stands for a small share of the pixels
+    instead. With p the share of all pixels that score higher, the number of a score on the way from 0 to 1 is
+
+        ½ (1 - p) + ½ log p / log p_min
+
+    The first half spreads by rank, the second the more finely the rarer higher scores are: the top of the scores, where
+    the anomalies are, keeps its order best.
+
+    Args:
+        sample: scores of all frames in fair proportion, among them the lowest and the highest of all.
+    """
+
+    def __init__(self, sample: np.ndarray) -> None:
+        self._scores, counts = np.unique(sample.astype(np.float64), return_counts=True)
+        if len(self._scores) < 2:
+            raise PebalError(f"All scores are {self._scores[0]:g}: there is no order to write; check the model.")
+        higher = (counts.sum() - np.cumsum(counts) + counts / 2) / counts.sum()
+        position = (1 - higher + np.log(higher) / np.log(higher[-1])) / 2
+        low, high = position[0], position[-1]
+        self._codes = (position - low) / (high - low) * (len(_CODES) - 1)
+
+    def __call__(self, score: np.ndarray) -> np.ndarray:
+        """H×W float32 → H×W float16; never exchanges two scores, only merges neighbours."""
+        codes: np.ndarray = _CODES[np.rint(np.interp(score, self._scores, self._codes)).astype(np.intp)]
+        return codes
+
+
+def sample_scores(score: np.ndarray, number: int, seed: int) -> np.ndarray:
+    """At most ``number`` scores of a frame, drawn with replacement, and its lowest and highest."""
+    drawn = np.random.default_rng(seed).integers(0, score.size, min(number, score.size))
+    return np.concatenate([score.ravel()[drawn], [score.min(), score.max()]])
+
+
+def require_finite(energy: np.ndarray, name: str) -> None:
+    """Refuse what the evaluation cannot rank.
+
+    Raises:
+        PebalError: a score is NaN or infinite.
+    """
+    bad = np.count_nonzero(~np.isfinite(energy))
+    if bad:
+        raise PebalError(f"{name}: {bad} of {energy.size} scores are not finite; check the model and its precision.")
+
+
+def write_npy(path: Path, array: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_atomically(path, buffer.getvalue())
+
+
+def write_hdf5(path: Path, score: np.ndarray) -> None:
+    """H×W float16 as the official tool stores it."""
+    buffer = io.BytesIO()
+    with _h5py().File(buffer, "w") as file:
+        file.create_dataset(_HDF5_NAME, data=score, compression=4)
+    write_atomically(path, buffer.getvalue())
+
+
+def check_fishyscapes(folder: Path, frames: Sequence[Frame]) -> list[str]:
+    """What the official validation would reject or misread in a folder of submission files; empty: nothing."""
+    kinds = ("anomaly", "segmentation")
+    problems = _check_files(folder, {f"{frame.name}_{kind}.npy" for frame in frames for kind in kinds}, ".npy")
+    numbers: dict[int, str] = {}
+    for frame in frames:
+        first = frame.name.split("_")[0]
+        if not first.isdecimal():
+            problems.append(f"{frame.name}: the name does not begin with a number, by which the labels are matched")
+        elif int(first) in numbers:
+            problems.append(f"{frame.name}: its number {int(first)} is also that of {numbers[int(first)]}")
+        else:
+            numbers[int(first)] = frame.name
+        for kind in kinds:
+            path = folder / f"{frame.name}_{kind}.npy"
+            if path.is_file():
+                problems += [f"{path.name}: {problem}" for problem in _fishyscapes_problems(path, kind)]
+    return problems
+
+
+def _fishyscapes_problems(path: Path, kind: str) -> list[str]:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        return [f"cannot be read as an array ({error})"]
+    if array.shape != FISHYSCAPES_SIZE:
+        return [f"the shape is {_size(array)}, not {_size(np.empty(FISHYSCAPES_SIZE, np.uint8))}"]
+    if kind == "anomaly":
+        return _score_problems(array, np.float32)
+    if array.dtype.kind not in "iu" or array.min() < 0 or array.max() >= FISHYSCAPES_CLASSES:
+        return [f"{array.dtype} from {array.min()} to {array.max()} are no trainIds below {FISHYSCAPES_CLASSES}"]
+    return []
+
+
+def check_smiyc(folder: Path, frames: Sequence[Frame]) -> list[str]:
+    """What the official evaluation would reject or misread in ``anomaly_p/METHOD/SET``; empty: nothing."""
+    problems = _check_files(folder, {f"{frame.name}.hdf5" for frame in frames}, ".hdf5")
+    for frame in frames:
+        path = folder / f"{frame.name}.hdf5"
+        if path.is_file():
+            size = read_image(frame.path).shape[:2]
+            problems += [f"{path.name}: {problem}" for problem in _smiyc_problems(path, size)]
+    return problems
+
+
+def _smiyc_problems(path: Path, size: tuple[int, ...]) -> list[str]:
+    h5py = _h5py()
+    try:
+        with h5py.File(path, "r") as file:
+            if not isinstance(file.get(_HDF5_NAME), h5py.Dataset):
+                return [f"it holds no data set '{_HDF5_NAME}'"]
+            score = file[_HDF5_NAME][()]
+    except OSError as error:
+        return [f"cannot be read as HDF5 ({error})"]
+    if np.shape(score) != size:
+        return [f"the scores are {_size(score)}, the image is {_size(np.empty(size, np.uint8))}"]
+    return _score_problems(score, np.float16)
+
+
+def _score_problems(score: np.ndarray, dtype: type[np.floating[Any]]) -> list[str]:
+    if score.dtype != dtype:
+        return [f"the scores are {score.dtype}, not {np.dtype(dtype)}"]
+    if not np.isfinite(score).all():
+        return [f"{np.count_nonzero(~np.isfinite(score))} scores are not finite"]
+    return ["all scores are equal"] if score.min() == score.max() else []
+
+
+def _check_files(folder: Path, wanted: set[str], suffix: str) -> list[str]:
+    """Missing files, and files that belong to no frame: the official tools pair by position or name."""
+    found = {path.name for path in folder.glob(f"*{suffix}")}
+    missing = [f"{name}: missing" for name in sorted(wanted - found)]
+    return missing + [f"{name}: belongs to no frame; remove it" for name in sorted(found - wanted)]
+
+
+def _size(array: np.ndarray) -> str:
+    return "×".join(map(str, np.shape(array))) or "a single number"
+
+
+def _h5py() -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise PebalError("SegmentMeIfYouCan's files need h5py: pip install 'pebal_ros[benchmark]'.") from error
+    return h5py

@@ -1,0 +1,299 @@
+"""Evaluation sets by name, found, paired and checked by name before anything runs.
+
+| name | images, labels | ids in the labels |
+|---|---|---|
+| FishyscapesLostAndFound, FishyscapesStatic | ``original/*``, ``labels/*`` | 0 inlier, 1 anomaly, else void |
+| LostAndFound | ``leftImg8bit/test/**``, ``gtCoarse/…_labelTrainIds`` | 1 inlier, 2 anomaly; void 0, 255 |
+| RoadAnomaly | ``original/*``, ``labels/*``; ``frames/*``, ``frames/*.labels/labels_semantic`` | 0; 1 or 2 by copy |
+| RoadAnomaly21, RoadObstacle21 | ``images/*``, ``labels_masks/*_labels_semantic`` | 0, 1, void 255 |
+| Cityscapes | ``leftImg8bit/val/**``, ``gtFine/…_labelIds`` or ``_labelTrainIds``; the reference's flat one | classes |
+| CamVid | ``test/*``, ``testannot/*`` | classes |
+| any other name | ``images/*``, ``labels/*`` | as declared |
+
+These are the official layouts and those of the PEBAL reference. Files may have any suffix that OpenCV reads. A split
+follows the name: ``CamVid-val``, ``LostAndFound-train``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import PebalError
+from ..labels import CAMVID_TO_TRAIN_ID, LABEL_ID_TO_TRAIN_ID, VOID
+from .scenes import IMAGE_SUFFIXES, TRAIN_IDS, read_ids, read_image
+
+INLIER, ANOMALY = 0, 1
+"""Values of anomaly targets; `VOID` is the third."""
+
+Pairs = tuple[tuple[Path, Path], ...]
+
+
+@dataclass(frozen=True)
+class Ids:
+    """What the values of a label file mean."""
+
+    table: np.ndarray
+    """256 uint8: value → `INLIER`, `ANOMALY` or `VOID`, or → trainId where `classes`."""
+    known: frozenset[int]
+    """Values that may occur."""
+    classes: bool = False
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image with what is known of it, H×W×3 uint8 RGB and H×W uint8."""
+
+    image: np.ndarray
+    target: np.ndarray
+    """`INLIER`, `ANOMALY`, `VOID`; or trainIds on a set of classes."""
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Images paired with label files."""
+
+    name: str
+    """Canonical name."""
+    path: Path
+    pairs: Pairs
+    ids: Ids
+    track: str | None = None
+    """``anomaly`` or ``obstacle`` where SegmentMeIfYouCan defines component metrics."""
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def load(self, index: int) -> Frame:
+        """Read a frame.
+
+        Raises:
+            PebalError: an unreadable file, image and labels of different size, or a value that is not declared.
+        """
+        image_path, label_path = self.pairs[index]
+        image, values = read_image(image_path), read_ids(label_path)
+        if image.shape[:2] != values.shape:
+            raise PebalError(
+                f"{image_path} is {image.shape[0]}×{image.shape[1]} (height×width) but its labels {label_path} are "
+                f"{values.shape[0]}×{values.shape[1]}."
+            )
+        strange = sorted(set(np.unique(values).tolist()) - self.ids.known)
+        if strange:
+            raise PebalError(
+                f"{label_path} holds the value {strange[0]}; {self.name} declares only {_list(sorted(self.ids.known))}."
+            )
+        return Frame(image, self.ids.table[values])
+
+
+def anomaly_ids(inlier: Sequence[int], anomaly: Sequence[int], void: Sequence[int] | None = (VOID,)) -> Ids:
+    """Ids of an anomaly set; ``void`` None: every other value is void.
+
+    Raises:
+        PebalError: a value outside 0…255, or one that is declared twice.
+    """
+    table = np.full(256, VOID, np.uint8)
+    named = [*inlier, *anomaly, *(void or ())]
+    if len(set(named)) != len(named) or not set(named) <= set(range(256)):
+        raise PebalError(f"The label ids must be different numbers from 0 to 255; they are {_list(named)}.")
+    table[list(inlier)] = INLIER
+    table[list(anomaly)] = ANOMALY
+    return Ids(table, frozenset(range(256) if void is None else named))
+
+
+_BINARY = anomaly_ids([0], [1])
+_FISHYSCAPES = anomaly_ids([0], [1], None)
+_LOST_AND_FOUND = anomaly_ids([1], [2], [0, VOID])
+_ROAD_ANOMALY = anomaly_ids([0], [1, 2])
+_LABEL_IDS = Ids(LABEL_ID_TO_TRAIN_ID, frozenset({*range(34), VOID}), classes=True)
+_TRAIN_IDS = Ids(TRAIN_IDS, frozenset({*range(19), VOID}), classes=True)
+_CAMVID = Ids(CAMVID_TO_TRAIN_ID, frozenset(range(12)), classes=True)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where images and labels of a set lie. ``{split}`` is filled in; ``**`` stands for folders of any depth."""
+
+    images: str
+    labels: str
+    """Globs of files without their suffix; what ``*`` stands for names the frame and pairs the two."""
+    ids: Ids
+    only: str = ""
+    """If images begin with this, the others are without labels by design."""
+
+
+def _city(folder: str, images: str, labels: str, ids: Ids) -> Layout:
+    return Layout(f"leftImg8bit/{{split}}/**/*{images}", f"{folder}/{{split}}/**/*{labels}", ids)
+
+
+_PAIR = ("images/*", "labels/*")
+_REFERENCE = ("original/*", "labels/*")
+_SMIYC = (
+    Layout("images/*", "labels_masks/*_labels_semantic", _BINARY, only="validation"),
+    Layout(*_PAIR, _BINARY),
+)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A set that is known by name."""
+
+    folders: tuple[str, ...]
+    """Usual names of its folder, lower case."""
+    layouts: tuple[Layout, ...]
+    split: str = ""
+    """Default one; empty where the set has no splits."""
+    track: str | None = None
+
+
+KNOWN: dict[str, _Known] = {
+    "Cityscapes": _Known(
+        ("cityscapes", "city_scape"),
+        (
+            _city("gtFine", "_leftImg8bit", "_gtFine_labelIds", _LABEL_IDS),
+            _city("gtFine", "_leftImg8bit", "_gtFine_labelTrainIds", _TRAIN_IDS),
+            Layout("images/city_gt_fine/{split}/*_leftImg8bit", "annotation/city_gt_fine/{split}/*_gtFine", _TRAIN_IDS),
+        ),
+        "val",
+    ),
+    "FishyscapesLostAndFound": _Known(
+        ("lostandfound", "fs_lost_found", "fishyscapes_lostandfound", "laf"),
+        (Layout(*_REFERENCE, _FISHYSCAPES), Layout(*_PAIR, _FISHYSCAPES)),
+    ),
+    "FishyscapesStatic": _Known(
+        ("static", "fs_static", "fishyscapes_static"),
+        (Layout(*_REFERENCE, _FISHYSCAPES), Layout(*_PAIR, _FISHYSCAPES)),
+    ),
+    "LostAndFound": _Known(
+        ("lost_and_found", "lostandfound", "lost-and-found"),
+        (_city("gtCoarse", "_leftImg8bit", "_gtCoarse_labelTrainIds", _LOST_AND_FOUND),),
+        "test",
+    ),
+    "RoadAnomaly": _Known(
+        ("roadanomaly", "road_anomaly", "roadanomaly_jpg"),
+        (
+            Layout(*_REFERENCE, _ROAD_ANOMALY),
+            Layout("frames/*", "frames/*.labels/labels_semantic", _ROAD_ANOMALY),
+            Layout(*_PAIR, _ROAD_ANOMALY),
+        ),
+    ),
+    "RoadAnomaly21": _Known(("dataset_anomalytrack", "roadanomaly21", "road_anomaly_21"), _SMIYC, track="anomaly"),
+    "RoadObstacle21": _Known(("dataset_obstacletrack", "roadobstacle21", "road_obstacle_21"), _SMIYC, track="obstacle"),
+    "CamVid": _Known(("camvid",), (Layout("{split}/*", "{split}annot/*", _CAMVID),), "test"),
+}
+"""The sets that are known by name; every other name stands for a folder pair ``images/``, ``labels/``."""
+
+PAIR_NAME = "images+labels"
+"""Canonical name of a folder pair."""
+
+
+def open_set(name: str, path: str | Path, declared: Ids = _BINARY) -> EvaluationSet:
+    """Find and pair the files of a set.
+
+    Args:
+        name: of a known set (case and separators do not matter), with ``-SPLIT`` where it has splits; any other name
+            stands for a folder pair.
+        path: the folder of the set or the one above it.
+        declared: what the values in the label files of a folder pair mean.
+
+    Raises:
+        PebalError: no such folder, no layout of the set in it, an image without labels, labels without an image, or
+            two files of one name.
+    """
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise PebalError(f"The folder {root} of {name} does not exist.")
+    canonical, split = _find_name(name)
+    if canonical is None:
+        known = _Known((name.lower(),), (Layout(*_PAIR, declared),))
+    else:
+        known = KNOWN[canonical]
+        _refuse_other(canonical, root)
+    for folder in _candidates(root, known.folders):
+        for layout in known.layouts:
+            images, labels = (_find(folder, pattern.format(split=split)) for pattern in (layout.images, layout.labels))
+            if images and labels:
+                if layout.only and any(key.startswith(layout.only) for key in images):
+                    images = {key: file for key, file in images.items() if key.startswith(layout.only)}
+                pairs = _pair(name, images, labels)
+                return EvaluationSet(canonical or PAIR_NAME, folder, pairs, layout.ids, known.track)
+    expected = " or ".join(f"{layout.images} with {layout.labels}".format(split=split) for layout in known.layouts)
+    hint = "" if canonical else f" (or name one of the known sets: {', '.join(KNOWN)})"
+    raise PebalError(f"{root} does not hold {name}: there must be images {expected}, in it or a folder down{hint}.")
+
+
+def _find_name(name: str) -> tuple[str | None, str]:
+    """Canonical name, if it is known, and split."""
+    stem, _, split = name.rpartition("-")
+    for canonical, known in KNOWN.items():
+        if _plain(name) == _plain(canonical):
+            return canonical, known.split
+        if known.split and _plain(stem) == _plain(canonical):
+            return canonical, split
+    return None, ""
+
+
+def _refuse_other(canonical: str, root: Path) -> None:
+    """Refuse a folder that carries the name of another set, which may have the same layout."""
+    if root.name.lower() in KNOWN[canonical].folders:
+        return
+    others = [name for name, known in KNOWN.items() if root.name.lower() in known.folders]
+    if others:
+        raise PebalError(f"The folder {root} is by its name {others[0]}, not {canonical}; name that set or its folder.")
+
+
+def _candidates(root: Path, names: Iterable[str]) -> Iterator[Path]:
+    """The folder itself and those in it that have one of the names."""
+    yield root
+    for folder in sorted(root.iterdir()):
+        if folder.is_dir() and folder.name.lower() in names:
+            yield folder
+
+
+def _find(folder: Path, pattern: str) -> dict[str, Path]:
+    """Files by what the last ``*`` of the pattern (not ``**``) stands for.
+
+    Raises:
+        PebalError: two files of one name.
+    """
+    head, tail = pattern.rsplit("*", 1)
+    found: dict[str, Path] = {}
+    for file in sorted(folder.glob(f"{pattern}.*")):
+        if file.suffix.lower() not in IMAGE_SUFFIXES or file.name.startswith(".") or not file.is_file():
+            continue
+        key = _key(file, head, tail)
+        if key in found:
+            raise PebalError(f"{found[key]} and {file} have one name; remove one of them.")
+        found[key] = file
+    return found
+
+
+def _key(file: Path, head: str, tail: str) -> str:
+    if "/" in tail:  # the frame names the folder
+        return file.parent.name.removesuffix(tail.split("/")[0])
+    return file.stem.removesuffix(tail)
+
+
+def _pair(name: str, images: dict[str, Path], labels: dict[str, Path]) -> Pairs:
+    for what, some, others, lacking in (
+        ("images", images, labels, "labels"),
+        ("label files", labels, images, "image"),
+    ):
+        lonely = [some[key] for key in some if key not in others]
+        if lonely:
+            where = next(iter(others.values())).parent
+            raise PebalError(
+                f"{len(lonely)} of {len(some)} {what} of {name} have no {lacking}; the first is {lonely[0]}, whose "
+                f"{lacking} should be in {where}."
+            )
+    return tuple((images[key], labels[key]) for key in sorted(images))
+
+
+def _plain(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalnum())
+
+
+def _list(values: Iterable[int]) -> str:
+    return ", ".join(map(str, values))
