@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 
-from ..data.scenes import list_images, read_ids, read_image
+from ..data.anomaly_sets import open_set
+from ..data.scenes import list_images, read_image
 from ..errors import PebalError
-from ..labels import VOID
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 """Of scikit-image: those in colour."""
@@ -34,9 +34,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     size.add_argument("--dynamic", action="store_true", help="the network runs at the size of each image")
     parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="of the network")
     parser.add_argument("--images", type=Path, help="folder of images to compare on; default: those of scikit-image")
-    parser.add_argument(
-        "--labelled", type=Path, help="folder with images/ and labels/ (0 inlier, 1 anomaly, else void)"
-    )
+    parser.add_argument("--labelled", type=str, metavar="NAME=FOLDER", help="an anomaly set, as of pebal benchmark")
 
 
 def run(args: Namespace) -> None:
@@ -73,16 +71,14 @@ def photographs() -> list[Path]:
     return [path for name in PHOTOGRAPHS if (path := Path(found.origin).parent / "data" / name).is_file()]
 
 
-def read_labelled(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Images of ``images/`` with the label file of the same name in ``labels/``.
+def read_labelled(entry: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Images and targets of an anomaly set, given as NAME=FOLDER.
 
     Raises:
-        PebalError: a label file is missing, or of another size than its image.
+        PebalError: as `open_set`, or no NAME.
     """
-    pairs = []
-    for path in list_images(folder / "images"):
-        image, ids = read_image(path), read_ids(folder / "labels" / f"{path.stem}.png")
-        if image.shape[:2] != ids.shape:
-            raise PebalError(f"{path} is {image.shape[:2]} but its labels are {ids.shape}.")
-        pairs.append((image, np.where(ids <= 1, ids, VOID).astype(np.uint8)))
-    return pairs
+    name, equals, folder = entry.partition("=")
+    if not equals:
+        raise PebalError(f"--labelled takes NAME=FOLDER, such as RoadAnomaly21=/data/AnomalyTrack; got '{entry}'.")
+    data = open_set(name, folder)
+    return [(frame.image, frame.target) for frame in map(data.load, range(len(data)))]

@@ -146,7 +146,7 @@ def test_the_command_compares_and_says_how_far(
         cv2.imwrite(str(tmp_path / folder / "one.png"), pixels)
     out = tmp_path / "half.onnx"
     words = [str(model_path), str(out), "--precision", "fp16", "--input-size", "64", "96"]
-    assert main(["export", *words, "--images", str(tmp_path / "images"), "--labelled", str(tmp_path)]) == 0
+    assert main(["export", *words, "--images", str(tmp_path / "images"), "--labelled", f"own={tmp_path}"]) == 0
     said = capsys.readouterr().out
     assert "fp16" in said and "of the labels are equal" in said and "AP on 1 labelled images" in said
     info = read_info(out)
