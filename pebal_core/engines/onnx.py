@@ -148,7 +148,12 @@ def _providers(kind: str, index: int, model: Path | bytes, precision: str) -> li
     content = model if isinstance(model, bytes) else model.read_bytes()
     # ONNX Runtime itself puts the GPU's architecture and the shapes into the names of the files.
     folder = CACHE / f"{hashlib.sha256(content).hexdigest()[:16]}-{onnxruntime.__version__}"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PebalError(
+            f"TensorRT's cache {folder} cannot be made: {error.strerror}; set XDG_CACHE_HOME to another folder."
+        ) from error
     tensorrt = {
         "device_id": str(index),
         "trt_fp16_enable": str(precision == "fp16"),
