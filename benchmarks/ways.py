@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from pebal_core.engines.onnx import OnnxEngine, session_options
 from pebal_core.engines.torch import TorchEngine, find_device
@@ -38,16 +39,20 @@ class Way(NamedTuple):
 
 
 def load(model: str) -> tuple[SegmentationNetwork, ModelInfo]:
-    """A model file, or the paper's network with weights and statistics drawn at random."""
+    """A model file, or the paper's network with random weights: drawn so that its energies are around -12 nats."""
     if model != PAPER:
         return load_model(model)
     torch.manual_seed(0)
-    network = build_network("deeplabv3plus_wide_resnet38")
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
+    network = build_network("deeplabv3plus_wide_resnet38").eval()
+    for name, module in network.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
             assert module.running_mean is not None and module.running_var is not None
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
+        elif isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if name == "final.6":
+                module.weight.data.mul_(0.0025)
     return network, ModelInfo("deeplabv3plus_wide_resnet38")
 
 

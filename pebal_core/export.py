@@ -17,7 +17,7 @@ from .errors import PebalError
 from .metrics.pooled import PooledMetrics
 from .model_file import ModelInfo, file_sha256, load_model, onnx_with_info, resolve_model, write_atomically
 from .networks import SegmentationNetwork, upsample
-from .networks.folding import fold
+from .networks.folding import fold, round_kernels
 from .scores import gaussian_blur
 
 OPSET = 18
@@ -82,7 +82,10 @@ class Network(nn.Module):
 
     def __init__(self, network: SegmentationNetwork, dtype: torch.dtype) -> None:
         super().__init__()
-        self.network, self.dtype = fold(network).to(dtype), dtype
+        network = fold(network)
+        if dtype != torch.float32:
+            round_kernels(network, dtype)
+        self.network, self.dtype = network.to(dtype), dtype
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network.head(self.network.trunk(images.to(self.dtype))).float()

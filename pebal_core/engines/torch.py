@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import PebalError
 from ..model_file import ModelInfo
 from ..networks import SegmentationNetwork
-from ..networks.folding import fold
+from ..networks.folding import fold, round_kernels
 from .logits import Logits, LogitsEngine
 from .machine import allotted_cores, keep_freed_memory
 
@@ -56,7 +56,10 @@ class TorchEngine(LogitsEngine):
         if precision == "auto":
             precision = "fp16" if self.device.type == "cuda" else "fp32"
         self.precision = precision
-        self.network = fold(network).to(  # type: ignore[call-overload]
+        network = fold(network)
+        if precision != "fp32":
+            round_kernels(network, DTYPES[precision])
+        self.network = network.to(  # type: ignore[call-overload]
             self.device, DTYPES[precision], memory_format=torch.channels_last
         )
         self.mean = 255 * torch.tensor(info.mean, device=self.device).view(1, 3, 1, 1)

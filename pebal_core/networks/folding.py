@@ -38,6 +38,26 @@ def fold(network: SegmentationNetwork) -> SegmentationNetwork:
     return network.requires_grad_(False)
 
 
+def round_kernels(network: nn.Module, dtype: torch.dtype) -> None:
+    """Round the kernels to a shorter type so that the errors within each kernel cancel.
+
+    Neighbouring pixels are alike, so what counts most is the sum of a kernel's taps, which drifts where each tap is
+    rounded by itself. Here every tap also takes over the error of the one before.
+
+    Args:
+        network: in float32; its kernels hold values of ``dtype`` afterwards.
+    """
+    for module in network.modules():
+        if not isinstance(module, nn.Conv2d):
+            continue
+        taps = module.weight.data.flatten(2)
+        error = torch.zeros_like(taps[..., 0])
+        for tap in taps.unbind(-1):
+            wanted = tap + error
+            tap.copy_(wanted.to(dtype))
+            error = wanted - tap
+
+
 def _pairs(network: SegmentationNetwork) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     """Convolutions whose output goes to one BatchNorm and nowhere else, as seen while the network runs."""
     uses = _Uses()

@@ -18,7 +18,7 @@ from pebal_core.engines.readout import Readout, smooth
 from pebal_core.engines.torch import TorchEngine
 from pebal_core.model_file import ModelInfo, load_model
 from pebal_core.networks import SegmentationNetwork, build_network, upsample
-from pebal_core.networks.folding import fold
+from pebal_core.networks.folding import fold, round_kernels
 from pebal_core.scores import free_energy, gaussian_blur
 
 PHOTOGRAPH = Path(__file__).parents[2] / "docs/demo.jpg"
@@ -208,3 +208,17 @@ def test_a_container_s_share_of_the_cores_counts(text: str, cores: int | None, t
     unlimited = allotted_cores(limit)
     limit.write_text(text + "\n")
     assert allotted_cores(limit) == (cores or unlimited)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounded_kernels_keep_the_sum_of_their_taps(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(8, 16, 3)
+    before = convolution.weight.detach().clone()
+    round_kernels(nn.Sequential(convolution), dtype)
+    after = convolution.weight.detach()
+    assert torch.equal(after, after.to(dtype).float())
+    step = torch.finfo(dtype).eps * before.abs().amax((2, 3))
+    assert ((after - before).sum((2, 3)).abs() <= step).all()
+    by_itself = (before.to(dtype).float() - before).sum((2, 3)).abs().mean()
+    assert (after - before).sum((2, 3)).abs().mean() < 0.6 * by_itself
