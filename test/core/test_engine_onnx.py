@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,21 +13,24 @@ from typing import Any
 
 import cv2
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
-
-pytest.importorskip("onnxscript")
-pytest.importorskip("onnxruntime")
+import torch.nn.functional as F
+from torch import nn
 
 from pebal_core import export as exporting
 from pebal_core.commands.main import main
 from pebal_core.detector import AnomalyDetector
+from pebal_core.engines import selection
 from pebal_core.engines.onnx import OnnxEngine, read_metadata
 from pebal_core.engines.torch import TorchEngine
 from pebal_core.errors import PebalError
 from pebal_core.export import Parity, compare, export, to_onnx
 from pebal_core.model_file import ModelInfo, file_sha256, load_model, onnx_with_info, read_info, save_model
 from pebal_core.networks import build_network
+from pebal_core.onnx_pooling import TRANSLATIONS
 
 from .test_engine_torch import network_of, photograph
 
@@ -72,9 +76,10 @@ def test_an_answer_outlives_the_next(onnx_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "input_size"), [("efficientnet_lite0", (80, 112)), ("espnetv2", (72, 100)), ("espnetv2", None)]
+    ("name", "input_size"),
+    [("efficientnet_lite0", (80, 112)), ("espnetv2", (72, 100)), ("wide_resnet38", None)],
 )
-def test_networks_at_their_own_size_and_the_images(name: str, input_size: tuple[int, int] | None) -> None:
+def test_every_kind_of_network(name: str, input_size: tuple[int, int] | None) -> None:
     """The graph shrinks or enlarges the image as the PyTorch engine does, and brings the answer back."""
     info = ModelInfo(name, input_size=None if input_size is None else list(input_size), smoothing=False)
     exported = OnnxEngine(onnx_with_info(to_onnx(network_of(name), info, "fp32"), info))
@@ -82,6 +87,35 @@ def test_networks_at_their_own_size_and_the_images(name: str, input_size: tuple[
     images = [photograph(height, width)[0] for height, width in ((96, 160), (61, 83))]
     parity = compare(engine, exported, images, [])
     assert parity.energy_max <= 1e-3 and parity.labels_equal >= 0.999
+
+
+class Pooling(nn.Module):
+    """Adaptive pooling as ESPNetv2 uses it: to sizes that follow from the image's, to fixed ones, and to one pixel."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        smaller = max(math.ceil(x.shape[-2] * 0.3), 5), max(math.ceil(x.shape[-1] * 0.3), 5)
+        return tuple(F.adaptive_avg_pool2d(x, size) for size in (smaller, (7, 3), (1, 1)))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_adaptive_pooling(dynamic: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    free = torch.export.Dim.DYNAMIC
+    program = torch.onnx.export(
+        Pooling().eval(),
+        (torch.zeros(2, 3, 20, 31),),
+        dynamic_shapes=({2: free, 3: free} if dynamic else {},),
+        custom_translation_table=TRANSLATIONS,
+        opset_version=18,
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    for size in ((20, 31), (40, 62), (9, 17)) if dynamic else ((20, 31),):
+        x = torch.randn(2, 3, *size, generator=generator)
+        for pooled, expected in zip(session.run(None, {session.get_inputs()[0].name: x.numpy()}), Pooling()(x)):
+            np.testing.assert_allclose(pooled, expected.numpy(), atol=1e-6)
 
 
 def test_everything_travels_along(model_path: Path, onnx_path: Path) -> None:
@@ -129,10 +163,11 @@ def test_a_model_that_is_too_far_is_not_written(
     network, info = build_network("deeplabv3plus", **TINY).eval(), read_info(model_path)
     content = to_onnx(network, info, "fp32")
     monkeypatch.setattr(exporting, "to_onnx", lambda *_: content)
-    out = tmp_path / "wrong.onnx"
-    assert main(["export", str(model_path), str(out)]) == 1
+    cv2.imwrite(str(tmp_path / "one.png"), photograph(64, 96)[0])
+    out = tmp_path / "out" / "wrong.onnx"
+    assert main(["export", str(model_path), str(out), "--images", str(tmp_path)]) == 1
     assert "was not written, because it is too far from PyTorch: an energy differs by" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    assert not out.parent.exists()
 
 
 def test_every_measure_can_fail() -> None:
@@ -166,8 +201,6 @@ def test_what_the_graph_cannot_do_is_an_error(onnx_path: Path, options: dict[str
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "tensorrt"])
 def test_a_device_that_the_package_has_not_is_named(onnx_path: Path, device: str) -> None:
-    import onnxruntime
-
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("the installed ONNX Runtime has CUDA")
     with pytest.raises(PebalError, match=f"'{device}' is missing: the installed package onnxruntime .*onnxruntime-gpu"):
@@ -175,8 +208,6 @@ def test_a_device_that_the_package_has_not_is_named(onnx_path: Path, device: str
 
 
 def test_damaged_and_foreign_files_are_named(onnx_path: Path, tmp_path: Path) -> None:
-    import onnx
-
     damaged = tmp_path / "cut.onnx"
     damaged.write_bytes(onnx_path.read_bytes()[:-1000])
     with pytest.raises(PebalError, match=r"cut\.onnx cannot be loaded by ONNX Runtime"):
@@ -189,7 +220,8 @@ def test_damaged_and_foreign_files_are_named(onnx_path: Path, tmp_path: Path) ->
         load_model(onnx_path)
 
 
-def test_auto_measures_where_both_can_and_says_so(model_path: Path) -> None:
+def test_auto_measures_where_both_can_and_says_so(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "NOMINAL_SIZE", (64, 96))
     detector = AnomalyDetector.load(model_path)
     assert detector.reason.startswith(f"The engine is {detector.engine_name}: ")
     assert "ms of torch on cpu" in detector.reason and "ms of onnxruntime on cpu" in detector.reason
@@ -253,6 +285,7 @@ def test_the_node_needs_no_torch(onnx_path: Path) -> None:
 import json
 import pebal_ros.anomaly_node
 from pebal_core.detector import AnomalyDetector
+from pebal_core.engines import selection
 detector = AnomalyDetector.load(sys.argv[1])
 detector.warm_up(64, 96)
 print(json.dumps([detector.engine_name, sorted(name for name in sys.modules if name.startswith("torch"))]))
