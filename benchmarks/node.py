@@ -17,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,14 +159,24 @@ def naive(subscriber: NaiveSubscriber) -> None:
         sys.exit(0)
 
 
+def naive_costs(log: Path) -> list[tuple[float, float]]:
+    """(overhead, decoding) in milliseconds of every callback of the naïve subscriber that has ended."""
+    lines = [line.split() for line in log.read_text().splitlines() if line[:1].isdigit()]
+    return [(float(line[0]), float(line[1])) for line in lines if len(line) == 2]
+
+
+def naive_has_answered(log: Path, frames: int) -> bool:
+    return len(naive_costs(log)) >= frames
+
+
 def measure(bench: Bench, listener: Listener, frames: int, size: str, naive_log: Path) -> None:
-    for _ in range(WARM_UP):
-        for namespace in (OURS, NAIVE):
-            bench.answer(namespace)
     idle: dict[str, list[float]] = {OURS: [], NAIVE: []}
-    for _ in range(frames):
+    for number in range(frames + WARM_UP):
         for namespace, latencies in idle.items():
             latencies.append(bench.answer(namespace))
+        # What the naïve subscriber still does after its answer must not slow down the other's next frame.
+        listener.wait_for(partial(naive_has_answered, naive_log, number + 1), 60, "the end of the naïve callback")
+    idle = {namespace: latencies[WARM_UP:] for namespace, latencies in idle.items()}
     answered = str(frames + WARM_UP)
     listener.wait_for(lambda: listener.camera.get("frames answered") == answered, 10, "diagnostics of the last frame")
     stages = {stage: (listener.camera[f"{stage} p50 (ms)"], listener.camera[f"{stage} p95 (ms)"]) for stage in STAGES}
@@ -173,8 +184,7 @@ def measure(bench: Bench, listener: Listener, frames: int, size: str, naive_log:
     for stage, percentiles in stages.items():
         print(f"| {stage} | {' | '.join(percentiles)} |")
     own = float(stages["waiting"][0]) + float(stages["overhead"][0])
-    costs = [tuple(map(float, line.split())) for line in naive_log.read_text().splitlines() if line[:1].isdigit()]
-    naive_overhead = statistics.median(cost for cost, _ in costs[WARM_UP:])
+    naive_overhead = statistics.median(cost for cost, _ in naive_costs(naive_log)[WARM_UP:])
 
     service = float(np.median(idle[OURS]))
     print("\n### Beside the naïve subscriber, medians in ms\n")
