@@ -70,7 +70,10 @@ setup(
         # ONNX Runtime with CUDA and TensorRT. Never beside onnxruntime: both install the same files, so remove that
         # first (pip uninstall onnxruntime).
         "gpu": ["onnxruntime-gpu>=1.21"],
-        "benchmark": ["h5py>=3.8"],  # the submission files of SegmentMeIfYouCan
+        "benchmark": [
+            "h5py>=3.8",  # the submission files of SegmentMeIfYouCan
+            "matplotlib>=3.8",  # the plot of benchmarks/engines.py
+        ],
         # rclpy and Fast DDS for machines without a ROS 2 installation.
         "ros": [
             "ros-kilted-diagnostic-msgs",
