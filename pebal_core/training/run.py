@@ -5,7 +5,7 @@ One process per device. For several, on one machine or many:
     torchrun --nproc-per-node N [--nnodes M --rdzv-endpoint HOST:PORT] -m pebal_core train …
 
 Sample ``i`` of a run and the dropout of step ``s`` follow from the seed alone, so a run that was killed continues
-from its last checkpoint as if nothing had happened.
+from its last checkpoint as if nothing had happened; bit by bit on the same machine with as many threads.
 """
 
 from __future__ import annotations

@@ -18,9 +18,6 @@ os.environ["ROS_DOMAIN_ID"] = str(20 + os.getpid() % 80)
 for _variable in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
     os.environ[_variable] = str(REPOSITORY / "config" / "fastdds.xml")
 
-# Two threads of which one is not let run wait for each other in every layer: seconds for a frame on a busy machine.
-os.environ["OMP_NUM_THREADS"] = "1"
-
 pytest.importorskip("rclpy", reason="the ROS tests need rclpy")
 
 from .harness import Client, Inbox, NodeProcess, TestCamera, wait_until  # noqa: E402

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -55,8 +56,11 @@ class NodeProcess:
             command += ["-p", f"{name}:={value}"]
         self._log = log
         with log.open("w") as stream:
+            # Two threads of which one is not let run wait for each other in every layer: seconds for a frame on a
+            # busy machine. Only here: with other threads than ours, the core's tests would round differently.
+            environment = dict(os.environ, OMP_NUM_THREADS="1")
             self._process = subprocess.Popen(
-                [*command, *arguments], cwd=REPOSITORY, stdout=stream, stderr=subprocess.STDOUT
+                [*command, *arguments], cwd=REPOSITORY, env=environment, stdout=stream, stderr=subprocess.STDOUT
             )
 
     def __enter__(self) -> NodeProcess:

@@ -192,6 +192,7 @@ def test_outputs_that_the_middleware_refuses(tiny_model: Path, tmp_path: Path, m
             energies.wait_for(camera.send(picture(seed=seed)))
         assert rig.client.counts(part)["answered"] == 3 and not labels.messages
         labels.close()
+        rig.client.status(part, lambda s: values(s)["outputs wanted"] == "energy")
         energies.wait_for(camera.send(picture()))
         rig.client.status(part, lambda s: s.level == DiagnosticStatus.OK)
         rig.process.interrupt()
