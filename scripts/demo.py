@@ -175,6 +175,8 @@ def watch(
         wait_for(listener, answered_or_ended, ANSWERING, node)
     if player.returncode:
         raise PebalError("The camera player failed; its own last line says why.")
+    if not listener.answered:
+        raise PebalError("None of the node's answers arrived here; its log above says what it did with the frames.")
 
 
 def summarise(listener: Listener, out: Path, with_object: bool) -> dict[str, object]:
@@ -208,9 +210,14 @@ def write_pictures(out: Path) -> None:
     for path in pictures:
         video.write(read_image(path))
     video.close()
-    for number, index in enumerate(np.linspace(0, len(pictures) - 1, STILLS).round().astype(int)):
-        stamp = pictures[index].name.removesuffix("_overlay.png")
-        views = [read_image(out / "received" / f"{stamp}_{kind}.png") for kind in ("overlay", "label_colors")]
+    # Of an answer that was replaced on its way, one of the two can be missing.
+    pairs = [
+        (path, labels)
+        for path in pictures
+        if (labels := path.with_name(path.name.replace("_overlay", "_label_colors"))).is_file()
+    ]
+    for number, index in enumerate(np.linspace(0, len(pairs) - 1, STILLS).round().astype(int) if pairs else []):
+        views = [read_image(path) for path in pairs[index]]
         cv2.imwrite(str(out / f"still_{number}.png"), np.hstack(views)[..., ::-1])
     shutil.rmtree(out / "received")
 

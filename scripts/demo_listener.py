@@ -13,6 +13,8 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
+QUIET = 3.0
+"""Seconds without a message after which none is on its way: outputs keep one message, so a later one may replace it."""
 OUTPUTS = ("labels", "energy", "score", "overlay", "label_colors")
 
 
@@ -34,6 +36,7 @@ class Listener(Node):
         self.model: dict[str, str] = {}
         """Engine, device, model file and hash, as the node states them; empty until it is ready."""
         self._received = dict.fromkeys(OUTPUTS, 0)
+        self._last_arrival = time.monotonic()
         self._latencies: list[float] = []
         self._camera: dict[str, str] = {}
         reliable = QoSProfile(depth=10)
@@ -57,9 +60,10 @@ class Listener(Node):
         return sum(self._count(kind) for kind in ("answered", "dropped", "bad", "too old", "unheard", "failed"))
 
     def complete(self) -> bool:
-        """Whether every frame that the node received was answered or dropped, and every answer has arrived."""
-        answered = self._count("answered")
-        return 0 < self._count("received") == self.settled() and min(self._received.values()) >= answered
+        """Whether every frame that the node received was answered or dropped, and no answer is on its way."""
+        arrived = min(self._received.values()) >= self._count("answered")
+        quiet = time.monotonic() - self._last_arrival > QUIET
+        return 0 < self._count("received") == self.settled() and (arrived or quiet)
 
     def frame_counts(self) -> dict[str, int]:
         kinds = ("received", "answered", "dropped", "bad", "lost before the node")
@@ -90,6 +94,7 @@ class Listener(Node):
     def _on_image(self, name: str, message: Image) -> None:
         stamp = stamp_of(message.header)
         self._received[name] += 1
+        self._last_arrival = time.monotonic()
         if name == "energy":
             self._latencies.append((time.time_ns() - stamp) * 1e-6)
             energy = np.frombuffer(message.data, np.float32).reshape(message.height, message.width)
