@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,9 @@ except ImportError:  # Humble
 
 # Only from Jazzy on does a subscription tell the middleware's sequence number of a message.
 _HAS_MESSAGE_INFO = hasattr(Subscription, "CallbackType")
+
+AWAITED = 16
+"""Frames of one subscription that are remembered until the other one brings them too."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ class CameraInput:
         self._deliver = deliver
         self._gaps = SequenceGaps()
         self._subscriptions: dict[str, Subscription[Any]] = {}
-        self._last_stamp = (-1, 0)
+        self._awaited: dict[str, deque[tuple[int | None, int, int]]] = {}
+        """Number and stamp of what each of two subscriptions delivered and the other did not bring yet."""
 
     @property
     def asked(self) -> list[str]:
@@ -93,7 +98,7 @@ class CameraInput:
         for reliability in demanded:
             if reliability not in self._subscriptions:
                 self._subscriptions[reliability] = self._subscribe(reliability)
-                self._last_stamp = (-1, 0)
+                self._awaited[reliability] = deque(maxlen=AWAITED)
         for reliability in set(self._subscriptions) - set(demanded):
             self._node.destroy_subscription(self._subscriptions.pop(reliability))
 
@@ -102,21 +107,26 @@ class CameraInput:
         events = SubscriptionEventCallbacks(incompatible_qos=lambda _event: None)
 
         def with_info(message: Any, info: Any) -> None:
-            self._receive(message, info)
+            self._receive(reliability, message, info)
 
         def without_info(message: Any) -> None:
-            self._receive(message, {})
+            self._receive(reliability, message, {})
 
         callback = with_info if _HAS_MESSAGE_INFO else without_info
         return self._node.create_subscription(
             self._message_type, self.topic, callback, keep_last(reliability), event_callbacks=events
         )
 
-    def _receive(self, message: Any, info: Mapping[str, Any]) -> None:
-        stamp = (message.header.stamp.sec, message.header.stamp.nanosec)
-        if len(self._subscriptions) > 1 and stamp <= self._last_stamp:
-            return  # the other subscription brought it already
-        self._last_stamp = stamp
+    def _receive(self, reliability: str, message: Any, info: Mapping[str, Any]) -> None:
+        stamp = message.header.stamp
+        # Not by order: the stamps of a camera may go back at any time.
+        frame = (info.get("publication_sequence_number"), stamp.sec, stamp.nanosec)
+        for other, awaited in self._awaited.items():
+            if other != reliability and frame in awaited:  # the other subscription brought it already
+                awaited.remove(frame)
+                return
+        if len(self._subscriptions) > 1:
+            self._awaited[reliability].append(frame)
         self._deliver(message, self._lost_before(info))
 
     def _lost_before(self, info: Mapping[str, Any]) -> int:
