@@ -30,8 +30,6 @@ from .scores import gaussian_blur
 OUTLIER_ABSTENTION_WEIGHT = 0.1
 MIN_PROBABILITY = 1e-7
 """Floor under the logarithm on outlier pixels, as in the public code; their gradient ends there."""
-MIN_PENALTY = 1e-6
-"""Floor of the adaptive penalty: keeps log a finite where an energy crosses zero."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,10 @@ class LossConfig:
     probabilities, nothing on outlier pixels); or cross-entropy of the inlier pixels over the K classes."""
     penalty: float | None = None
     """A fixed abstention penalty a > 0; None: adaptive, from the energy."""
+    penalty_floor: float = 1e-6
+    """Floor of the adaptive penalty. The public code's objective has, like this default, no bound below: wherever
+    a < 1 the loss -log(p_y + p_K / a) rewards abstaining everywhere at an energy of zero. A floor of 1 takes that
+    minimum away, and changes nothing where |E| > 1."""
     entropy_weight: float = 0.0
     """Entropy maximisation on outlier pixels (Chan et al., ICCV 2021)."""
     energy_weight: float = 0.1
@@ -70,6 +72,8 @@ class LossConfig:
     def __post_init__(self) -> None:
         if self.penalty is not None and self.penalty <= 0:
             raise PebalError(f"The abstention penalty must be positive, not {self.penalty}; null makes it adaptive.")
+        if self.penalty_floor <= 0:
+            raise PebalError(f"penalty_floor must be positive, not {self.penalty_floor}.")
         if self.inlier_margin > self.outlier_margin:
             raise PebalError(f"inlier_margin ({self.inlier_margin}) exceeds outlier_margin ({self.outlier_margin}).")
 
@@ -160,9 +164,9 @@ def image_sums(logits: Tensor, target: Tensor, config: LossConfig) -> Tensor:
         if config.classification == "cross_entropy":
             classification = cross_entropy(f_y, log_others)
         elif config.classification == "abstention_eq3":
-            classification = abstention_eq3(f_y, f_abstain, log_penalty(energy, config.penalty))
+            classification = abstention_eq3(f_y, f_abstain, log_penalty(energy, config))
         else:
-            reserve = f_abstain - log_penalty(energy, config.penalty)
+            reserve = f_abstain - log_penalty(energy, config)
             classification = abstention(f_y, torch.logaddexp(log_others, f_abstain), reserve)
             outlier_abstention = floored_abstention(f_outlier, reserve[outlier]).sum()
 
@@ -215,11 +219,11 @@ def combine(sums: LossSums, config: LossConfig) -> LossTerms:
     )
 
 
-def log_penalty(energy: Tensor, fixed: float | None) -> Tensor:
+def log_penalty(energy: Tensor, config: LossConfig) -> Tensor:
     """log a: of the fixed penalty, or of a = Gaussian(E²), 7×7, σ 1. The gradient flows through a. B×H×W."""
-    if fixed is not None:
-        return torch.full_like(energy, math.log(fixed))
-    return gaussian_blur(energy.square()).clamp_min(MIN_PENALTY).log()
+    if config.penalty is not None:
+        return torch.full_like(energy, math.log(config.penalty))
+    return gaussian_blur(energy.square()).clamp_min(config.penalty_floor).log()
 
 
 def abstention(f_y: Tensor, log_others: Tensor, reserve: Tensor) -> Tensor:

@@ -24,8 +24,9 @@ GROUND = (0, 1, 9)
 
 _IS_GROUND: np.ndarray = np.isin(np.arange(256), GROUND)
 
-MOVABLE = (5, 6, 7, 11, 12, 13, 14, 15, 17, 18)
-"""Poles, signs, people and vehicles: cut from one scene and pasted into another, they remain what they are."""
+MOVABLE = (5, 6, 7, 11, 12, 13, 14, 15, 17, 18, 201, 204, 205, 206)
+"""Poles, signs, people and vehicles, and groups of these (see `partial_labels`): cut from one scene and pasted into
+another, they remain what they are."""
 
 MIN_HEIGHT = 6
 """Pixels: smaller outliers are noise at the resolution of the logits."""

@@ -11,6 +11,11 @@ GROUPS: dict[int, tuple[int, ...]] = {
     201: (13, 14, 15, 16, 17, 18),  # vehicles
     202: (3, 4, 5, 6, 7),  # roadside: wall, fence, pole, traffic light, traffic sign
     203: (2, 8),  # far objects: building, vegetation
+    204: (13, 14, 15, 16),  # car, truck, bus, train
+    205: (12, 17, 18),  # rider and what is ridden: motorcycle, bicycle
+    206: (6, 7),  # traffic light, traffic sign
+    207: (8, 9),  # vegetation, terrain
+    208: (2, 3),  # building, wall
 }
 """Label → the trainIds that it may stand for."""
 

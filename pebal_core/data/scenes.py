@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -22,6 +22,11 @@ TRAIN_IDS: np.ndarray = np.where(np.arange(256) < 19, np.arange(256), VOID).asty
 IDD_LITE_TO_TRAIN_ID: np.ndarray = np.full(256, VOID, np.uint8)
 """IDD Lite's 7 coarse classes → trainIds and groups of `partial_labels`; living things include animals: void."""
 IDD_LITE_TO_TRAIN_ID[[0, 1, 3, 4, 5, 6]] = 0, 200, 201, 202, 203, SKY
+
+CAMVID_TO_GROUPS: np.ndarray = CAMVID_TO_TRAIN_ID.copy()
+"""CamVid's 11 classes → trainIds, and groups where one of them covers several trainIds."""
+for _train_id, _group in {13: 204, 12: 205, 7: 206, 8: 207, 2: 208}.items():
+    CAMVID_TO_GROUPS[_train_id == CAMVID_TO_TRAIN_ID] = _group
 
 _END_MARKS = ((b"\xff\xd8", b"\xff\xd9"), (b"\x89PNG", b"IEND"))
 
@@ -113,6 +118,11 @@ def camvid(root: str | Path, split: str) -> SceneSet:
     return SceneSet(f"CamVid {split}", tuple(pairs), CAMVID_TO_TRAIN_ID, tuple(range(12)))
 
 
+def camvid_groups(root: str | Path, split: str) -> SceneSet:
+    """CamVid for a network that knows more classes than it: "car" may be a truck, and so on (see `partial_labels`)."""
+    return replace(camvid(root, split), id_table=CAMVID_TO_GROUPS)
+
+
 def cityscapes(root: str | Path, split: str) -> SceneSet:
     """Cityscapes in its official layout, labelIds mapped to trainIds in memory."""
     pairs = _find_pairs(
@@ -158,6 +168,7 @@ def idd_lite(root: str | Path, split: str) -> SceneSet:
 
 SCENE_SETS: dict[str, Callable[[str | Path, str], SceneSet]] = {
     "camvid": camvid,
+    "camvid_groups": camvid_groups,
     "cityscapes": cityscapes,
     "cityscapes_train_ids": cityscapes_train_ids,
     "cityscapes_flat": cityscapes_flat,

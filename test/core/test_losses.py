@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from random import Random
 
@@ -26,6 +27,7 @@ VARIANTS = {
     "paper's training": LossConfig(),
     "eq. 3 as printed": LossConfig(classification="abstention_eq3"),
     "joint, fixed penalty": LossConfig(penalty=6.0),
+    "penalty of at least 1": LossConfig(penalty_floor=1.0),
     "joint, no regularisers": LossConfig(smoothness_weight=0, sparsity_weight=0),
     "abstention alone": LossConfig(penalty=6.0, hinge_weight=0),
     "energy alone": LossConfig(classification="cross_entropy"),
@@ -54,7 +56,9 @@ def written_out(f: Tensor, y: Tensor, config: LossConfig) -> Tensor:
     classes = f.shape[1] - 1
     inlier, outlier = y < OUTLIER, y == OUTLIER
     energy = -f[:, :-1].exp().sum(1).log()
-    a = gaussian_blur(energy**2) if config.penalty is None else torch.full_like(energy, config.penalty)
+    a = gaussian_blur(energy**2).clamp_min(config.penalty_floor)
+    if config.penalty is not None:
+        a = torch.full_like(energy, config.penalty)
     one_hot = F.one_hot(y.where(inlier, 0), classes).movedim(-1, 1)
     p = f.softmax(1)
     if config.classification == "cross_entropy":
@@ -239,7 +243,20 @@ def test_a_label_without_a_class_is_named(label: int) -> None:
         pebal_loss(logits, target)
 
 
-@pytest.mark.parametrize("values", [{"penalty": 0.0}, {"penalty": -1.0}, {"inlier_margin": -3.0}])
+def test_a_floor_of_one_bounds_the_objective_below() -> None:
+    """Without it, abstaining everywhere at an energy of zero beats any classification."""
+    classes = 19
+    logits = torch.full((2, classes + 1, 8, 8), -math.log(classes))
+    logits[:, -1] = 30.0
+    target = torch.zeros(2, 8, 8, dtype=torch.long)
+    target[1, :4] = OUTLIER
+    assert pebal_loss(logits, target).classification < -20
+    assert 0 <= pebal_loss(logits, target, LossConfig(penalty_floor=1.0)).classification < 1e-6
+
+
+@pytest.mark.parametrize(
+    "values", [{"penalty_floor": 0.0}, {"penalty": 0.0}, {"penalty": -1.0}, {"inlier_margin": -3.0}]
+)
 def test_impossible_settings_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(PebalError):
         LossConfig(**values)  # type: ignore[arg-type]

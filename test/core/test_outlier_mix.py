@@ -12,7 +12,15 @@ from pebal_core.data.coco import OutlierSet, prepare_coco
 from pebal_core.data.cutouts import Cutout, cut_out, paste, random_blob, resize
 from pebal_core.data.outlier_mix import ObjectPool, RichMix, anomaly_mix, draw_foot, horizon_row
 from pebal_core.data.partial_labels import GROUPS
-from pebal_core.data.scenes import camvid, check_scenes, cityscapes_flat, cityscapes_train_ids, idd_lite, read_image
+from pebal_core.data.scenes import (
+    camvid,
+    camvid_groups,
+    check_scenes,
+    cityscapes_flat,
+    cityscapes_train_ids,
+    idd_lite,
+    read_image,
+)
 from pebal_core.errors import PebalError
 from pebal_core.labels import OUTLIER, VOID
 from pebal_core.training.samples import DataConfig, SceneSource, TrainingSamples
@@ -196,3 +204,12 @@ def test_coarse_labels_become_groups(shared_dir: Path) -> None:
     assert len(scenes) == 1403
     check_scenes(scenes)
     assert set(np.unique(scenes.load(0)[1])) <= {0, 10, VOID, *GROUPS}
+
+
+def test_camvid_as_groups(shared_dir: Path) -> None:
+    plain, groups = (layout(shared_dir / "data/camvid", "val").load(0)[1] for layout in (camvid, camvid_groups))
+    assert set(np.unique(groups)) & set(GROUPS) >= {204, 207, 208}
+    for group, classes in GROUPS.items():
+        assert set(np.unique(plain[groups == group])) <= set(classes)
+    exact = groups < 19
+    assert exact.any() and np.array_equal(groups[exact], plain[exact])
