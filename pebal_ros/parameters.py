@@ -5,9 +5,10 @@ python -m pebal_ros.parameters > docs/parameters.md
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ from pebal_core.model_file import ModelInfo
 from .qos import BEST_EFFORT, RELIABLE
 
 AUTO = "auto"
+RCLPY_PARAMETERS = {"use_sim_time", "start_type_description_service"}
+"""What every node declares by itself."""
 CAMERA_NAME = r"(/?[A-Za-z_]\w*(/[A-Za-z_]\w*)*)?"
 """What ROS allows before a topic's own name; empty: nothing."""
 TYPE_NAMES = {bool: "bool", int: "integer", float: "number", str: "string", list: "list of strings"}
@@ -191,11 +194,16 @@ def documentation() -> str:
 
 
 def declare(node: Node, specs: Sequence[Spec]) -> None:
-    """Declare every parameter of a table on a node, with its descriptor.
+    """Declare every parameter of a table on a node, with its descriptor; warn of given ones that are in no table.
 
     Raises:
         PebalError: a value given at start has the wrong type or is out of range.
     """
+    # A shared file (`/**:`) may well hold other nodes' parameters, so these are no error.
+    for name in unknown_names(getattr(node, "_parameter_overrides", {}), specs):
+        similar = difflib.get_close_matches(name, [spec.name for spec in specs], 1)
+        hint = f"; did you mean '{similar[0]}'?" if similar else "."
+        node.get_logger().warning(f"The parameter '{name}' is ignored: this node has none of that name{hint}")
     for spec in specs:
         try:
             refused = spec.refusal(node.declare_parameter(spec.name, spec.default, spec.descriptor()).value)
@@ -206,6 +214,12 @@ def declare(node: Node, specs: Sequence[Spec]) -> None:
             refused = f"{spec.name} {spec.range_text}"
         if refused:
             raise PebalError(f"The parameter {refused}.")
+
+
+def unknown_names(given: Iterable[str], specs: Sequence[Spec]) -> list[str]:
+    """Names of parameters given at start that neither a table nor rclpy itself declares."""
+    known = {spec.name for spec in specs} | RCLPY_PARAMETERS
+    return sorted(name for name in given if name not in known and not name.startswith("qos_overrides."))
 
 
 def refusal(specs: Sequence[Spec], name: str, value: Any) -> str | None:

@@ -47,6 +47,10 @@ def test_a_truncated_model_file_ends_the_process_with_one_sentence(tmp_path: Pat
         ({"transport": "theora"}, "The parameter transport takes raw, compressed, not 'theora'."),
         ({"cameras": "[front, front]"}, "The parameter cameras names one thing twice: front, front."),
         ({"cameras": "[]"}, "The parameter cameras"),
+        (
+            {"treshold": -3.0, "overlay_alpha": 3.0},
+            "The parameter 'treshold' is ignored: this node has none of that name; did you mean 'threshold'?",
+        ),
     ],
 )
 def test_an_unacceptable_parameter_ends_the_process(
