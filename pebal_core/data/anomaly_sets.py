@@ -3,6 +3,7 @@
 | name | images, labels | ids in the labels |
 |---|---|---|
 | FishyscapesLostAndFound, FishyscapesStatic | ``original/*``, ``labels/*`` | 0 inlier, 1 anomaly, else void |
+| FishyscapesLostAndFound | ``leftImg8bit/**`` of LostAndFound, ``NNNN_*_labels`` | the same |
 | LostAndFound | ``leftImg8bit/test/**``, ``gtCoarse/…_labelTrainIds`` | 1 inlier, 2 anomaly; void 0, 255 |
 | RoadAnomaly | ``original/*``, ``labels/*``; ``frames/*``, ``frames/*.labels/labels_semantic`` | 0; 1 or 2 by copy |
 | RoadAnomaly21, RoadObstacle21 | ``images/*``, ``labels_masks/*_labels_semantic`` | 0, 1, void 255 |
@@ -122,6 +123,8 @@ class Layout:
     ids: Ids
     only: str = ""
     """If images begin with this, the others are without labels by design."""
+    numbered: bool = False
+    """The names of label files begin with a number, and images without one are not part of the set."""
 
 
 def _city(folder: str, images: str, labels: str, ids: Ids) -> Layout:
@@ -160,7 +163,11 @@ KNOWN: dict[str, _Known] = {
     ),
     "FishyscapesLostAndFound": _Known(
         ("lostandfound", "fs_lost_found", "fishyscapes_lostandfound", "laf"),
-        (Layout(*_REFERENCE, _FISHYSCAPES), Layout(*_PAIR, _FISHYSCAPES)),
+        (
+            Layout(*_REFERENCE, _FISHYSCAPES),
+            Layout(*_PAIR, _FISHYSCAPES),
+            Layout("leftImg8bit/**/*_leftImg8bit", "**/*_labels", _FISHYSCAPES, numbered=True),
+        ),
     ),
     "FishyscapesStatic": _Known(
         ("static", "fs_static", "fishyscapes_static"),
@@ -215,6 +222,9 @@ def open_set(name: str, path: str | Path, declared: Ids = _BINARY) -> Evaluation
         for layout in known.layouts:
             images, labels = (_find(folder, pattern.format(split=split)) for pattern in (layout.images, layout.labels))
             if images and labels:
+                if layout.numbered:
+                    labels = {key.partition("_")[2]: file for key, file in labels.items()}
+                    images = {key: file for key, file in images.items() if key in labels}
                 if layout.only and any(key.startswith(layout.only) for key in images):
                     images = {key: file for key, file in images.items() if key.startswith(layout.only)}
                 pairs = _pair(name, images, labels)
@@ -283,10 +293,9 @@ def _pair(name: str, images: dict[str, Path], labels: dict[str, Path]) -> Pairs:
     ):
         lonely = [some[key] for key in some if key not in others]
         if lonely:
-            where = next(iter(others.values())).parent
+            where = f", whose {lacking} should be in {next(iter(others.values())).parent}" if others else ""
             raise PebalError(
-                f"{len(lonely)} of {len(some)} {what} of {name} have no {lacking}; the first is {lonely[0]}, whose "
-                f"{lacking} should be in {where}."
+                f"{len(lonely)} of {len(some)} {what} of {name} have no {lacking}; the first is {lonely[0]}{where}."
             )
     return tuple((images[key], labels[key]) for key in sorted(images))
 

@@ -122,6 +122,24 @@ def test_the_folder_above_will_do(name: str, folder: str, tmp_path: Path) -> Non
     assert (data.name, len(data), data.path) == (name, 2, tmp_path / folder)
 
 
+def test_the_labels_of_fishyscapes_choose_among_the_images_of_lost_and_found(tmp_path: Path) -> None:
+    street = tmp_path / "leftImg8bit" / "test" / "04_Street"
+    for frame in ("000030", "000040", "000050"):
+        write(street / f"04_Street_8_000000_{frame}_leftImg8bit.png")
+    for number, frame in (("0000", "000050"), ("0001", "000030")):
+        write(tmp_path / "fishyscapes_lostandfound" / f"{number}_04_Street_8_000000_{frame}_labels.png", IDS)
+    data = open_set("FishyscapesLostAndFound", tmp_path)
+    assert [image.name[-22:-16] for image, _ in data.pairs] == ["000030", "000050"]
+    assert [labels.name[:4] for _, labels in data.pairs] == ["0001", "0000"]
+    assert values_of(data) == [0, 1, 255, 255]
+    (street / "04_Street_8_000000_000030_leftImg8bit.png").unlink()
+    with pytest.raises(PebalError, match=r"1 of 2 label files .* have no image; the first is .*0001_04_Street"):
+        open_set("FishyscapesLostAndFound", tmp_path)
+    (street / "04_Street_8_000000_000050_leftImg8bit.png").unlink()
+    with pytest.raises(PebalError, match=r"2 of 2 label files .* have no image"):
+        open_set("FishyscapesLostAndFound", tmp_path)
+
+
 def test_a_folder_of_another_set_is_refused(tmp_path: Path) -> None:
     root = write_layout(
         tmp_path / "dataset_ObstacleTrack", "images/{}.jpg", "labels_masks/{}_labels_semantic.png", BINARY
