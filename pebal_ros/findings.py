@@ -91,14 +91,14 @@ def _silence(camera: Camera, topic: str, state: TopicState, seconds: float) -> F
             ERROR,
             "wrong type",
             f"{topic} carries {', '.join(sorted(state.wrong_types))}, not {camera.input.type_name}: "
-            "remap 'image' to the camera's image topic, or set the parameter transport.",
+            f"remap '{camera.prefix}image' to the camera's image topic, or set the parameter transport.",
         )
     if not state.publishers:
         return Finding(
             ERROR,
             "no publisher",
-            f"{topic} has no publisher: start the camera, or remap 'image' to its topic "
-            "('ros2 topic list -t' shows them).",
+            f"{topic} has no publisher: start the camera, or remap '{camera.prefix}image' to its "
+            "topic ('ros2 topic list -t' shows them).",
         )
     if camera.input.incompatible:
         return Finding(

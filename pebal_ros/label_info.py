@@ -22,7 +22,7 @@ except ImportError:  # not part of every installation, and older versions have n
 class LabelInfoPublishers:
     """Publishes the classes once beside the outputs of each camera, for whoever subscribes and whenever.
 
-    Where vision_msgs is not installed nothing is published, and the log says so.
+    Where no vision_msgs with LabelInfo (4.1 or later) is installed nothing is published, and the log says so.
 
     Args:
         prefixes: of the cameras' topics.
@@ -33,7 +33,7 @@ class LabelInfoPublishers:
         self._node = node
         self._publishers: list[Publisher[Any]] = []
         if LabelInfo is None:
-            node.get_logger().info("label_info is not published: the package vision_msgs is not installed.", once=True)
+            node.get_logger().info("label_info is not published: there is no vision_msgs 4.1 or later.", once=True)
             return
         latched = keep_last(RELIABLE)
         latched.durability = QoSDurabilityPolicy.TRANSIENT_LOCAL

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,15 @@ import pytest
 from rclpy.qos import QoSDurabilityPolicy
 
 from pebal_core.model_file import read_info
+from pebal_ros import label_info
 
 from .conftest import Rig
 from .harness import qos, wait_until
 
-INSTALLED = importlib.util.find_spec("vision_msgs") is not None
+INSTALLED = vars(label_info)["LabelInfo"] is not None
 
 
-@pytest.mark.skipif(not INSTALLED, reason="vision_msgs is not installed")
+@pytest.mark.skipif(not INSTALLED, reason="vision_msgs is not installed, or has no LabelInfo")
 def test_whoever_comes_late_learns_the_classes(rig: Rig, tiny_model: Path) -> None:
     from vision_msgs.msg import LabelInfo
 
@@ -35,5 +35,5 @@ def test_whoever_comes_late_learns_the_classes(rig: Rig, tiny_model: Path) -> No
 @pytest.mark.skipif(INSTALLED, reason="vision_msgs is installed")
 def test_without_vision_msgs_the_log_says_so_once(rig: Rig) -> None:
     rig.client.status("model", lambda status: status.hardware_id)
-    assert rig.process.output().count("label_info is not published: the package vision_msgs is not installed.") == 1
+    assert rig.process.output().count("label_info is not published: there is no vision_msgs 4.1 or later.") == 1
     assert rig.client.node.count_publishers("/rig/label_info") == 0
