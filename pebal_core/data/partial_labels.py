@@ -16,6 +16,7 @@ GROUPS: dict[int, tuple[int, ...]] = {
     206: (6, 7),  # traffic light, traffic sign
     207: (8, 9),  # vegetation, terrain
     208: (2, 3),  # building, wall
+    209: tuple(range(19)),  # anything known: a scene without labels
 }
 """Label → the trainIds that it may stand for."""
 

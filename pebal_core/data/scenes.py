@@ -13,6 +13,8 @@ from ..errors import PebalError
 from ..labels import CAMVID_TO_TRAIN_ID, LABEL_ID_TO_TRAIN_ID, VOID
 
 SKY = 10
+ANY_CLASS = 209
+"""The group of `partial_labels` that holds every class."""
 CHECKED = 8
 """Scenes of a set that are read before training starts."""
 
@@ -110,6 +112,22 @@ class SceneSet:
         return image, self.id_table[ids]
 
 
+@dataclass(frozen=True)
+class UnlabelledScenes(SceneSet):
+    """Footage that shows nothing but known things: each pixel is what the network takes it for."""
+
+    def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image H×W×3 uint8 RGB and `ANY_CLASS` H×W uint8."""
+        image = read_image(self.pairs[index][0])
+        return image, np.full(image.shape[:2], ANY_CLASS, np.uint8)
+
+
+def unlabelled(root: str | Path, split: str) -> SceneSet:
+    """A folder of images without labels; it has no splits."""
+    images = list_images(Path(root))
+    return UnlabelledScenes(f"{Path(root).name} without labels", tuple((image, image) for image in images), TRAIN_IDS)
+
+
 def camvid(root: str | Path, split: str) -> SceneSet:
     """CamVid in SegNet's layout: ``{split}/*`` beside ``{split}annot/*.png``."""
     folder = Path(root) / split
@@ -173,6 +191,7 @@ SCENE_SETS: dict[str, Callable[[str | Path, str], SceneSet]] = {
     "cityscapes_train_ids": cityscapes_train_ids,
     "cityscapes_flat": cityscapes_flat,
     "idd_lite": idd_lite,
+    "unlabelled": unlabelled,
 }
 
 
@@ -194,8 +213,13 @@ def check_scenes(scenes: SceneSet) -> None:
         PebalError: ids that the layout does not have (such as labelIds where trainIds are expected), a set without any
             labelled pixel, skies that are redder than blue (red and blue swapped), or a file that cannot be read.
     """
+    picked = sorted({round(i) for i in np.linspace(0, len(scenes) - 1, CHECKED)})
+    if isinstance(scenes, UnlabelledScenes):
+        for index in picked:
+            scenes.load(index)
+        return
     sky, labelled = [], 0
-    for index in sorted({round(i) for i in np.linspace(0, len(scenes) - 1, CHECKED)}):
+    for index in picked:
         image, labels = scenes.load(index)
         path = scenes.pairs[index][1]
         ids = np.unique(read_ids(path))

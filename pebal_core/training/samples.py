@@ -34,7 +34,8 @@ class SceneSource:
     """One set of labelled scenes."""
 
     layout: str
-    """Name of the layout: camvid, camvid_groups, cityscapes, cityscapes_train_ids, cityscapes_flat or idd_lite."""
+    """Name of the layout: camvid, camvid_groups, cityscapes, cityscapes_train_ids, cityscapes_flat, idd_lite or
+    unlabelled."""
     folder: str
     """Below `DataConfig.root`."""
     split: str = "train"

@@ -7,11 +7,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from pebal_core.data.coco import OutlierSet, prepare_coco
 from pebal_core.data.cutouts import Cutout, cut_out, paste, random_blob, resize
 from pebal_core.data.outlier_mix import ObjectPool, RichMix, anomaly_mix, draw_foot, horizon_row
-from pebal_core.data.partial_labels import GROUPS
+from pebal_core.data.partial_labels import GROUPS, resolve_groups
 from pebal_core.data.scenes import (
     camvid,
     camvid_groups,
@@ -20,6 +21,7 @@ from pebal_core.data.scenes import (
     cityscapes_train_ids,
     idd_lite,
     read_image,
+    unlabelled,
 )
 from pebal_core.errors import PebalError
 from pebal_core.labels import OUTLIER, VOID
@@ -213,3 +215,22 @@ def test_camvid_as_groups(shared_dir: Path) -> None:
         assert set(np.unique(plain[groups == group])) <= set(classes)
     exact = groups < 19
     assert exact.any() and np.array_equal(groups[exact], plain[exact])
+
+
+def test_scenes_without_labels(tmp_path: Path, shared_dir: Path) -> None:
+    source = camvid(shared_dir / "data/camvid", "val")
+    for file, _ in source.pairs[:3]:
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    scenes = unlabelled(tmp_path, "train")
+    check_scenes(scenes)
+    image, labels = scenes.load(1)
+    assert len(scenes) == 3 and np.array_equal(image, source.load(1)[0])
+    assert np.unique(labels).tolist() == [209]
+    logits = torch.randn(1, 20, *labels.shape, generator=torch.Generator().manual_seed(0))
+    resolved = resolve_groups(torch.from_numpy(labels)[None], logits)
+    assert torch.equal(resolved[0], logits[0, :19].argmax(0).to(torch.uint8)), (
+        "a pixel is what the network takes it for"
+    )
+    (tmp_path / source.pairs[0][0].name).write_bytes(b"no image")
+    with pytest.raises(PebalError, match="cannot be read as an image"):
+        check_scenes(scenes)
