@@ -107,15 +107,11 @@ def file_sha256(path: Path) -> str:
 
 
 def read_info(path: Path) -> ModelInfo:
-    """Metadata alone, without reading weights.
+    """Metadata of a .safetensors file, without reading weights (`engines.selection.model_info` takes .onnx files, too).
 
     Raises:
-        PebalError: the file is truncated, is no safetensors or ONNX file, or carries no metadata of ours.
+        PebalError: the file is truncated, is no safetensors file, or carries no metadata of ours.
     """
-    if path.suffix == ONNX:
-        from .engines.onnx import read_metadata
-
-        return read_metadata(path, str(path))
     from safetensors import SafetensorError, safe_open
 
     try:

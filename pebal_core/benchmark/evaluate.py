@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ..data.anomaly_sets import EvaluationSet
 from ..errors import PebalError
 from ..metrics.calibration import CalibrationMetrics
 from ..metrics.components import SIZE_LIMITS, ComponentMetrics
-from ..metrics.pooled import PooledMetrics, PooledResult
+from ..metrics.pooled import Figures, PooledMetrics, PooledResult
 from ..metrics.segmentation import SegmentationMetrics
 from ..model_file import write_atomically
 from .bootstrap import Coarse, central, coarse_counts, draw_weights, intervals, replicate_figures
@@ -223,16 +223,7 @@ class SetBenchmark:
                 gaps = replicates[score][:, 1] - main_replicates
                 gap = central(gaps[1:] - gaps[0] + result.ap - main_ap, -1, 1)
             scores[score] = Score(
-                images=result.images,
-                inliers=result.inliers,
-                outliers=result.outliers,
-                undefined=result.undefined,
-                auroc=result.auroc,
-                ap=result.ap,
-                fpr95=result.fpr95,
-                fpr95_definitions=result.fpr95_definitions,
-                best_f1=result.best_f1,
-                best_f1_threshold=result.best_f1_threshold,
+                **{item.name: getattr(result, item.name) for item in fields(Figures)},
                 **intervals(replicates[score], result),
                 ap_difference_interval=gap,
                 components=self._component_figures() if score == self.main else None,

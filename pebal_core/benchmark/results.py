@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import PebalError
-from ..metrics.pooled import Curve
+from ..metrics.pooled import Curve, Figures
 from ..model_file import write_atomically
 
 RESULTS = "results.json"
@@ -57,22 +57,9 @@ class Components:
 
 
 @dataclass(frozen=True)
-class Score:
-    """The figures of one score on one set, all pixels pooled."""
+class Score(Figures):
+    """The figures of one score on one set; `fpr95` is by the definition that the protocol names."""
 
-    images: int
-    inliers: int
-    outliers: int
-    """Pixels."""
-    undefined: str | None = None
-    auroc: float | None = None
-    ap: float | None = None
-    fpr95: float | None = None
-    """By the definition that the protocol names (`Run.fpr95_definition`)."""
-    fpr95_definitions: dict[str, float] | None = None
-    """By each of `pebal_core.metrics.pooled.FPR95_DEFINITIONS`."""
-    best_f1: float | None = None
-    best_f1_threshold: float | None = None
     auroc_interval: Interval | None = None
     ap_interval: Interval | None = None
     fpr95_interval: Interval | None = None

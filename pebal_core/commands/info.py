@@ -8,7 +8,8 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
-from ..model_file import ModelInfo, file_sha256, read_info, resolve_model
+from ..engines.selection import model_info
+from ..model_file import ModelInfo, file_sha256, resolve_model
 
 _UNITS = {"threshold": " nats", "energy_range": " nats"}
 
@@ -19,7 +20,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     path = resolve_model(args.model)
-    info = read_info(path)
+    info = model_info(path)
     table = Table("field", "value", title=str(path), show_header=False)
     table.add_row("size", f"{path.stat().st_size / 1e6:.1f} MB")
     table.add_row("sha256", file_sha256(path))

@@ -71,9 +71,22 @@ def exported(path: Path) -> Path:
     sibling = path.with_suffix(ONNX)
     if not sibling.is_file():
         raise PebalError(f"There is no {sibling.name} beside {path}; for ONNX Runtime make one with 'pebal export'.")
-    if read_info(sibling).export.get("sha256") != file_sha256(path):
+    if model_info(sibling).export.get("sha256") != file_sha256(path):
         raise PebalError(f"{sibling} was not made from {path.name} as it is now: make it anew with 'pebal export'.")
     return sibling
+
+
+def model_info(path: Path) -> ModelInfo:
+    """What a model file of either kind says of itself, without reading weights.
+
+    Raises:
+        PebalError: the file is truncated, or carries no metadata of ours.
+    """
+    if path.suffix != ONNX:
+        return read_info(path)
+    from .onnx import read_metadata
+
+    return read_metadata(path, str(path))
 
 
 def faster(one: Selected, other: Selected) -> Selected:

@@ -44,21 +44,28 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class PooledResult:
-    """Figures as fractions; all None, with the reason in `undefined`, unless both classes occur."""
+class Figures:
+    """Fractions; all None, with the reason in `undefined`, unless both classes occur."""
 
     images: int
     inliers: int
     outliers: int
+    """Pixels."""
     undefined: str | None = None
     auroc: float | None = None
     ap: float | None = None
     fpr95: float | None = None
-    """By the default definition, `first_at_least`."""
-    fpr95_threshold: float | None = None
     fpr95_definitions: dict[str, float] | None = None
+    """By each of `FPR95_DEFINITIONS`."""
     best_f1: float | None = None
     best_f1_threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class PooledResult(Figures):
+    """Figures of all pixels together; `fpr95` is that of the default definition, `first_at_least`."""
+
+    fpr95_threshold: float | None = None
     curve: Curve | None = None
 
     def to_dict(self) -> dict[str, Any]:

@@ -25,10 +25,11 @@ from pebal_core.commands.main import main
 from pebal_core.detector import AnomalyDetector
 from pebal_core.engines import selection
 from pebal_core.engines.onnx import OnnxEngine, read_metadata
+from pebal_core.engines.selection import model_info
 from pebal_core.engines.torch import TorchEngine
 from pebal_core.errors import PebalError
 from pebal_core.export import Parity, compare, export, to_onnx
-from pebal_core.model_file import ModelInfo, file_sha256, load_model, onnx_with_info, read_info, save_model
+from pebal_core.model_file import ModelInfo, file_sha256, load_model, onnx_with_info, save_model
 from pebal_core.networks import build_network
 from pebal_core.onnx_pooling import TRANSLATIONS
 
@@ -119,7 +120,7 @@ def test_adaptive_pooling(dynamic: bool) -> None:
 
 
 def test_everything_travels_along(model_path: Path, onnx_path: Path) -> None:
-    info, original = read_info(onnx_path), read_info(model_path)
+    info, original = model_info(onnx_path), model_info(model_path)
     assert replace(info, export={}) == original
     assert (info.export["precision"], info.export["sha256"]) == ("fp32", file_sha256(model_path))
     assert info.export["parity"]["energy_max"] <= 1e-3
@@ -131,7 +132,7 @@ def test_calibration_changes_an_exported_model(onnx_path: Path, tmp_path: Path) 
     cv2.imwrite(str(tmp_path / "road.png"), photograph(64, 96)[0])
     out = tmp_path / "calibrated.onnx"
     assert main(["calibrate", str(tmp_path), "--model", str(onnx_path), "--out", str(out)]) == 0
-    assert read_info(out).threshold != read_info(onnx_path).threshold
+    assert model_info(out).threshold != model_info(onnx_path).threshold
     image = photograph(64, 96)[0]
     assert (AnomalyDetector.load(out)(image).energy == AnomalyDetector.load(onnx_path)(image).energy).all()
 
@@ -149,7 +150,7 @@ def test_the_command_compares_and_says_how_far(
     assert main(["export", *words, "--images", str(tmp_path / "images"), "--labelled", f"own={tmp_path}"]) == 0
     said = capsys.readouterr().out
     assert "fp16" in said and "of the labels are equal" in said and "AP on 1 labelled images" in said
-    info = read_info(out)
+    info = model_info(out)
     assert info.input_size == [64, 96] and info.export["precision"] == "fp16"
     assert out.stat().st_size < 0.6 * model_path.stat().st_size
     assert AnomalyDetector.load(out, precision="fp16")(image).energy.shape == (96, 160)
@@ -160,7 +161,7 @@ def test_a_model_that_is_too_far_is_not_written(
 ) -> None:
     """A graph of other weights, so that the comparison itself is tried."""
     torch.manual_seed(1)
-    network, info = build_network("deeplabv3plus", **TINY).eval(), read_info(model_path)
+    network, info = build_network("deeplabv3plus", **TINY).eval(), model_info(model_path)
     content = to_onnx(network, info, "fp32")
     monkeypatch.setattr(exporting, "to_onnx", lambda *_: content)
     cv2.imwrite(str(tmp_path / "one.png"), photograph(64, 96)[0])
