@@ -154,34 +154,31 @@ def compare_on(dataset: str, model: str, ways: list[str], device: str, limit: in
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """Milliseconds per image over pixels (single images) and over the batch (at each size)."""
+    """Milliseconds per image over pixels, of single images; and in a batch, as a share of a single image's."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
+    from matplotlib.lines import Line2D
 
     figure, (by_pixels, by_batch) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    markers = dict(zip(dict.fromkeys(row.size for row in rows), "os^Dvp*", strict=False))
     for model, way in dict.fromkeys((row.model, row.way) for row in rows):
         own = [row for row in rows if (row.model, row.way) == (model, way)]
-        single = [row for row in own if row.batch == 1]
-        line = by_pixels.plot(
-            [row.size[0] * row.size[1] / 1e6 for row in single],
-            [row.milliseconds for row in single],
-            marker="o",
-            label=f"{model}, {way}",
-        )
-        for size in dict.fromkeys(row.size for row in own):
-            same = [row for row in own if row.size == size]
-            by_batch.plot(
-                [row.batch for row in same],
-                [row.milliseconds for row in same],
-                marker="o",
-                color=line[0].get_color(),
-            )
-            by_batch.annotate(f"{size[0]}×{size[1]}", (same[-1].batch, same[-1].milliseconds), fontsize=7)
+        single = {row.size: row.milliseconds for row in own if row.batch == 1}
+        pixels = [height * width / 1e6 for height, width in single]
+        (line,) = by_pixels.plot(pixels, list(single.values()), marker="o", label=f"{model}, {way}")
+        for size, marker in markers.items():
+            same = [row for row in own if row.size == size and size in single]
+            shares = [100 * row.milliseconds / single[size] for row in same]
+            by_batch.plot([row.batch for row in same], shares, marker=marker, color=line.get_color(), alpha=0.8)
     by_pixels.set(xlabel="megapixels", ylabel="ms per image", xscale="log", yscale="log", title="single images")
-    by_batch.set(xlabel="images in a batch", ylabel="ms per image", yscale="log", title="batches")
+    by_batch.set(xlabel="images in a batch", ylabel="% of a single image's time", title="per image of a batch")
+    by_batch.set_ylim(bottom=0)
+    by_batch.xaxis.get_major_locator().set_params(integer=True)
     by_pixels.legend(fontsize=8)
+    handles = [Line2D([], [], color="grey", marker=m, label=f"{h}×{w}") for (h, w), m in markers.items()]
+    by_batch.legend(handles=handles, fontsize=8)
     for axes in (by_pixels, by_batch):
         axes.grid(alpha=0.3, which="both")
     figure.savefig(path, dpi=110)
