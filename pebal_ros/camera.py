@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header
 
 from .camera_input import CameraInput
 from .images import RgbImage, from_compressed, to_rgb
@@ -18,6 +20,9 @@ from .mailbox import Mailbox
 from .outputs import CameraOutputs
 from .qos import BEST_EFFORT, keep_last
 from .stream_statistics import FrameCounts, RateMeter, StageTimes
+
+INFOS = 16
+"""CameraInfo messages that are kept for the frames that are being answered."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,8 @@ class Camera:
             self._receive,
         )
         self.counts = FrameCounts()
-        self.rate_in, self.rate_out, self.rate_dropped = RateMeter(), RateMeter(), RateMeter()
+        self.rate_in, self.rate_out = RateMeter(), RateMeter()
+        self.rate_dropped, self.rate_stale = RateMeter(), RateMeter()
         self.stages = StageTimes()
         self.last_error = ""
         self.refused: dict[str, str] = {}
@@ -92,7 +98,7 @@ class Camera:
         self.clock_offset = 0.0
         """Seconds from the last frame's stamp to its arrival, by the node's clock."""
         self.opened_at: float | None = None
-        self.camera_info: CameraInfo | None = None
+        self._infos: deque[CameraInfo] = deque(maxlen=INFOS)
         self._node = node
         self._info_topic = f"{prefix}camera_info"
         self._info_subscription: Subscription[Any] | None = None
@@ -101,6 +107,7 @@ class Camera:
         """Begin to receive."""
         self.opened_at = time.monotonic()
         self.rate_in = RateMeter()  # a pause is no interval between frames
+        self.wanted_since = None
         self.input.watch()
         # Best effort hears reliable and best-effort cameras alike, and a calibration is small.
         self._info_subscription = self._node.create_subscription(
@@ -114,16 +121,24 @@ class Camera:
             self._node.destroy_subscription(self._info_subscription)
             self._info_subscription = None
         self.mailbox.discard()
+        self._infos.clear()
         self.opened_at = None
 
     def destroy(self) -> None:
         self.close()
         self.outputs.destroy()
 
+    def calibration(self, header: Header, height: int, width: int) -> CameraInfo | None:
+        """The CameraInfo of this frame: that of its stamp, else the last one; None where it is of another size."""
+        infos = tuple(self._infos)
+        of_stamp = [info for info in infos if info.header.stamp == header.stamp]
+        info = (of_stamp or infos or (None,))[-1]
+        return info if info is not None and (info.height, info.width) in ((height, width), (0, 0)) else None
+
     def begin_answering(self) -> None:
         """Somebody listens again: the rates so far say nothing about what comes."""
         self.wanted_since = time.monotonic()
-        self.rate_out, self.rate_dropped = RateMeter(), RateMeter()
+        self.rate_out, self.rate_dropped, self.rate_stale = RateMeter(), RateMeter(), RateMeter()
 
     @property
     def simulated(self) -> bool:
@@ -150,4 +165,4 @@ class Camera:
             self.rate_dropped.tick()
 
     def _receive_info(self, message: CameraInfo) -> None:
-        self.camera_info = message
+        self._infos.append(message)

@@ -65,8 +65,8 @@ class CameraInput:
         self._deliver = deliver
         self._gaps = SequenceGaps()
         self._subscriptions: dict[str, Subscription[Any]] = {}
-        self._awaited: dict[str, deque[tuple[int | None, int, int]]] = {}
-        """Number and stamp of what each of two subscriptions delivered and the other did not bring yet."""
+        self._awaited: dict[str, deque[tuple[bytes, int | None, int, int]]] = {}
+        """Publisher, number and stamp of what each of two subscriptions delivered and the other did not bring yet."""
 
     @property
     def asked(self) -> list[str]:
@@ -83,6 +83,7 @@ class CameraInput:
         for subscription in self._subscriptions.values():
             self._node.destroy_subscription(subscription)
         self._subscriptions = {}
+        self._awaited = {}
         self._gaps = SequenceGaps()  # what is sent meanwhile is not lost
 
     def watch(self) -> None:
@@ -98,7 +99,7 @@ class CameraInput:
         for reliability in demanded:
             if reliability not in self._subscriptions:
                 self._subscriptions[reliability] = self._subscribe(reliability)
-                self._awaited[reliability] = deque(maxlen=AWAITED)
+                self._awaited = {name: deque(maxlen=AWAITED) for name in demanded}
         for reliability in set(self._subscriptions) - set(demanded):
             self._node.destroy_subscription(self._subscriptions.pop(reliability))
 
@@ -118,9 +119,10 @@ class CameraInput:
         )
 
     def _receive(self, reliability: str, message: Any, info: Mapping[str, Any]) -> None:
-        stamp = message.header.stamp
+        stamp, publisher = message.header.stamp, info.get("publisher_gid")
         # Not by order: the stamps of a camera may go back at any time.
-        frame = (info.get("publication_sequence_number"), stamp.sec, stamp.nanosec)
+        sent = publisher["data"] if publisher else b"", info.get("publication_sequence_number")
+        frame = (*sent, stamp.sec, stamp.nanosec)
         for other, awaited in self._awaited.items():
             if other != reliability and frame in awaited:  # the other subscription brought it already
                 awaited.remove(frame)
@@ -132,6 +134,9 @@ class CameraInput:
     def _lost_before(self, info: Mapping[str, Any]) -> int:
         number = info.get("publication_sequence_number")
         publisher = info.get("publisher_gid")
-        if number is None or (publisher is None and self.state.publishers != 1):
-            return 0  # not told, or not by whom
+        if number is None:
+            return 0
+        if publisher is None and self.state.publishers != 1:  # not told by whom
+            self._gaps = SequenceGaps()
+            return 0
         return self._gaps.missing_before(publisher["data"] if publisher else b"", number)

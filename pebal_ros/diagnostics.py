@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from pebal_core.detector import AnomalyDetector
 from .camera import Camera
 from .findings import OK, UNSAID, WARN, Finding
 from .parameters import Settings
+from .qos import try_publish
 
 PERIOD = 1.0  # seconds
 REPEAT_AFTER = 60.0
@@ -66,11 +68,14 @@ class Reporter:
         while not self._stopped.wait(PERIOD):
             try:
                 statuses = self._collect()
+                for status in statuses:
+                    self._log(status)
+                self._publish(statuses)
             except InvalidHandle:  # a camera was given back while it was looked at
                 continue
-            for status in statuses:
-                self._log(status)
-            self._publish(statuses)
+            except Exception:  # no reason to end the node
+                reason = traceback.format_exc()
+                self._node.get_logger().error(f"The diagnostics failed:\n{reason}", throttle_duration_sec=REPEAT_AFTER)
 
     def _publish(self, statuses: list[Status]) -> None:
         array = DiagnosticArray()
@@ -87,7 +92,7 @@ class Reporter:
                     values=[KeyValue(key=key, value=value) for key, value in values.items()],
                 )
             )
-        self._publisher.publish(array)
+        try_publish(self._publisher, array)
 
     def _log(self, status: Status) -> None:
         """Say what differs from the last word on this part, but the same thing at most once a minute.

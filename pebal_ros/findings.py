@@ -79,7 +79,19 @@ def examine(camera: Camera, settings: Settings) -> Finding:
         return Finding(OK, UNSAID, f"The first frames from {topic} are being answered.")
     served = f"{rate_out:.1f} of {rate_in:.1f} frames per second from {topic} are answered"
     asked = min(rate_in, settings.max_rate) if settings.max_rate else rate_in
-    if camera.rate_dropped.hertz() > OVERLOAD_SHARE * rate_in and rate_out < (1 - OVERLOAD_SHARE) * asked:
+    behind, dropped, stale = (
+        rate_out < (1 - OVERLOAD_SHARE) * asked,
+        camera.rate_dropped.hertz(),
+        camera.rate_stale.hertz(),
+    )
+    if behind and stale > max(OVERLOAD_SHARE * rate_in, dropped):
+        return Finding(
+            WARN,
+            "too old",
+            f"{served}: others are older than max_age ({settings.max_age:g} s) when their turn comes; the last came "
+            f"{camera.clock_offset:.1f} s after its stamp. Raise max_age, or synchronise the clocks.",
+        )
+    if behind and dropped > OVERLOAD_SHARE * rate_in:
         return Finding(WARN, "overload", f"{served}: the camera is faster than the model, older frames are dropped.")
     return Finding(OK, "running", f"{served}.")
 

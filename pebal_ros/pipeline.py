@@ -57,19 +57,24 @@ class Pipeline:
         give_up: Callable[[str], None],
     ) -> None:
         self._settings = settings  # replaced as a whole, so that a frame sees one version of it
-        self.last_error = ""
-        """The engine's, in one sentence; empty after a success."""
         self._detector, self._cameras, self._ready = detector, cameras, ready
         self._clock, self._logger, self._give_up = clock, logger, give_up
         self._stopping = self._abandoned = False
         self._publishing = threading.Lock()
         self._round_started = 0.0
-        self._failures = 0
+        self._failures: dict[tuple[int, ...], int] = {}
+        """How often in a row the engine failed on images of a shape."""
+        self._errors: dict[tuple[int, ...], str] = {}
         self._warm: set[tuple[int, ...]] = set()
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+
+    @property
+    def last_error(self) -> str:
+        """The engine's, in one sentence; empty once it succeeded on images of every shape it had failed on."""
+        return next(iter(tuple(self._errors.values())), "")
 
     def change(self, settings: Settings) -> None:
         """Take over new settings with the next frame."""
@@ -131,6 +136,8 @@ class Pipeline:
             camera.begin_answering()
         if settings.max_age and self._clock.now().nanoseconds - frame.stamp_ns > settings.max_age * 1e9:
             camera.counts.stale += 1
+            camera.rate_stale.tick()
+            camera.last_was_bad = False
             return None
         camera.stages.add("waiting", time.monotonic() - frame.received_at)
         started = time.perf_counter()
@@ -157,9 +164,10 @@ class Pipeline:
                 self._refuse(job.camera, str(error))
             return
         except Exception as error:
-            self._fail(jobs, error)
+            self._fail(shape, jobs, error)
             return
-        self._failures, self.last_error = 0, ""
+        self._failures.pop(shape, None)
+        self._errors.pop(shape, None)
         for job, result in zip(jobs, results, strict=True):
             products = Products(job.image, result, settings, self._detector.info.palette)
             with self._publishing:
@@ -177,8 +185,9 @@ class Pipeline:
         started = time.perf_counter()
         messages = camera.outputs.encode(products, job.wanted, header)
         rendered = time.perf_counter()
-        if camera.camera_info is not None:
-            camera.outputs.publish_camera_info(camera.camera_info, header)
+        calibration = camera.calibration(header, job.image.shape[0], job.image.shape[1])
+        if calibration is not None:
+            camera.outputs.publish_camera_info(calibration, header)
         camera.refused = camera.outputs.publish(messages)
         published = time.perf_counter()
         camera.last_was_bad = False
@@ -203,15 +212,17 @@ class Pipeline:
         camera.last_was_bad = True
         camera.last_error = f"A frame on {camera.input.topic} was skipped: {reason}"
 
-    def _fail(self, jobs: list[Job], error: Exception) -> None:
-        self._failures += 1
+    def _fail(self, shape: tuple[int, ...], jobs: list[Job], error: Exception) -> None:
+        failures = self._failures[shape] = self._failures.get(shape, 0) + 1
         first_line = next(iter(str(error).splitlines()), "no reason given").rstrip(".")
-        self.last_error = f"The engine failed on {jobs[0].camera.picture}: {type(error).__name__}: {first_line}."
+        sentence = f"The engine failed on {jobs[0].camera.picture}: {type(error).__name__}: {first_line}."
+        self._errors[shape] = sentence
         for job in jobs:
             job.camera.counts.failed += 1
-        if self._failures == 1:
-            self._logger.error(f"{self.last_error}\n{traceback.format_exc()}")
-        if self._failures >= FAILURES_BEFORE_GIVING_UP:
-            self._give_up(f"{self.last_error[:-1]}, {self._failures} times in a row; the node ends.")
+            job.camera.last_was_bad = False
+        if failures == 1:
+            self._logger.error(f"{sentence}\n{traceback.format_exc()}")
+        if failures >= FAILURES_BEFORE_GIVING_UP:
+            self._give_up(f"{sentence[:-1]}, {failures} times in a row; the node ends.")
             with self._ready:
                 self._stopping = True

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import queue
 import signal
 import sys
 import threading
@@ -60,11 +61,8 @@ def run(create: Callable[[Finish], RunnableNode], arguments: list[str] | None = 
     process group both send SIGINT: signals after the first change nothing.
     """
     finished = threading.Event()
-    reasons: list[str | None] = []
-
-    def finish(reason: str | None = None) -> None:
-        reasons.append(reason)
-        finished.set()
+    reasons: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    finish = reasons.put  # may interrupt itself, which setting an event may not: a signal comes during a signal
 
     def thread_died(arguments: threading.ExceptHookArgs) -> None:
         if finished.is_set():
@@ -91,21 +89,22 @@ def run(create: Callable[[Finish], RunnableNode], arguments: list[str] | None = 
     spinning = threading.Thread(target=_spin, args=(executor, finished, logger), name="executor", daemon=True)
     node.start(executor)
     spinning.start()
-    finished.wait()
+    reason = reasons.get()
+    finished.set()
     executor.wake()
     spinning.join(CALLBACK_PATIENCE)
     if not spinning.is_alive():
         node.stop()
-    if reasons[0]:
-        logger.fatal(reasons[0])
+    if reason:
+        logger.fatal(reason)
     if spinning.is_alive():  # nothing of the node can be touched
         logger.warning("The node ends in the middle of something that takes long.")
-        return 1 if reasons[0] else 0
+        return 1 if reason else 0
     executor.remove_node(node)  # type: ignore[arg-type]
     executor.shutdown()
     node.destroy_node()
     rclpy.try_shutdown()
-    return 1 if reasons[0] else 0
+    return 1 if reason else 0
 
 
 def give_memory_back() -> None:

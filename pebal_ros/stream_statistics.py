@@ -78,6 +78,8 @@ class StageTimes:
         """(p50, p95) in milliseconds of every stage seen, in the order in which they were first seen."""
         report = {}
         for stage, seconds in tuple(self._seconds.items()):
+            if not seconds:  # looked at between two steps of `add`
+                continue
             p50, p95 = np.percentile(tuple(seconds), (50, 95))
             report[stage] = (1e3 * float(p50), 1e3 * float(p95))
         return report
@@ -87,7 +89,7 @@ class SequenceGaps:
     """Counts frames that a publisher sent and the middleware never handed over.
 
     The middleware numbers the messages of each publisher. A first message sets the mark (what went before it
-    was sent before the two had met); a lower number means that the publisher was restarted.
+    was sent before the two had met). A lower number came late; where the publisher has no name, it was restarted.
     """
 
     def __init__(self) -> None:
@@ -96,5 +98,7 @@ class SequenceGaps:
     def missing_before(self, publisher: bytes, number: int) -> int:
         """Messages of this publisher missing between its previous one and this."""
         previous = self._last.get(publisher)
+        if publisher and previous is not None and number <= previous:
+            return 0
         self._last[publisher] = number
         return max(number - previous - 1, 0) if previous is not None else 0

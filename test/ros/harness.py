@@ -28,7 +28,7 @@ from pebal_ros.images import to_message
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 60.0  # seconds; every wait ends as soon as it can, so this only matters when something is broken
-PROMPT = 3.0
+PROMPT = 3.0 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 """Seconds in which a node ends; it takes less than two where the processor is free, and launch waits for five."""
 STARTUP = 300.0  # importing PyTorch on a busy machine
 
@@ -270,6 +270,10 @@ class Client:
         except AssertionError:
             raise AssertionError(f"No such status of {part}; the last one: {self.statuses.get(part)}") from None
 
+    def last(self, part: str) -> DiagnosticStatus:
+        """The last status of this part; one without a word before the first."""
+        return self.statuses.get(part, DiagnosticStatus(level=DiagnosticStatus.STALE))
+
     def counts(self, part: str) -> dict[str, int]:
         """The frame counts of a camera once none is under way."""
 
@@ -284,7 +288,7 @@ class Client:
         """The response of a service."""
         client: Any = self.node.create_client(service_type, name)
         try:
-            wait_until(client.service_is_ready, what=f"service {name}")
+            wait_until(client.service_is_ready, STARTUP, f"service {name}")
             future = client.call_async(request)
             wait_until(future.done, STARTUP, f"response of {name}")
             return future.result()

@@ -15,7 +15,7 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 
 from .conftest import Rig, start_rig
-from .harness import PROMPT, Client, Inbox, NodeProcess, TestCamera, picture, values, wait_until
+from .harness import PROMPT, STARTUP, Client, Inbox, NodeProcess, TestCamera, picture, values, wait_until
 from .test_diagnostics import REFUSING
 
 IMAGE = "/rig/image"
@@ -96,8 +96,17 @@ def test_two_nodes_on_one_camera(rig: Rig, tmp_path: Path, tiny_model: Path) -> 
     client = Client("/second")
     with NodeProcess("anomaly_node", tmp_path / "log", {"model": tiny_model}, *remap):
         inboxes = [rig.client.listen("labels"), client.listen("labels")]
+        client.status("model", lambda s: values(s)["state"] == "active", STARTUP)
         camera = rig.client.camera()
-        wait_until(lambda: camera.publisher.get_subscription_count() == 2)
+
+        def both() -> bool:
+            """Each node has seen the camera, and keeps the one subscription that fits it."""
+            infos = rig.client.node.get_subscriptions_info_by_topic(camera.publisher.topic_name)
+            nodes = {info.node_namespace for info in infos}
+            matched = camera.publisher.get_subscription_count()
+            return nodes == {"/rig", "/second"} and len(infos) == matched == 2
+
+        wait_until(both)
         for seed in range(5):
             stamp = camera.send(picture(seed=seed))
             first, second = (inbox.wait_for(stamp) for inbox in inboxes)

@@ -13,7 +13,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from .conftest import Rig, start_rig
 from .harness import Inbox, TestCamera, frame_counts, picture, values, wait_until
 
-INFERENCE = 0.08  # seconds that the engine is made to take, so that its speed does not hang on the machine's
+INFERENCE = 0.15  # seconds that the engine is made to take, so that its speed does not hang on the machine's
 
 SLOWED_ENGINE = f"""
 import time
@@ -100,14 +100,21 @@ def test_frames_of_several_cameras_are_one_batch(pair: Rig, front: TestCamera, f
     left, left_labels = pair.client.camera("left/image"), pair.client.listen("left/labels")
     left.wait_for_subscriber()
     front_labels.wait_for(front.send(picture()))  # warm-up, so that what follows is one call each
-    batches = pair.process.output().count("batch of")
-    front.send(picture())
-    wait_until(lambda: pair.process.output().count("batch of") == batches + 1)
-    stamps = front.send(picture()), left.send(picture())  # both while the engine is busy
-    front_labels.wait_for(stamps[0])
-    left_labels.wait_for(stamps[1])
-    sizes = [line for line in pair.process.output().splitlines() if line.startswith("batch of")]
-    assert sizes[batches:] == ["batch of 1", "batch of 2"]
+
+    def batches() -> list[str]:
+        return [line for line in pair.process.output().splitlines() if line.startswith("batch of")]
+
+    def one_batch() -> bool:
+        """On a starved machine, one of the two frames may arrive only when the engine is done with the first."""
+        before = len(batches())
+        front.send(picture())
+        wait_until(lambda: len(batches()) == before + 1)
+        stamps = front.send(picture()), left.send(picture())  # both while the engine is busy
+        front_labels.wait_for(stamps[0])
+        left_labels.wait_for(stamps[1])
+        return batches()[before:] == ["batch of 1", "batch of 2"]
+
+    assert any(one_batch() for _ in range(10))
     left.close()
     left_labels.close()
 

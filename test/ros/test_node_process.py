@@ -208,8 +208,48 @@ def test_an_engine_that_fails_is_retried_and_then_given_up(tmp_path: Path, tiny_
         assert rig.process.exit_code() == 1
         reason = f"The engine failed on 160×96 rgb8: {illegal}, 5 times in a row; the node ends."
         assert rig.process.output().count(reason) == 1
-        wait_until(lambda: client.statuses["model"].message == reason)
+        wait_until(lambda: client.last("model").message == reason)
         wait_until(lambda: states == ["deactivating", "errorprocessing", "finalized"])
+
+
+HALF_FAILING_ENGINE = """
+from pebal_core.engines.torch import TorchEngine
+from pebal_ros.anomaly_node import main
+
+run = TorchEngine.__call__
+
+def run_or_fail(self, images):
+    if images.shape[1] == 64:
+        raise RuntimeError("out of memory")
+    return run(self, images)
+
+TorchEngine.__call__ = run_or_fail
+main()
+"""
+
+
+def test_an_engine_that_fails_on_one_camera_alone_is_no_less_reported(tmp_path: Path, tiny_model: Path) -> None:
+    parameters = {"model": tiny_model, "cameras": "[front, left]"}
+    with start_rig("/half", tmp_path / "log", parameters, script=HALF_FAILING_ENGINE) as rig:
+        front, left = (rig.client.camera(f"{name}/image") for name in ("front", "left"))
+        labels = [rig.client.listen(f"{name}/labels") for name in ("front", "left")]
+        for camera in (front, left):
+            camera.wait_for_subscriber()
+        left.send(picture(64, 96))
+        rig.client.status("model", lambda s: "failed on 96×64" in s.message)
+        labels[0].wait_for(front.send(picture()))
+        status = rig.client.status("model", lambda _: True)
+        assert status.level == DiagnosticStatus.ERROR, "the other camera's success does not hide it"
+
+        def ended() -> bool:
+            front.send(picture())
+            left.send(picture(64, 96))
+            time.sleep(0.2)
+            return not rig.process.running
+
+        wait_until(ended)
+        assert rig.process.exit_code() == 1
+    assert "96×64 rgb8: RuntimeError: out of memory, 5 times in a row; the node ends." in rig.process.output()
 
 
 DYING_THREAD = """

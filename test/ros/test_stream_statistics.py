@@ -53,5 +53,7 @@ def test_sequence_gaps_per_publisher() -> None:
     assert gaps.missing_before(b"a", 42) == 0
     assert gaps.missing_before(b"b", 7) == 0
     assert gaps.missing_before(b"a", 46) == 3
-    assert gaps.missing_before(b"a", 1) == 0, "the publisher was restarted"
+    assert gaps.missing_before(b"a", 44) == 0, "it came late"
+    assert gaps.missing_before(b"a", 47) == 0
+    assert [gaps.missing_before(b"", number) for number in (41, 1, 2)] == [0, 0, 0], "a nameless publisher restarted"
     assert gaps.missing_before(b"b", 9) == 1
