@@ -15,9 +15,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from safetensors.torch import load_file
 
+from pebal_core.commands import ablate, pretrain
 from pebal_core.commands.main import main
+from pebal_core.commands.train import read_config
 from pebal_core.data.coco import prepare_coco
 from pebal_core.data.partial_labels import resolve_groups
 from pebal_core.model_file import ModelInfo, read_info, save_model
@@ -25,6 +28,8 @@ from pebal_core.networks import build_network
 
 from .test_coco import square, write_coco
 from .test_data import write_camvid
+
+CONFIGURATIONS = [p for p in sorted((Path(__file__).parents[2] / "config").glob("*.yaml")) if p.stem != "anomaly"]
 
 Train = Callable[..., Path]
 
@@ -54,6 +59,18 @@ def options(workshop: Path, out: Path, *more: str) -> list[str]:
         "--trainer.checkpoint_every=1", "--trainer.workers=0", "--trainer.accelerator=cpu", "--trainer.devices=1",
         "--rate=0.001", "--ema_decay=0.5", *more,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda p: p.stem)
+def test_every_shipped_configuration_is_understood(path: Path) -> None:
+    parser = ArgumentParser()
+    if path.stem.startswith("pretrain"):
+        pretrain.add_arguments(parser)
+    else:
+        ablate.add_arguments(parser)
+    arguments = parser.instantiate(parser.parse_args(["--config", str(path)]))
+    if not path.stem.startswith("pretrain"):
+        assert read_config(arguments).data.validation
 
 
 def log_of(out: Path, column: str) -> list[float]:
