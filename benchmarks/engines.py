@@ -32,6 +32,7 @@ from ways import DEFAULT_WAYS, PAPER, STAGES, WAYS, Way, exported, prepare
 
 from pebal_core.data.anomaly_sets import open_set
 from pebal_core.engines.onnx import OnnxEngine
+from pebal_core.engines.selection import REST
 from pebal_core.metrics.pooled import PooledMetrics
 
 PHOTOGRAPH = Path(__file__).parents[1] / "docs/demo.jpg"
@@ -64,6 +65,7 @@ def photographs(height: int, width: int, count: int) -> np.ndarray:
 
 
 def take_turn(way: Way, images: np.ndarray) -> Turn:
+    time.sleep(REST)
     wall, processor = time.perf_counter(), time.process_time()
     answer = way.run(images)
     return Turn(answer, time.perf_counter() - wall, time.process_time() - processor)

@@ -16,6 +16,8 @@ from . import Engine
 NOMINAL_SIZE = (512, 1024)
 """Image on which engines are compared where the model has no size of its own."""
 TURNS = 3
+REST = 0.1
+"""Seconds between two turns: for a while, idle threads of ONNX Runtime spin and slow down what comes next."""
 
 
 class Settings(NamedTuple):
@@ -96,6 +98,7 @@ def faster(one: Selected, other: Selected) -> Selected:
     seconds: dict[str, list[float]] = {}
     for _ in range(TURNS + 1):
         for selected in (one, other):
+            time.sleep(REST)
             started = time.perf_counter()
             selected.engine(image)
             seconds.setdefault(selected.engine.name, []).append(time.perf_counter() - started)
