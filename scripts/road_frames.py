@@ -8,6 +8,7 @@ One frame a second of the clips beside the demo's own, which is left out: Udacit
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -15,11 +16,15 @@ from pathlib import Path
 import cv2
 from demo_footage import CLIP, download_clips
 
+from pebal_core.errors import PebalError
+
 
 def write_frames(clip: Path, folder: Path) -> int:
     """Every frame that begins a second, as JPEG; returns their number."""
     video = cv2.VideoCapture(str(clip))
     every, number, written = round(video.get(cv2.CAP_PROP_FPS)), 0, 0
+    if not every:
+        raise PebalError(f"OpenCV cannot read the clip {clip.name}: its build lacks FFmpeg.")
     while video.grab():
         if number % every == 0:
             cv2.imwrite(str(folder / f"{clip.stem}_{number:05d}.jpg"), video.retrieve()[1])
@@ -32,6 +37,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the frames go")
     folder = parser.parse_args().folder
+    try:
+        write_all(folder)
+    except (PebalError, OSError) as error:
+        sys.exit(f"{parser.prog}: {error}")
+
+
+def write_all(folder: Path) -> None:
+    """Download the clips and write their frames to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch, zipfile.ZipFile(download_clips(Path(scratch))) as archive:
         names = [name for name in archive.namelist() if name.startswith(str(Path(CLIP).parent)) and name != CLIP]

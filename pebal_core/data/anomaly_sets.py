@@ -223,8 +223,8 @@ def open_set(name: str, path: str | Path, declared: Ids = _BINARY) -> Evaluation
             images, labels = (_find(folder, pattern.format(split=split)) for pattern in (layout.images, layout.labels))
             if images and labels:
                 if layout.numbered:
-                    labels = {key.partition("_")[2]: file for key, file in labels.items()}
-                    images = {key: file for key, file in images.items() if key in labels}
+                    names = {key: key.partition("_")[2] for key in labels}
+                    images = {key: images[name] for key, name in names.items() if name in images}
                 if layout.only and any(key.startswith(layout.only) for key in images):
                     images = {key: file for key, file in images.items() if key.startswith(layout.only)}
                 pairs = _pair(name, images, labels)

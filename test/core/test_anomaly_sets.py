@@ -129,8 +129,8 @@ def test_the_labels_of_fishyscapes_choose_among_the_images_of_lost_and_found(tmp
     for number, frame in (("0000", "000050"), ("0001", "000030")):
         write(tmp_path / "fishyscapes_lostandfound" / f"{number}_04_Street_8_000000_{frame}_labels.png", IDS)
     data = open_set("FishyscapesLostAndFound", tmp_path)
-    assert [image.name[-22:-16] for image, _ in data.pairs] == ["000030", "000050"]
-    assert [labels.name[:4] for _, labels in data.pairs] == ["0001", "0000"]
+    assert [image.name[-22:-16] for image, _ in data.pairs] == ["000050", "000030"]
+    assert [labels.name[:4] for _, labels in data.pairs] == ["0000", "0001"]
     assert values_of(data) == [0, 1, 255, 255]
     (street / "04_Street_8_000000_000030_leftImg8bit.png").unlink()
     with pytest.raises(PebalError, match=r"1 of 2 label files .* have no image; the first is .*0001_04_Street"):
