@@ -240,6 +240,8 @@ def test_an_engine_that_fails_on_one_camera_alone_is_no_less_reported(tmp_path: 
         labels[0].wait_for(front.send(picture()))
         status = rig.client.status("model", lambda _: True)
         assert status.level == DiagnosticStatus.ERROR, "the other camera's success does not hide it"
+        labels[1].wait_for(left.send(picture()))  # of another size
+        rig.client.status("model", lambda s: s.level == DiagnosticStatus.OK)
 
         def ended() -> bool:
             front.send(picture())
