@@ -8,12 +8,13 @@ import time
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import PebalError
 from ..model_file import ModelInfo
 from ..networks import SegmentationNetwork
 from ..networks.folding import fold, round_kernels
+from ..networks.winograd import use_winograd
 from .logits import Logits, LogitsEngine
 from .machine import allotted_cores, keep_freed_memory
 
@@ -57,11 +58,16 @@ class TorchEngine(LogitsEngine):
             precision = "fp16" if self.device.type == "cuda" else "fp32"
         self.precision = precision
         network = fold(network)
+        if self.device.type == "cpu":
+            use_winograd(network, DTYPES[precision])
         if precision != "fp32":
             round_kernels(network, DTYPES[precision])
         self.network = network.to(  # type: ignore[call-overload]
             self.device, DTYPES[precision], memory_format=torch.channels_last
         )
+        for module in self.network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.float()  # its input, a sum of many layers, may be
         self.mean = 255 * torch.tensor(info.mean, device=self.device).view(1, 3, 1, 1)
         self.scale = 1 / (255 * torch.tensor(info.std, device=self.device).view(1, 3, 1, 1))
         self._pixels = torch.empty(0, device=self.device)

@@ -44,6 +44,9 @@ class SegmentationNetwork(nn.Module, ABC):
         padding = (0, -width % self.stride, 0, -height % self.stride)
         return F.pad(images, padding, mode="replicate") if any(padding) else images
 
+    def fold_linear(self) -> None:
+        """Merge linear layers that follow each other, in place, for inference; there are none in most networks."""
+
     def is_head(self, name: str) -> bool:
         """Whether the parameter or buffer of this state-dict name belongs to the head."""
         return name.startswith(self.head_prefixes)

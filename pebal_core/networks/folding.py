@@ -20,7 +20,8 @@ TRACE_SIDE = 64
 
 
 def fold(network: SegmentationNetwork) -> SegmentationNetwork:
-    """Fold every BatchNorm that alone follows a convolution into it, and fix paddings that depend on the size.
+    """Merge linear layers, such as every BatchNorm that alone follows a convolution, and fix paddings that depend on
+    the size.
 
     Afterwards the network is for inference only, and its state dict fits no model file.
 
@@ -32,6 +33,7 @@ def fold(network: SegmentationNetwork) -> SegmentationNetwork:
         for convolution, norm in _pairs(network):
             _merge(convolution, norm)
             _replace(network, norm, nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else None)
+        network.fold_linear()
     for module in list(network.modules()):
         if isinstance(module, Conv2dSame):
             _replace(network, module, _fixed_padding(module))

@@ -89,6 +89,19 @@ class AtrousPyramid(nn.Module):
         return torch.cat([image, *(branch(x) for branch in self.features)], dim=1)
 
 
+class OpenBlock(nn.Module):
+    """A bottleneck without its last two 1×1 convolutions, which something linear that follows has taken over."""
+
+    def __init__(self, block: ResidualBlock) -> None:
+        super().__init__()
+        self.bn1, self.convs = block.bn1, block.convs[:-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the last convolution and the projection would have got, concatenated."""
+        activated = self.bn1(x)
+        return torch.cat([self.convs(activated), activated], dim=1)
+
+
 class DeepLabV3PlusWideResNet38(SegmentationNetwork):
     """The paper's network: 137.10 M parameters, of which PEBAL trains the 1,296,384 of ``final``.
 
@@ -119,6 +132,18 @@ class DeepLabV3PlusWideResNet38(SegmentationNetwork):
         self.final = nn.Sequential(
             conv(48 + 256, 256, 3), *bn_relu(256), conv(256, 256, 3), *bn_relu(256), conv(256, num_outputs, 1)
         )
+
+    def fold_linear(self) -> None:
+        """Nothing but sums lies between the end of mod7 and the ASPP: one step does both, a tenth less to compute."""
+        block = self.mod7.get_submodule("block1")
+        assert isinstance(block, ResidualBlock) and block.proj_conv is not None
+        last = torch.cat([block.convs.get_parameter("conv3.weight"), block.proj_conv.weight], dim=1)[..., 0, 0]
+        for first, *_ in [self.aspp.img_conv, *self.aspp.features]:
+            outputs, inputs, *kernel = first.weight.shape
+            taps = first.weight.movedim(1, 3).reshape(-1, inputs) @ last
+            first.weight = nn.Parameter(taps.view(outputs, *kernel, -1).movedim(3, 1))
+            first.in_channels = last.shape[1]
+        self.mod7.block1 = OpenBlock(block)
 
     def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
         """Fine features and context, concatenated: B×304×H/2×W/2."""

@@ -19,6 +19,7 @@ from pebal_core.engines.torch import TorchEngine
 from pebal_core.model_file import ModelInfo, load_model
 from pebal_core.networks import SegmentationNetwork, build_network, upsample
 from pebal_core.networks.folding import fold, round_kernels
+from pebal_core.networks.winograd import WinogradConv2d, is_suited
 from pebal_core.scores import free_energy, gaussian_blur
 
 PHOTOGRAPH = Path(__file__).parents[2] / "docs/demo.jpg"
@@ -222,3 +223,54 @@ def test_rounded_kernels_keep_the_sum_of_their_taps(dtype: torch.dtype) -> None:
     assert ((after - before).sum((2, 3)).abs() <= step).all()
     by_itself = (before.to(dtype).float() - before).sum((2, 3)).abs().mean()
     assert (after - before).sum((2, 3)).abs().mean() < 0.6 * by_itself
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    batch=st.integers(1, 2),
+    height=st.integers(1, 21),
+    width=st.integers(1, 21),
+    channels=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    dilation=st.integers(1, 4),
+    bias=st.booleans(),
+    band=st.sampled_from((1, 32_000_000)),
+)
+def test_winograd_is_the_convolution(
+    batch: int, height: int, width: int, channels: tuple[int, int], dilation: int, bias: bool, band: int
+) -> None:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(*channels, 3, padding=dilation, dilation=dilation, bias=bias)
+    image = torch.randn(batch, channels[0], height, width).to(memory_format=torch.channels_last)
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pebal_core.networks.winograd.BAND_BYTES", band)
+        torch.testing.assert_close(WinogradConv2d(plain)(image), plain(image), rtol=0, atol=2e-5)
+
+
+def test_what_winograd_is_for() -> None:
+    def suited(width: int = 256, kernel: int = 3, **options: Any) -> bool:
+        return is_suited(nn.Conv2d(width, 256, kernel, **({"padding": 1} | options)))
+
+    assert suited() and suited(padding=4, dilation=4)
+    assert not suited(width=64)
+    assert not suited(kernel=1, padding=0)
+    assert not suited(padding=0)
+    assert not suited(stride=2)
+    assert not suited(groups=2)
+    assert not suited(padding=12, dilation=12)
+    assert not suited(padding_mode="reflect")
+
+
+def test_in_bf16_sums_with_winograds_outputs_are_float32() -> None:
+    """So that the residual stream of the wide layers is not rounded in each block."""
+    network = network_of("wide_resnet38")
+    images = photograph(64, 96)
+    labels, energy = expected(network, ModelInfo("deeplabv3plus_wide_resnet38"), images, True)
+    engine = TorchEngine(network, ModelInfo("deeplabv3plus_wide_resnet38"), "cpu", "bf16")
+    streams = []
+    for module in engine.network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_pre_hook(lambda _, inputs: streams.append(inputs[0].dtype))
+    answer = engine(images)
+    assert streams.count(torch.float32) >= 9, "from mod4 on"
+    assert np.abs(answer[1] - energy).mean() < 0.05
+    assert (answer[0] == labels).mean() > 0.97

@@ -1,0 +1,123 @@
+"""Winograd's minimal filtering for wide 3×3 convolutions on the CPU: a quarter of the multiplications.
+
+F(4×4, 3×3) of Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (CVPR 2016), as three matrix products:
+tiles of 6×6 pixels are transformed (`INPUT`), multiplied with transformed kernels (`KERNEL`), a product over the
+channels for each of the 36 positions, and transformed back to 4×4 pixels (`OUTPUT`). oneDNN, which PyTorch uses on
+CPUs, has no such kernel any more.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TILE, REACH = 4, 6
+"""Sides of a tile of output, and of what it is made from."""
+
+INPUT = torch.tensor(
+    [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0], [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0],
+     [0, 4, 0, -5, 0, 1]], dtype=torch.float64)  # fmt: skip
+KERNEL = torch.tensor(
+    [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], dtype=torch.float64) / 24  # fmt: skip
+OUTPUT = torch.tensor(
+    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]],
+    dtype=torch.float64)  # fmt: skip
+
+BAND_BYTES = 32_000_000
+"""Scratch memory of one transform: bands of tiles of this size go through one after the other."""
+
+LEAST_CHANNELS = 128
+"""Narrower layers are faster directly: there is too little to multiply for each transformed pixel. In bfloat16 a direct
+convolution is faster up to 256 channels and slower from 512 on; in between, exactness is what is bought."""
+
+GREATEST_DILATION = 4
+"""Sides are rounded up to a multiple of 4 dilations: beyond this, more is added than saved."""
+
+
+class WinogradConv2d(nn.Module):
+    """Takes the place of a 3×3 `nn.Conv2d` of stride 1 that keeps the size; any dilation, any size, CPU only.
+
+    Takes any type, computes and answers in float32. Rounding errors are some 1e-5 of the output's standard deviation.
+    """
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        """`convolution`: one for which `is_suited` holds; its weights are in float32."""
+        super().__init__()
+        self.dilation = int(convolution.dilation[0])
+        with torch.no_grad():
+            kernels = torch.einsum("yi,ocij,xj->yxco", KERNEL, convolution.weight.double(), KERNEL)
+        # Plain attributes, so that they stay in float32 when the network is cast.
+        self.kernels = kernels.flatten(0, 1).float().contiguous()
+        self.bias = None if convolution.bias is None else convolution.bias.detach().float()
+        self.to_tiles = torch.kron(INPUT, INPUT).float()
+        self.from_tiles = torch.kron(OUTPUT, OUTPUT).float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B×C×H×W → B×O×H×W, both channels last."""
+        batch, inputs, height, width = x.shape
+        outputs, d = self.kernels.shape[2], self.dilation
+        # Pixels d apart belong together; tile (r, c) of each such grid covers rows 4·d·r + d·(0…3) + its offset.
+        rows, columns = -(-height // (TILE * d)), -(-width // (TILE * d))
+        right, bottom = TILE * d * columns + d - width, TILE * d * rows + d - height
+        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, d, right, d, bottom))
+        result = torch.empty(batch, TILE * d * rows, TILE * d * columns, outputs)
+        tiles_per_row = batch * d * d * columns
+        step = max(1, BAND_BYTES // (4 * REACH**2 * tiles_per_row * max(inputs, outputs)))
+        for first in range(0, rows, step):
+            band = min(step, rows - first)
+            seen = _tiles(padded, REACH, d, first, band, columns)
+            pixels = seen.to(torch.float32).reshape(-1, REACH**2, inputs)
+            tiles = torch.bmm(self.to_tiles.expand(len(pixels), -1, -1), pixels)
+            products = torch.bmm(tiles.transpose(0, 1), self.kernels).transpose(0, 1)
+            values = torch.bmm(self.from_tiles.expand(len(pixels), -1, -1), products)
+            if self.bias is not None:
+                values += self.bias
+            made = _tiles(result, TILE, d, first, band, columns)
+            made.copy_(values.view(made.shape))
+        return result[:, :height, :width].permute(0, 3, 1, 2)
+
+
+def _tiles(image: Tensor, side: int, d: int, first: int, rows: int, columns: int) -> Tensor:
+    """View of B×H×W×C as B×d×d×rows×columns×side×side×C: the pixels of tiles that begin 4·d apart, d between pixels."""
+    b, y, x, c = image.stride()
+    return image.as_strided(
+        (image.shape[0], d, d, rows, columns, side, side, image.shape[3]),
+        (b, y, x, TILE * d * y, TILE * d * x, d * y, d * x, c),
+        image.storage_offset() + TILE * d * first * y,
+    )
+
+
+def is_suited(convolution: nn.Conv2d) -> bool:
+    """Whether `WinogradConv2d` can take the place of a convolution: faster than float32, more exact than bfloat16."""
+    return (
+        min(convolution.in_channels, convolution.out_channels) >= LEAST_CHANNELS
+        and convolution.kernel_size == (3, 3)
+        and convolution.stride == (1, 1)
+        and convolution.groups == 1
+        and convolution.padding_mode == "zeros"
+        and convolution.dilation[0] == convolution.dilation[1] <= GREATEST_DILATION
+        and convolution.padding == convolution.dilation
+    )
+
+
+def use_winograd(network: nn.Module, dtype: torch.dtype) -> None:
+    """Replace every suited convolution, in place. Afterwards the network is for inference on the CPU only.
+
+    Args:
+        network: in float32.
+        dtype: in which the other convolutions will run. What is added to an output in float32 is float32 as well, so
+            these then cast what they get.
+    """
+    replaced, others = 0, []
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Conv2d):
+                if is_suited(child):
+                    setattr(parent, name, WinogradConv2d(child))
+                    replaced += 1
+                else:
+                    others.append(child)
+    if replaced and dtype != torch.float32:
+        for convolution in others:
+            convolution.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype),))
