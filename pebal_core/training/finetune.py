@@ -28,7 +28,7 @@ from ..data.partial_labels import resolve_groups
 from ..detector import AnomalyDetector
 from ..errors import PebalError
 from ..labels import CITYSCAPES_CLASSES, OUTLIER, VOID
-from ..losses import LossConfig, pebal_loss
+from ..losses import LossConfig, pebal_loss, retention
 from ..metrics.pooled import PooledMetrics
 from ..metrics.segmentation import SegmentationMetrics
 from ..model_file import ModelInfo, file_sha256, load_model, resolve_model, save_model
@@ -163,6 +163,23 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return all_reduce(values)  # type: ignore[no-untyped-call]
 
 
+class StartingNetwork:
+    """The network as it was before training; no part of the module that learns, nor of its checkpoints."""
+
+    def __init__(self, network: SegmentationNetwork) -> None:
+        """`network`: what it does not learn is shared, the rest copied."""
+        shared: dict[int, Any] = {id(p): p for p in network.parameters() if not p.requires_grad}
+        self.network = copy.deepcopy(network, shared).requires_grad_(False).eval()
+
+    def to(self, device: torch.device) -> None:
+        self.network.to(device)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits at the network's own resolution, of normalised images."""
+        return self.network.head(self.network.trunk(images))
+
+
 class FinetuneModule(TrainingModule):
     """PEBAL's objective on the head of one network."""
 
@@ -180,6 +197,7 @@ class FinetuneModule(TrainingModule):
         choose_trained(network, config.trained)
         trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
         self.trunk_learns = not all(map(network.is_head, trained))
+        self.start = StartingNetwork(network) if config.loss.retention_weight else None
 
     def train(self, mode: bool = True) -> FinetuneModule:
         super().train(mode)
@@ -188,6 +206,8 @@ class FinetuneModule(TrainingModule):
         return self
 
     def on_train_start(self) -> None:
+        if self.start is not None:
+            self.start.to(self.device)
         self.train()
 
     def draw(self, rng: np.random.Generator, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -198,20 +218,25 @@ class FinetuneModule(TrainingModule):
         with nullcontext() if self.trunk_learns else torch.no_grad():
             features = self.network.trunk(self.normalise(images))
         logits = self.network.head(features)
-        target = resolve_groups(target, logits)
         together = sum_over_processes if self.trainer.world_size > 1 else None
-        terms = pebal_loss(logits, target, self.config.loss, together)
-        if not torch.isfinite(terms.total):
+        terms = pebal_loss(logits, resolve_groups(target, logits), self.config.loss, together)
+        total = terms.total
+        if self.start is not None:
+            before = self.start(self.normalise(images))
+            kept = retention(logits, before, resolve_groups(target, before), together)
+            self.log("retention", kept)
+            total = total + self.config.loss.retention_weight * kept
+        if not torch.isfinite(total):
             self._stop_at_nan(logits, batch_index)
         self.log("classification", terms.classification, prog_bar=True)
         self.log("energy", terms.energy, prog_bar=True)
         self.log("E_in", terms.mean_inlier_energy, prog_bar=True)
         if not terms.mean_outlier_energy.isnan():
             self.log("E_out", terms.mean_outlier_energy, prog_bar=True)
-        self.log("loss", terms.total)
+        self.log("loss", total)
         if self.trainer.global_step % HISTOGRAM_EVERY == 0:
             self._log_histograms(logits.detach(), target)
-        return terms.total
+        return total
 
     def _stop_at_nan(self, logits: Tensor, batch_index: int) -> None:
         finite = torch.isfinite(logits.flatten(1)).all(1).tolist()

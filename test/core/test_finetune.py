@@ -23,6 +23,7 @@ from pebal_core.commands.main import main
 from pebal_core.commands.train import read_config
 from pebal_core.data.coco import prepare_coco
 from pebal_core.data.partial_labels import resolve_groups
+from pebal_core.losses import retention
 from pebal_core.model_file import ModelInfo, read_info, save_model
 from pebal_core.networks import build_network
 
@@ -139,14 +140,15 @@ def test_two_processes_see_the_losses_of_one(workshop: Path, tmp_path: Path) -> 
         "-m",
         "pebal_core",
     ]
-    arguments = options(workshop, tmp_path / "two")
+    kept = "--loss.retention_weight=1"
+    arguments = options(workshop, tmp_path / "two", kept)
     done = subprocess.run([*run, *arguments], env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert main(options(workshop, tmp_path / "one", "--trainer.batch_size=4")) == 0
+    assert main(options(workshop, tmp_path / "one", kept, "--trainer.batch_size=4")) == 0
     one, two = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
     for key in one:
         torch.testing.assert_close(one[key], two[key], rtol=1e-4, atol=1e-5)
-    for column in ("loss", "val_ap", "val_fpr95", "val_miou"):
+    for column in ("loss", "retention", "val_ap", "val_fpr95", "val_miou"):
         assert log_of(tmp_path / "two", column) == pytest.approx(log_of(tmp_path / "one", column), rel=1e-4)
 
 
@@ -172,6 +174,30 @@ def test_named_parameters_and_the_reference_protocol(workshop: Path, tmp_path: P
     learnt = {key for key in changed if "running" not in key and "num_batches" not in key}
     assert learnt and all(key.startswith(("classify.", "encoder.layer4.")) for key in learnt)
     assert "encoder.bn1.running_mean" in changed
+
+
+def test_retention_looks_back_to_the_first_network_also_after_a_restart(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pebal_core.training import finetune
+
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def watch(logits: torch.Tensor, start: torch.Tensor, *others: Any) -> torch.Tensor:
+        seen.append((logits.detach().clone(), start.clone()))
+        return retention(logits, start, *others)
+
+    monkeypatch.setattr(finetune, "retention", watch)
+    scene = {"layout": "camvid_groups", "folder": "camvid", "height": 48}
+    more = [f"--data.scenes={json.dumps([scene])}", "--loss.retention_weight=1", "--rate=0.1"]
+    assert main(options(workshop, tmp_path, *more, "--trainer.stop_after=2")) == 0
+    assert main(options(workshop, tmp_path, *more, "--trainer.resume=true")) == 0
+    learning, seen[:] = seen[:], []
+    assert torch.equal(*learning[0]), "the first step begins there"
+    assert not any(torch.equal(*pair) for pair in learning[1:])
+    assert main(options(workshop, tmp_path / "still", *more, "--rate=1e-6")) == 0
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(learning, seen, strict=True)), "learning does not move it"
+    assert log_of(tmp_path, "retention")
 
 
 def test_nan_stops_with_the_files_named(workshop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
