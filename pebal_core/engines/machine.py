@@ -19,6 +19,13 @@ def allotted_cores(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
+def release_freed_memory() -> None:
+    """Give back what was freed so far and `keep_freed_memory` would keep, such as what loading a model took."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
+
+
 def keep_freed_memory() -> None:
     """Let the C library keep freed memory for the next image instead of returning it to the system.
 

@@ -16,7 +16,7 @@ from ..networks import SegmentationNetwork
 from ..networks.folding import fold, round_kernels
 from ..networks.winograd import use_winograd
 from .logits import Logits, LogitsEngine
-from .machine import allotted_cores, keep_freed_memory
+from .machine import allotted_cores, keep_freed_memory, release_freed_memory
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -71,6 +71,8 @@ class TorchEngine(LogitsEngine):
         self.mean = 255 * torch.tensor(info.mean, device=self.device).view(1, 3, 1, 1)
         self.scale = 1 / (255 * torch.tensor(info.std, device=self.device).view(1, 3, 1, 1))
         self._pixels = torch.empty(0, device=self.device)
+        if self.device.type == "cpu":
+            release_freed_memory()
 
     @torch.inference_mode()
     def logits(self, images: np.ndarray, input_size: tuple[int, int] | None) -> Logits:

@@ -45,10 +45,10 @@ class WinogradConv2d(nn.Module):
         """`convolution`: one for which `is_suited` holds; its weights are in float32."""
         super().__init__()
         self.dilation = int(convolution.dilation[0])
-        with torch.no_grad():
-            kernels = torch.einsum("yi,ocij,xj->yxco", KERNEL, convolution.weight.double(), KERNEL)
         # Plain attributes, so that they stay in float32 when the network is cast.
-        self.kernels = kernels.flatten(0, 1).float().contiguous()
+        taps = convolution.weight.detach().permute(2, 3, 1, 0).reshape(9, -1)
+        transform = torch.kron(KERNEL, KERNEL).float()
+        self.kernels = (transform @ taps).view(REACH**2, convolution.in_channels, convolution.out_channels)
         self.bias = None if convolution.bias is None else convolution.bias.detach().float()
         self.to_tiles = torch.kron(INPUT, INPUT).float()
         self.from_tiles = torch.kron(OUTPUT, OUTPUT).float()
