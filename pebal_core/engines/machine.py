@@ -19,13 +19,6 @@ def allotted_cores(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
-def release_freed_memory() -> None:
-    """Give back what was freed so far and `keep_freed_memory` would keep, such as what loading a model took."""
-    library = ctypes.CDLL(None)
-    if hasattr(library, "malloc_trim"):
-        library.malloc_trim(0)
-
-
 def keep_freed_memory() -> None:
     """Let the C library keep freed memory for the next image instead of returning it to the system.
 
@@ -40,3 +33,12 @@ def keep_freed_memory() -> None:
         trim_threshold, mmap_max = -1, -4  # from malloc.h
         library.mallopt(mmap_max, 0)
         library.mallopt(trim_threshold, 2**31 - 1)
+
+
+def release_freed_memory() -> None:
+    """Give back what was freed so far and `keep_freed_memory` keeps, such as the memory that loading a model took.
+
+    Without glibc nothing happens.
+    """
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)
