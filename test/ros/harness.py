@@ -27,6 +27,9 @@ from sensor_msgs.msg import Image
 from pebal_ros.images import to_message
 
 REPOSITORY = Path(__file__).parents[2]
+SETTLING = 0.5
+"""Seconds between two participants' knowledge of each other."""
+
 PATIENCE = 60.0  # seconds; every wait ends as soon as it can, so this only matters when something is broken
 PROMPT = 3.0 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 """Seconds in which a node ends; it takes less than two where the processor is free, and launch waits for five."""
@@ -175,6 +178,8 @@ class TestCamera:
             )
 
         wait_until(matched, STARTUP, f"subscriber on {topic}")
+        # The other side learns of this publisher on its own, and takes nothing from one that it does not know yet.
+        time.sleep(SETTLING)
 
     def send(self, image: np.ndarray, encoding: str = "rgb8", **changes: Any) -> Stamp:
         """Publish an image, with fields of the message changed; returns its stamp."""
