@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import os
 import queue
@@ -19,6 +17,7 @@ from rclpy.executors import Executor, SingleThreadedExecutor
 from rclpy.impl.rcutils_logger import RcutilsLogger
 from rclpy.signals import SignalHandlerOptions
 
+from pebal_core.engines.machine import release_freed_memory
 from pebal_core.errors import PebalError
 
 CALLBACK_PATIENCE = 1.5
@@ -113,8 +112,7 @@ def give_memory_back() -> None:
     torch = sys.modules.get("torch")  # not there where another engine runs
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    with contextlib.suppress(AttributeError):  # only glibc has it
-        ctypes.CDLL(None).malloc_trim(0)
+    release_freed_memory()
 
 
 def _spin(executor: Executor, finished: threading.Event, logger: RcutilsLogger) -> None:

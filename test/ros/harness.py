@@ -28,7 +28,7 @@ from pebal_ros.images import to_message
 
 REPOSITORY = Path(__file__).parents[2]
 SETTLING = 0.5
-"""Seconds between two participants' knowledge of each other."""
+"""Seconds in which the other side learns of a match, too: until then it takes and answers nothing."""
 
 PATIENCE = 60.0  # seconds; every wait ends as soon as it can, so this only matters when something is broken
 PROMPT = 3.0 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
@@ -135,6 +135,7 @@ class Inbox:
         )
         if hasattr(self._subscription, "get_publisher_count"):  # not on Humble
             wait_until(self._subscription.get_publisher_count, what=f"match on {topic}")
+        client.matched()
 
     def _receive(self, message: Any) -> None:
         sec, nanosec = stamp_of(message)
@@ -178,17 +179,18 @@ class TestCamera:
             )
 
         wait_until(matched, STARTUP, f"subscriber on {topic}")
-        # The other side learns of this publisher on its own, and takes nothing from one that it does not know yet.
-        time.sleep(SETTLING)
+        self._client.matched()
 
     def send(self, image: np.ndarray, encoding: str = "rgb8", **changes: Any) -> Stamp:
         """Publish an image, with fields of the message changed; returns its stamp."""
+        self._client.settle()  # before the stamp, which latencies count from
         message = to_message(image, encoding, self._client.header())
         for name, value in changes.items():
             setattr(message, name, value)
         return self.send_message(message)
 
     def send_message(self, message: Any) -> Stamp:
+        self._client.settle()
         self.publisher.publish(message)
         return stamp_of(message)
 
@@ -232,6 +234,7 @@ class Client:
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._diagnose, 10)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
+        self._settled = 0.0
         self._stopping = False
         self._thread = threading.Thread(target=self._spin)
         self._thread.start()
@@ -253,6 +256,14 @@ class Client:
         from std_msgs.msg import Header
 
         return Header(stamp=self.node.get_clock().now().to_msg(), frame_id=frame_id)
+
+    def matched(self) -> None:
+        """To be called when a publisher or subscription has found its other side."""
+        self._settled = time.monotonic() + SETTLING
+
+    def settle(self) -> None:
+        """Until the other side knows what this one has matched."""
+        time.sleep(max(0.0, self._settled - time.monotonic()))
 
     def camera(self, topic: str = "image", reliability: str = "reliable", message_type: type = Image) -> TestCamera:
         return TestCamera(self, topic, reliability, message_type)

@@ -51,8 +51,8 @@ class Manager:
 
 @pytest.fixture(scope="module")
 def large_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty megabytes of weights."""
-    return make_model(tmp_path_factory.mktemp("models") / "large.safetensors", decoder_channels=512)
+    """Eighty megabytes of weights: many times what an allocator holds now and then."""
+    return make_model(tmp_path_factory.mktemp("models") / "large.safetensors", decoder_channels=1536)
 
 
 @pytest.fixture(scope="module")
