@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import PebalError
 from ..model_file import ModelInfo
 from ..networks import SegmentationNetwork
+from ..networks.centring import use_centring
 from ..networks.folding import fold, round_kernels
 from ..networks.winograd import use_winograd
 from .logits import Logits, LogitsEngine
@@ -58,13 +59,15 @@ class TorchEngine(LogitsEngine):
             precision = "fp16" if self.device.type == "cuda" else "fp32"
         self.precision = precision
         network = fold(network)
-        if self.device.type == "cpu":
-            use_winograd(network, DTYPES[precision])
-        if precision != "fp32":
-            round_kernels(network, DTYPES[precision])
-        self.network = network.to(  # type: ignore[call-overload]
-            self.device, DTYPES[precision], memory_format=torch.channels_last
-        )
+        self.dtype = DTYPES[precision]
+        if self.device.type == "cpu" and use_winograd(network, self.dtype):
+            if precision != "fp32":
+                use_centring(network, self.dtype)
+            self.dtype = torch.float32  # of what lies between the layers
+        elif precision != "fp32":
+            round_kernels(network, self.dtype)
+            network.to(self.dtype)
+        self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         for module in self.network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.float()  # its input, a sum of many layers, may be
@@ -96,7 +99,7 @@ class TorchEngine(LogitsEngine):
         if self._pixels.shape != pixels.shape:
             self._pixels = torch.empty(pixels.shape, device=self.device, memory_format=torch.channels_last)
         torch.sub(pixels, self.mean, out=self._pixels).mul_(self.scale)
-        return self.network.pad(self._pixels.to(DTYPES[self.precision]))
+        return self.network.pad(self._pixels.to(self.dtype))
 
     def _wait(self) -> None:
         if self.device.type == "cuda":

@@ -24,12 +24,12 @@ OUTPUT = torch.tensor(
     [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]],
     dtype=torch.float64)  # fmt: skip
 
-BAND_BYTES = 32_000_000
+BAND_BYTES = 64_000_000
 """Scratch memory of one transform: bands of tiles of this size go through one after the other."""
 
-LEAST_CHANNELS = 128
-"""Narrower layers are faster directly: there is too little to multiply for each transformed pixel. In bfloat16 a direct
-convolution is faster up to 256 channels and slower from 512 on; in between, exactness is what is bought."""
+LEAST_CHANNELS = {torch.float32: 128, torch.bfloat16: 256, torch.float16: 256}
+"""For layers that else would run in this type. Narrower ones are faster directly: there is too little to multiply for
+each transformed pixel."""
 
 GREATEST_DILATION = 4
 """Sides are rounded up to a multiple of 4 dilations: beyond this, more is added than saved."""
@@ -88,10 +88,10 @@ def _tiles(image: Tensor, side: int, d: int, first: int, rows: int, columns: int
     )
 
 
-def is_suited(convolution: nn.Conv2d) -> bool:
-    """Whether `WinogradConv2d` can take the place of a convolution: faster than float32, more exact than bfloat16."""
+def is_suited(convolution: nn.Conv2d, dtype: torch.dtype) -> bool:
+    """Whether `WinogradConv2d` can take the place of a convolution that else would run in `dtype`, and gains by it."""
     return (
-        min(convolution.in_channels, convolution.out_channels) >= LEAST_CHANNELS
+        min(convolution.in_channels, convolution.out_channels) >= LEAST_CHANNELS[dtype]
         and convolution.kernel_size == (3, 3)
         and convolution.stride == (1, 1)
         and convolution.groups == 1
@@ -101,23 +101,19 @@ def is_suited(convolution: nn.Conv2d) -> bool:
     )
 
 
-def use_winograd(network: nn.Module, dtype: torch.dtype) -> None:
-    """Replace every suited convolution, in place. Afterwards the network is for inference on the CPU only.
+def use_winograd(network: nn.Module, dtype: torch.dtype) -> bool:
+    """Replace every suited convolution of a network in float32, in place, and say whether there was one.
+
+    Afterwards the network is for inference on the CPU only, and what lies between its layers stays in float32.
 
     Args:
-        network: in float32.
-        dtype: in which the other convolutions will run. What is added to an output in float32 is float32 as well, so
-            these then cast what they get.
+        network: changed in place.
+        dtype: in which the convolutions would run.
     """
-    replaced, others = 0, []
+    replaced = False
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Conv2d):
-                if is_suited(child):
-                    setattr(parent, name, WinogradConv2d(child))
-                    replaced += 1
-                else:
-                    others.append(child)
-    if replaced and dtype != torch.float32:
-        for convolution in others:
-            convolution.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype),))
+            if isinstance(child, nn.Conv2d) and is_suited(child, dtype):
+                setattr(parent, name, WinogradConv2d(child))
+                replaced = True
+    return replaced
