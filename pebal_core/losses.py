@@ -201,10 +201,9 @@ def retention(
     """Kullback-Leibler divergence of the K class probabilities from those of the network at the start of training.
 
     Taken at the resolution of the logits over the inlier pixels that the starting network had right, first the mean
-    of each class, then over the classes, each weighted by the root of its pixels: a rare class counts far more than
-    by its pixels, yet gains nothing by taking from a frequent one. A shift of all logits, and with it the energy, is
-    free. Hinton et al., Distilling the Knowledge in a Neural Network (2015); Li and Hoiem, Learning without
-    Forgetting (ECCV 2016).
+    of each class, then over the classes, so that a rare class counts as much as the road. A shift of all logits, and
+    with it the energy, is free. Hinton et al., Distilling the Knowledge in a Neural Network (2015); Li and Hoiem,
+    Learning without Forgetting (ECCV 2016).
 
     Args:
         logits: B×(K+1)×h×w.
@@ -230,8 +229,8 @@ def retention(
         )
         if sum_over_processes is not None:
             sums = sum_over_processes(sums)
-        weights = sums[1].sqrt()
-        return mean((sums[0] / weights.clamp_min(1)).sum(), weights.sum())
+        present = sums[1] > 0
+        return mean((sums[0] / sums[1].clamp_min(1)).where(present, 0.0).sum(), present.sum())
 
 
 def combine(sums: LossSums, config: LossConfig) -> LossTerms:

@@ -219,12 +219,11 @@ class FinetuneModule(TrainingModule):
             features = self.network.trunk(self.normalise(images))
         logits = self.network.head(features)
         together = sum_over_processes if self.trainer.world_size > 1 else None
-        before = None if self.start is None else self.start(self.normalise(images))
-        target = resolve_groups(target, logits if before is None else before)
-        terms = pebal_loss(logits, target, self.config.loss, together)
+        terms = pebal_loss(logits, resolve_groups(target, logits), self.config.loss, together)
         total = terms.total
-        if before is not None:
-            kept = retention(logits, before, target, together)
+        if self.start is not None:
+            before = self.start(self.normalise(images))
+            kept = retention(logits, before, resolve_groups(target, before), together)
             self.log("retention", kept)
             total = total + self.config.loss.retention_weight * kept
         if not torch.isfinite(total):
