@@ -175,9 +175,9 @@ class StartingNetwork:
         self.network.to(device)
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        """Logits at the network's own resolution, of normalised images."""
-        return self.network.head(self.network.trunk(images))
+    def __call__(self, images: Tensor, features: tuple[Tensor, ...] | None = None) -> Tensor:
+        """Logits at the network's own resolution, of normalised images or of what the trunk made of them."""
+        return self.network.head(self.network.trunk(images) if features is None else features)
 
 
 class FinetuneModule(TrainingModule):
@@ -222,7 +222,7 @@ class FinetuneModule(TrainingModule):
         terms = pebal_loss(logits, resolve_groups(target, logits), self.config.loss, together)
         total = terms.total
         if self.start is not None:
-            before = self.start(self.normalise(images))
+            before = self.start(self.normalise(images), None if self.trunk_learns else features)
             kept = retention(logits, before, resolve_groups(target, before), together)
             self.log("retention", kept)
             total = total + self.config.loss.retention_weight * kept
