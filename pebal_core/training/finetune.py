@@ -68,6 +68,9 @@ class FinetuneConfig:
     rate_floor: float = 1e-8
     ema_decay: float = 0.0
     """Decay per step of the averaged weights, which are then the ones evaluated and kept; 0: no averaging."""
+    start_share: float = 0.0
+    """Share of the starting network in the weights that are evaluated and kept: keeps classes for little of the AP.
+    Wortsman et al., Robust fine-tuning of zero-shot models (CVPR 2022)."""
     input_size: list[int] | None = None
     """[height, width] at which the exported model runs; None: as the model it started from."""
     smoothing: bool = True
@@ -108,6 +111,7 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
         trainer.validate(module, verbose=False)
     trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero and trainer.global_step == config.trainer.steps:
+        module.mix_in_the_start()
         save_model(out / "last.safetensors", network, info)
         for name in ("best", "last"):
             path = out / f"{name}.safetensors"
@@ -197,7 +201,8 @@ class FinetuneModule(TrainingModule):
         choose_trained(network, config.trained)
         trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
         self.trunk_learns = not all(map(network.is_head, trained))
-        self.start = StartingNetwork(network) if config.loss.retention_weight else None
+        remembers = config.loss.retention_weight or config.start_share
+        self.start = StartingNetwork(network) if remembers else None
 
     def train(self, mode: bool = True) -> FinetuneModule:
         super().train(mode)
@@ -221,7 +226,7 @@ class FinetuneModule(TrainingModule):
         together = sum_over_processes if self.trainer.world_size > 1 else None
         terms = pebal_loss(logits, resolve_groups(target, logits), self.config.loss, together)
         total = terms.total
-        if self.start is not None:
+        if self.start is not None and self.config.loss.retention_weight:
             before = self.start(self.normalise(images), None if self.trunk_learns else features)
             kept = retention(logits, before, resolve_groups(target, before), together)
             self.log("retention", kept)
@@ -277,7 +282,20 @@ class FinetuneModule(TrainingModule):
     def val_dataloader(self) -> Any:
         return self.shard(len(self.validation_set))
 
+    def mix_in_the_start(self) -> dict[str, Tensor]:
+        """Move what is trained towards the starting network by its share; returns it as it was."""
+        if self.start is None or not self.config.start_share:
+            return {}
+        start = dict(self.start.network.named_parameters())
+        trained = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+        learned = {name: p.detach().clone() for name, p in trained.items()}
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.lerp_(start[name].to(parameter.device), self.config.start_share)
+        return learned
+
     def on_validation_epoch_start(self) -> None:
+        self.learned = self.mix_in_the_start()
         self.pooled, self.labels = PooledMetrics(), SegmentationMetrics(self.info.class_names)
 
     def validation_step(self, number: int, batch_index: int) -> None:
@@ -290,6 +308,11 @@ class FinetuneModule(TrainingModule):
         self.labels.update(predicted.cpu().numpy(), np.where(known, labels, VOID), name=name)
 
     def on_validation_epoch_end(self) -> None:
+        self._evaluate()
+        self.network.load_state_dict(self.learned, strict=False)
+        del self.learned
+
+    def _evaluate(self) -> None:
         pooled = PooledMetrics()
         for state in self.gather_states(self.pooled):
             pooled.merge(PooledMetrics.from_state(state))

@@ -200,6 +200,19 @@ def test_retention_looks_back_to_the_first_network_also_after_a_restart(
     assert log_of(tmp_path, "retention")
 
 
+def test_a_share_of_the_start_is_in_what_is_kept_and_not_in_what_learns(
+    workshop: Path, trained: Path, tmp_path: Path
+) -> None:
+    assert main(options(workshop, tmp_path, "--start_share=0.25", "--trainer.stop_after=2")) == 0
+    assert main(options(workshop, tmp_path, "--start_share=0.25", "--trainer.resume=true")) == 0
+    start, learned = load_file(workshop / "model.safetensors"), load_file(trained / "last.safetensors")
+    kept = load_file(tmp_path / "last.safetensors")
+    for name, weights in kept.items():
+        expected = learned[name].lerp(start[name], 0.25) if weights.is_floating_point() else learned[name]
+        torch.testing.assert_close(weights, expected, msg=name)
+    assert log_of(tmp_path, "val_ap")[-1] != log_of(trained, "val_ap")[-1], "what is kept is what was evaluated"
+
+
 def test_nan_stops_with_the_files_named(workshop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from pebal_core.model_file import load_model
 
