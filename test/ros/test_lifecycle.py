@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,16 +91,16 @@ def test_a_reliability_that_no_camera_offers(manager: Manager) -> None:
 
 def test_cleaning_up_frees_the_memory(manager: Manager, large_model: Path) -> None:
     megabytes = []
-    for _ in range(3):  # the first time, libraries come to stay
+    for _ in range(4):
         assert manager.start()
         manager.answer_one()
         full = manager.memory()
         assert manager.end()
         megabytes.append((full, manager.memory()))
+    # An allocator's arenas keep some ten megabytes now and then; a model that is not dropped is three sizes in the end.
     size = large_model.stat().st_size / 2**20
-    for (_, before), (full, after) in itertools.pairwise(megabytes):
-        assert full - before > 0.8 * size, megabytes
-        assert after - before < 0.3 * size, megabytes
+    assert all(full - after > 0.5 * size for full, after in megabytes), megabytes
+    assert megabytes[-1][1] - megabytes[0][1] < size, megabytes
 
 
 def test_what_cannot_be_configured_is_corrected_and_tried_again(manager: Manager) -> None:
