@@ -90,6 +90,8 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
     Raises:
         PebalError: data, model or options that cannot be used, before training starts; NaN, during it.
     """
+    if not 0 <= config.start_share <= 1:
+        raise PebalError(f"start_share is {config.start_share}; it must be between 0 and 1.")
     pl.seed_everything(config.trainer.seed, workers=True, verbose=False)
     out = Path(config.out)
     network, info = load_model(config.model)

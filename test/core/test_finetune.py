@@ -201,8 +201,10 @@ def test_retention_looks_back_to_the_first_network_also_after_a_restart(
 
 
 def test_a_share_of_the_start_is_in_what_is_kept_and_not_in_what_learns(
-    workshop: Path, trained: Path, tmp_path: Path
+    workshop: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert main(options(workshop, tmp_path, "--start_share=1.5")) == 1
+    assert "start_share is 1.5; it must be between 0 and 1." in capsys.readouterr().err
     assert main(options(workshop, tmp_path, "--start_share=0.25", "--trainer.stop_after=2")) == 0
     assert main(options(workshop, tmp_path, "--start_share=0.25", "--trainer.resume=true")) == 0
     start, learned = load_file(workshop / "model.safetensors"), load_file(trained / "last.safetensors")
