@@ -17,7 +17,7 @@ import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
-from rcl_interfaces.srv import SetParameters
+from rcl_interfaces.srv import GetParameters, SetParameters
 from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
@@ -27,9 +27,6 @@ from sensor_msgs.msg import Image
 from pebal_ros.images import to_message
 
 REPOSITORY = Path(__file__).parents[2]
-SETTLING = 0.5
-"""Seconds in which the other side learns of a match, too: until then it takes and answers nothing."""
-
 PATIENCE = 60.0  # seconds; every wait ends as soon as it can, so this only matters when something is broken
 PROMPT = 3.0 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 """Seconds in which a node ends; it takes less than two where the processor is free, and launch waits for five."""
@@ -135,7 +132,7 @@ class Inbox:
         )
         if hasattr(self._subscription, "get_publisher_count"):  # not on Humble
             wait_until(self._subscription.get_publisher_count, what=f"match on {topic}")
-        client.matched()
+        client.be_known(self._subscription.topic_name)
 
     def _receive(self, message: Any) -> None:
         sec, nanosec = stamp_of(message)
@@ -179,18 +176,16 @@ class TestCamera:
             )
 
         wait_until(matched, STARTUP, f"subscriber on {topic}")
-        self._client.matched()
+        self._client.be_known(topic)
 
     def send(self, image: np.ndarray, encoding: str = "rgb8", **changes: Any) -> Stamp:
         """Publish an image, with fields of the message changed; returns its stamp."""
-        self._client.settle()  # before the stamp, which latencies count from
         message = to_message(image, encoding, self._client.header())
         for name, value in changes.items():
             setattr(message, name, value)
         return self.send_message(message)
 
     def send_message(self, message: Any) -> Stamp:
-        self._client.settle()
         self.publisher.publish(message)
         return stamp_of(message)
 
@@ -234,7 +229,6 @@ class Client:
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._diagnose, 10)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
-        self._settled = 0.0
         self._stopping = False
         self._thread = threading.Thread(target=self._spin)
         self._thread.start()
@@ -257,13 +251,35 @@ class Client:
 
         return Header(stamp=self.node.get_clock().now().to_msg(), frame_id=frame_id)
 
-    def matched(self) -> None:
-        """To be called when a publisher or subscription has found its other side."""
-        self._settled = time.monotonic() + SETTLING
+    def be_known(self, topic: str) -> None:
+        """Until the nodes on this topic know every publisher and subscription that this node has made so far.
 
-    def settle(self) -> None:
-        """Until the other side knows what this one has matched."""
-        time.sleep(max(0.0, self._settled - time.monotonic()))
+        A match is seen here up to seconds before it is seen there, and nothing arrives until then. Their answer proves
+        it: the middleware announces in order, and what the question needs comes last.
+        """
+        known = {self.node.get_fully_qualified_name()}
+        end = time.monotonic() + STARTUP
+        while strangers := self._nodes_on(topic) - known:
+            assert time.monotonic() < end, f"No answer from {strangers} on {topic}"
+            time.sleep(0.01)
+            known.update(name for name in strangers if "_UNKNOWN_" not in name and self._answers(name))
+
+    def _nodes_on(self, topic: str) -> set[str]:
+        """Full names of those that publish or subscribe; their name arrives a little after the match."""
+        infos = [*self.node.get_publishers_info_by_topic(topic), *self.node.get_subscriptions_info_by_topic(topic)]
+        return {f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in infos}
+
+    def _answers(self, node: str) -> bool:
+        """Whether a node answers at once; it cannot while it does not know who asks."""
+        client: Any = self.node.create_client(GetParameters, f"{node}/get_parameters")
+        try:
+            wait_until(client.service_is_ready, 1.0)
+            wait_until(client.call_async(GetParameters.Request()).done, 1.0)
+        except AssertionError:
+            return False
+        finally:
+            self.node.destroy_client(client)
+        return True
 
     def camera(self, topic: str = "image", reliability: str = "reliable", message_type: type = Image) -> TestCamera:
         return TestCamera(self, topic, reliability, message_type)
