@@ -21,12 +21,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from pebal_core.labels import OUTLIER, VOID
 from pebal_core.losses import pebal_loss
 from pebal_core.model_file import load_model
 from pebal_core.networks import SegmentationNetwork, build_network
-from pebal_core.scores import free_energy, gaussian_blur
+from pebal_core.scores import free_energy
 
 PAPER = "wide_resnet38"
 
@@ -53,7 +54,7 @@ def straightforward_step(network: SegmentationNetwork, images: Tensor, target: T
     """The default objective of `pebal_core.losses`, written out on full-resolution logits, batch first."""
     f = network(images)
     p, energy = f.softmax(1), free_energy(f)
-    reserve = p[:, -1] / gaussian_blur(energy.square()).clamp_min(1e-6)
+    reserve = p[:, -1] / gaussian_blur(energy.square(), [7, 7], [1.0, 1.0]).clamp_min(1e-6)
     outlier = target == OUTLIER
     inlier = ~outlier & (target != VOID)
     own = p.gather(1, target.where(inlier, 0)[:, None])[:, 0]

@@ -13,13 +13,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from pebal_core.engines.onnx import OnnxEngine, session_options
 from pebal_core.engines.torch import TorchEngine, find_device
 from pebal_core.export import to_onnx
 from pebal_core.model_file import ModelInfo, load_model, onnx_with_info
 from pebal_core.networks import SegmentationNetwork, build_network
-from pebal_core.scores import free_energy, gaussian_blur
+from pebal_core.scores import free_energy
 
 PAPER = "wide_resnet38"
 WAYS = ("reference", "torch-fp32", "torch-bf16", "torch-fp16", "onnxruntime-fp32", "onnxruntime-fp16")
@@ -76,7 +77,7 @@ class Reference:
             logits = self.network(batch)
             moments.append(time.perf_counter())
             labels = logits[:, :-1].argmax(1).to(torch.uint8)
-            result = labels.cpu().numpy(), gaussian_blur(free_energy(logits)).cpu().numpy()
+            result = labels.cpu().numpy(), gaussian_blur(free_energy(logits), [7, 7], [1.0, 1.0]).cpu().numpy()
             moments.append(time.perf_counter())
         self.timings = dict(zip(STAGES, np.diff(moments).tolist(), strict=True))
         return result

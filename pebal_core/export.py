@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from .engines.torch import DTYPES, TorchEngine
 from .errors import PebalError
@@ -18,7 +19,6 @@ from .metrics.pooled import PooledMetrics
 from .model_file import ModelInfo, file_sha256, load_model, onnx_with_info, resolve_model, write_atomically
 from .networks import SegmentationNetwork, upsample
 from .networks.folding import fold, round_kernels
-from .scores import gaussian_blur
 
 OPSET = 18
 """The first in which Resize shrinks with antialiasing."""
@@ -123,7 +123,7 @@ class WholePath(nn.Module):
         if self.input_size is not None:
             labels = labels.index_select(1, _nearest(rows, height)).index_select(2, _nearest(columns, width))
             energy = F.interpolate(energy[:, None], (height, width), mode="bilinear")[:, 0]
-        return labels, gaussian_blur(energy[:, None])[:, 0] if self.smoothing else energy
+        return labels, gaussian_blur(energy[:, None], [7, 7], [1.0, 1.0])[:, 0] if self.smoothing else energy
 
     def read(self, logits: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
         """Logits N×K×h×w of the inlier classes → labels and energies at this size.

@@ -217,7 +217,7 @@ def retention(
         before = start.detach()[:, :-1].float().log_softmax(1)
         after = logits[:, :-1].float().log_softmax(1)
         label = F.interpolate(target[:, None].float(), logits.shape[-2:], mode="nearest")[:, 0]
-        known = before.argmax(1)
+        known = before.max(1).indices
         right = known == label
         divergence = (before.exp() * (before - after)).sum(1)[right]
         classes = before.shape[1]

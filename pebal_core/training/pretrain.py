@@ -160,7 +160,7 @@ class PretrainModule(TrainingModule):
 
     def validation_step(self, index: int, batch_index: int) -> None:
         image, labels = self.validation_set.load(int(index))
-        predicted = self.network(self.image_tensor(image))[:, :-1].argmax(dim=1)
+        predicted = self.network(self.image_tensor(image))[:, :-1].max(dim=1).indices
         name = str(self.validation_set.pairs[index][0])
         self.metrics.update(predicted[0].cpu().numpy(), labels, name=name)
 

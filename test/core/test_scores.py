@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import functional as vision
 
-from pebal_core.scores import SCORES, MaxLogitStatistics, anomaly_scores, free_energy
+from pebal_core.scores import SCORES, MaxLogitStatistics, anomaly_scores, free_energy, gaussian_blur
 
 MEAN, DEVIATION = torch.linspace(-1, 1, 7), torch.linspace(0.5, 2, 7)
 
@@ -54,6 +55,16 @@ def test_certain_pixels_keep_their_order() -> None:
 
 def test_energy_is_the_energy_of_the_losses() -> None:
     torch.testing.assert_close(anomaly_scores(logits(), ["energy"])["energy"], free_energy(logits()))
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (2, 5, 31), (3, 40, 17)])
+def test_the_gaussian_and_its_gradient_are_those_of_torchvision(shape: tuple[int, int, int]) -> None:
+    ours, theirs = (torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_() for _ in range(2))
+    blurred, expected = gaussian_blur(ours), vision.gaussian_blur(theirs, [7, 7], [1.0, 1.0])
+    torch.testing.assert_close(blurred, expected, atol=1e-6, rtol=0)
+    blurred.square().sum().backward()
+    expected.square().sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=0)
 
 
 def test_sml_needs_statistics() -> None:
