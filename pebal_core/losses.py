@@ -200,10 +200,11 @@ def retention(
 ) -> Tensor:
     """Kullback-Leibler divergence of the K class probabilities from those of the network at the start of training.
 
-    Taken at the resolution of the logits over the inlier pixels that the starting network had right, first the mean
-    of each class, then over the classes, so that a rare class counts as much as the road. A shift of all logits, and
-    with it the energy, is free. Hinton et al., Distilling the Knowledge in a Neural Network (2015); Li and Hoiem,
-    Learning without Forgetting (ECCV 2016).
+    Taken at the resolution of the logits over the inlier pixels that the starting network had right and over the
+    outliers, whatever it took them for: an outlier that looks like a person would otherwise lift its energy by the
+    logit of persons first. A shift of all logits, and with it the energy, is free. First the mean of each class, of
+    inliers and of outliers, then over these, so that a rare class counts as much as the road. Hinton et al.,
+    Distilling the Knowledge in a Neural Network (2015); Li and Hoiem, Learning without Forgetting (ECCV 2016).
 
     Args:
         logits: B×(K+1)×h×w.
@@ -217,14 +218,14 @@ def retention(
         before = start.detach()[:, :-1].float().log_softmax(1)
         after = logits[:, :-1].float().log_softmax(1)
         label = F.interpolate(target[:, None].float(), logits.shape[-2:], mode="nearest")[:, 0]
-        known = before.max(1).indices
-        right = known == label
-        divergence = (before.exp() * (before - after)).sum(1)[right]
-        classes = before.shape[1]
+        known, outlier = before.max(1).indices, label == OUTLIER
+        here = (known == label) | outlier
+        divergence = (before.exp() * (before - after)).sum(1)[here]
+        group, groups = (known + before.shape[1] * outlier)[here], 2 * before.shape[1]
         sums = torch.stack(
             [
-                divergence.new_zeros(classes).index_add(0, known[right], divergence),
-                torch.bincount(known[right], minlength=classes).to(divergence.dtype),
+                divergence.new_zeros(groups).index_add(0, group, divergence),
+                torch.bincount(group, minlength=groups).to(divergence.dtype),
             ]
         )
         if sum_over_processes is not None:
