@@ -62,7 +62,7 @@ def test_the_gaussian_and_its_gradient_are_those_of_torchvision(shape: tuple[int
     ours, theirs = (torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_() for _ in range(2))
     blurred, expected = gaussian_blur(ours), vision.gaussian_blur(theirs, [7, 7], [1.0, 1.0])
     torch.testing.assert_close(blurred, expected, atol=1e-6, rtol=0)
-    blurred.square().sum().backward()
+    blurred.square().sum().backward()  # type: ignore[no-untyped-call]
     expected.square().sum().backward()
     torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=0)
 
