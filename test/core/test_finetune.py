@@ -149,7 +149,9 @@ def test_two_processes_see_the_losses_of_one(workshop: Path, tmp_path: Path) -> 
     for key in one:
         torch.testing.assert_close(one[key], two[key], rtol=1e-4, atol=1e-5)
     for column in ("loss", "retention", "val_ap", "val_fpr95", "val_miou"):
-        assert log_of(tmp_path / "two", column) == pytest.approx(log_of(tmp_path / "one", column), rel=1e-4)
+        # A divergence near zero is a difference of larger numbers, each rounded to 1e-7.
+        expected = pytest.approx(log_of(tmp_path / "one", column), rel=1e-4, abs=1e-7)
+        assert log_of(tmp_path / "two", column) == expected
 
 
 def test_training_separates_the_energies(workshop: Path, tmp_path: Path) -> None:
