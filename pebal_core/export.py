@@ -123,6 +123,7 @@ class WholePath(nn.Module):
         if self.input_size is not None:
             labels = labels.index_select(1, _nearest(rows, height)).index_select(2, _nearest(columns, width))
             energy = F.interpolate(energy[:, None], (height, width), mode="bilinear")[:, 0]
+        # torchvision's, not that of `scores`: one convolution is one node of the graph.
         return labels, gaussian_blur(energy[:, None], [7, 7], [1.0, 1.0])[:, 0] if self.smoothing else energy
 
     def read(self, logits: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
