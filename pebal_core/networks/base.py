@@ -45,7 +45,7 @@ class SegmentationNetwork(nn.Module, ABC):
         return F.pad(images, padding, mode="replicate") if any(padding) else images
 
     def fold_linear(self) -> None:
-        """Merge linear layers that follow each other, in place, for inference; there are none in most networks."""
+        """Merge what else is linear, in place, when every BatchNorm that directly follows a convolution is in that."""
 
     def is_head(self, name: str) -> bool:
         """Whether the parameter or buffer of this state-dict name belongs to the head."""

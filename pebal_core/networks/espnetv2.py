@@ -179,6 +179,10 @@ class PyramidPool(nn.Module):
         self.br = nn.Identity() if last else NormActDec(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.br(self.merge_layer(torch.cat(self.branches(x), dim=1)))
+
+    def branches(self, x: Tensor) -> list[Tensor]:
+        """The scales' convolutions of the projection, all at its size."""
         x = self.projection_layer(x)
         size = (x.shape[-2], x.shape[-1])
         branches = []
@@ -190,7 +194,45 @@ class PyramidPool(nn.Module):
                 branches.append(upsample(stage(F.adaptive_avg_pool2d(x, (height, width))), size))
             else:
                 branches.append(stage(x))
-        return self.br(self.merge_layer(torch.cat(branches, dim=1)))
+        return branches
+
+
+class SummedPyramid(nn.Module):
+    """A `PyramidPool` for inference, with the same output for less.
+
+    After the shuffle each group of the merging convolution holds one channel of every branch, so it is a sum of
+    depth-wise convolutions, one per branch. The BatchNorm of the branches goes into their own convolutions: between
+    the two lie only averages, whose weights add up to one.
+    """
+
+    def __init__(self, pool: PyramidPool) -> None:
+        """`pool`: taken over; the BatchNorm after its merging convolution is folded already."""
+        super().__init__()
+        norm, act = pool.merge_layer.get_submodule("0.br").children()
+        merge, _, after = pool.merge_layer.get_submodule("2.cbr").children()
+        assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
+        assert isinstance(act, nn.PReLU) and isinstance(merge, nn.Conv2d)
+        factor = norm.weight / (norm.running_var + norm.eps).sqrt()
+        offset = norm.bias - norm.running_mean * factor
+        width = merge.out_channels
+        self.merges = nn.ModuleList()
+        for number, stage in enumerate(pool.stages):
+            assert isinstance(stage, nn.Conv2d)
+            own = slice(number * width, (number + 1) * width)
+            stage.weight = nn.Parameter(stage.weight * factor[own].view(-1, 1, 1, 1))
+            stage.bias = nn.Parameter(offset[own].clone())
+            bend, sums = nn.PReLU(width), conv(width, width, 3, groups=width)
+            bend.weight = nn.Parameter(act.weight[own].clone())
+            sums.weight = nn.Parameter(merge.weight[:, number : number + 1].clone())
+            sums.bias = merge.bias if number == 0 else None
+            self.merges.append(nn.Sequential(bend, sums))
+        self.last = nn.Sequential(after, pool.merge_layer[3], pool.br)
+        del pool.merge_layer, pool.br
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *others = [merge(branch) for merge, branch in zip(self.merges, self.pool.branches(x), strict=True)]
+        return self.last(sum(others, first))
 
 
 class MergeEncoder(nn.Module):
@@ -235,6 +277,10 @@ class ESPNetv2(SegmentationNetwork):
         self.merge_enc_dec_l4 = MergeEncoder(one, 32)
         self.bu_br_l4 = norm_act(32)
         self.bu_dec_l4 = PyramidPool(32, width, num_outputs, last=True)
+
+    def fold_linear(self) -> None:
+        for name in ("bu_dec_l1", "bu_dec_l2", "bu_dec_l3", "bu_dec_l4"):
+            setattr(self, name, SummedPyramid(getattr(self, name)))
 
     def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
         """Encoder features at strides 2, 4, 8 and 16."""

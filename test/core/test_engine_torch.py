@@ -30,7 +30,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {
     "resnet18": ("deeplabv3plus", {"encoder": "resnet18", "decoder_channels": 16}, 0),
     "efficientnet_lite0": ("deeplabv3plus", {"encoder": "tu-tf_efficientnet_lite0", "decoder_channels": 16}, 0),
     "wide_resnet38": ("deeplabv3plus_wide_resnet38", {}, 17),  # the first of each residual block
-    "espnetv2": ("espnetv2", {"scale": 0.5}, 20),  # after 17 concatenations and 3 sums
+    "espnetv2": ("espnetv2", {"scale": 0.5}, 16),  # after 13 concatenations and 3 sums
 }
 
 
