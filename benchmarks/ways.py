@@ -88,6 +88,7 @@ def exported(model: str, precision: str, size: tuple[int, int] | None) -> Path:
     """An ONNX model for images of this size, or of any, in a temporary file."""
     network, info = load(model)
     info.input_size = list(size) if size else None
+    info.smoothing = True  # as the other ways do
     info.export = {"precision": precision}
     path = Path(tempfile.mkdtemp(prefix="engines_", dir=scratch().name)) / f"{Path(model).stem}.onnx"
     path.write_bytes(onnx_with_info(to_onnx(network, info, precision), info))

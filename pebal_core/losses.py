@@ -68,8 +68,6 @@ class LossConfig:
     """Outlier energies below it are lifted, in nats."""
     smoothness_weight: float = 3e-6
     sparsity_weight: float = 5e-4
-    retention_weight: float = 0.0
-    """Weight of `retention`: what the network knew when training started, it must still know."""
 
     def __post_init__(self) -> None:
         if self.penalty is not None and self.penalty <= 0:
@@ -190,48 +188,6 @@ def image_sums(logits: Tensor, target: Tensor, config: LossConfig) -> Tensor:
             outlier_energy=masked_sum(energy.detach(), outlier),
         )
         return torch.stack(sums)
-
-
-def retention(
-    logits: Tensor,
-    start: Tensor,
-    target: Tensor,
-    sum_over_processes: Callable[[Tensor], Tensor] | None = None,
-) -> Tensor:
-    """Kullback-Leibler divergence of the K class probabilities from those of the network at the start of training.
-
-    Taken at the resolution of the logits over the inlier pixels that the starting network had right and over the
-    outliers, whatever it took them for: an outlier that looks like a person would otherwise lift its energy by the
-    logit of persons first. A shift of all logits, and with it the energy, is free. First the mean of each class, of
-    inliers and of outliers, then over these, so that a rare class counts as much as the road. Hinton et al.,
-    Distilling the Knowledge in a Neural Network (2015); Li and Hoiem, Learning without Forgetting (ECCV 2016).
-
-    Args:
-        logits: B×(K+1)×h×w.
-        start: of the same shape, from the starting network; no gradient flows.
-        target: B×H×W integers, trainIds, 254 or 255.
-
-    Returns:
-        A scalar in nats; zero where no pixel counts.
-    """
-    with torch.autocast(logits.device.type, enabled=False):
-        before = start.detach()[:, :-1].float().log_softmax(1)
-        after = logits[:, :-1].float().log_softmax(1)
-        label = F.interpolate(target[:, None].float(), logits.shape[-2:], mode="nearest")[:, 0]
-        known, outlier = before.max(1).indices, label == OUTLIER
-        here = (known == label) | outlier
-        divergence = (before.exp() * (before - after)).sum(1)[here]
-        group, groups = (known + before.shape[1] * outlier)[here], 2 * before.shape[1]
-        sums = torch.stack(
-            [
-                divergence.new_zeros(groups).index_add(0, group, divergence),
-                torch.bincount(group, minlength=groups).to(divergence.dtype),
-            ]
-        )
-        if sum_over_processes is not None:
-            sums = sum_over_processes(sums)
-        present = sums[1] > 0
-        return mean((sums[0] / sums[1].clamp_min(1)).where(present, 0.0).sum(), present.sum())
 
 
 def combine(sums: LossSums, config: LossConfig) -> LossTerms:

@@ -7,13 +7,22 @@ from collections.abc import Callable
 from ..errors import PebalError
 from .base import SegmentationNetwork, upsample
 from .espnetv2 import ESPNetv2
+from .kept_classes import KeptClasses
 from .smp import DeepLabV3Plus
 from .wide_resnet38 import DeepLabV3PlusWideResNet38
+
+
+def kept_classes(num_outputs: int = 20, *, network: str, own_trunk: bool, **arguments: object) -> KeptClasses:
+    """`KeptClasses` of two networks of this name and arguments."""
+    energy, classes = (build_network(network, num_outputs, **arguments) for _ in range(2))
+    return KeptClasses(energy, classes, own_trunk)
+
 
 NETWORKS: dict[str, Callable[..., SegmentationNetwork]] = {
     "deeplabv3plus": DeepLabV3Plus,
     "deeplabv3plus_wide_resnet38": DeepLabV3PlusWideResNet38,
     "espnetv2": ESPNetv2,
+    "kept_classes": kept_classes,
 }
 
 
@@ -36,4 +45,4 @@ def build_network(name: str, num_outputs: int = 20, **arguments: object) -> Segm
         raise PebalError(f"Network '{name}' cannot be built with {arguments}: {error}") from error
 
 
-__all__ = ["NETWORKS", "SegmentationNetwork", "build_network", "upsample"]
+__all__ = ["NETWORKS", "KeptClasses", "SegmentationNetwork", "build_network", "upsample"]

@@ -28,11 +28,11 @@ from ..data.partial_labels import resolve_groups
 from ..detector import AnomalyDetector
 from ..errors import PebalError
 from ..labels import CITYSCAPES_CLASSES, OUTLIER, VOID
-from ..losses import LossConfig, pebal_loss, retention
+from ..losses import LossConfig, pebal_loss
 from ..metrics.pooled import PooledMetrics
 from ..metrics.segmentation import SegmentationMetrics
 from ..model_file import ModelInfo, file_sha256, load_model, resolve_model, save_model
-from ..networks import SegmentationNetwork, upsample
+from ..networks import KeptClasses, SegmentationNetwork, upsample
 from ..scores import free_energy
 from .calibrate import calibrate
 from .run import AveragedWeights, RunConfig, TrainingModule, find_checkpoint, make_trainer
@@ -68,9 +68,9 @@ class FinetuneConfig:
     rate_floor: float = 1e-8
     ema_decay: float = 0.0
     """Decay per step of the averaged weights, which are then the ones evaluated and kept; 0: no averaging."""
-    start_share: float = 0.0
-    """Share of the starting network in the weights that are evaluated and kept: keeps classes for little of the AP.
-    Wortsman et al., Robust fine-tuning of zero-shot models (CVPR 2022)."""
+    keep_classes: bool = False
+    """Whether the classes stay those of the starting network, whose head (and trunk, where that is trained) then runs
+    beside the fine-tuned one: `KeptClasses`."""
     input_size: list[int] | None = None
     """[height, width] at which the exported model runs; None: as the model it started from."""
     smoothing: bool = True
@@ -90,8 +90,6 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
     Raises:
         PebalError: data, model or options that cannot be used, before training starts; NaN, during it.
     """
-    if not 0 <= config.start_share <= 1:
-        raise PebalError(f"start_share is {config.start_share}; it must be between 0 and 1.")
     pl.seed_everything(config.trainer.seed, workers=True, verbose=False)
     out = Path(config.out)
     network, info = load_model(config.model)
@@ -99,6 +97,10 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
         raise PebalError(
             f"{config.model} has {len(info.class_names)} classes ({', '.join(info.class_names[:3])}, …), but the scene "
             f"sets are labelled with the {len(CITYSCAPES_CLASSES)} Cityscapes classes; start from a network of those."
+        )
+    if isinstance(network, KeptClasses):
+        raise PebalError(
+            f"{config.model} was fine-tuned with keep_classes; start from the model that it was made from."
         )
     checkpoint = find_checkpoint(config.trainer, out)
     outliers, held_back = open_outliers(config.data)
@@ -113,8 +115,7 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
         trainer.validate(module, verbose=False)
     trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
     if trainer.is_global_zero and trainer.global_step == config.trainer.steps:
-        module.mix_in_the_start()
-        save_model(out / "last.safetensors", network, info)
+        save_model(out / "last.safetensors", module.answering[0], info)
         for name in ("best", "last"):
             path = out / f"{name}.safetensors"
             detector = AnomalyDetector.load(path)
@@ -169,23 +170,6 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return all_reduce(values)  # type: ignore[no-untyped-call]
 
 
-class StartingNetwork:
-    """The network as it was before training; no part of the module that learns, nor of its checkpoints."""
-
-    def __init__(self, network: SegmentationNetwork) -> None:
-        """`network`: what it does not learn is shared, the rest copied."""
-        shared: dict[int, Any] = {id(p): p for p in network.parameters() if not p.requires_grad}
-        self.network = copy.deepcopy(network, shared).requires_grad_(False).eval()
-
-    def to(self, device: torch.device) -> None:
-        self.network.to(device)
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor, features: tuple[Tensor, ...] | None = None) -> Tensor:
-        """Logits at the network's own resolution, of normalised images or of what the trunk made of them."""
-        return self.network.head(self.network.trunk(images) if features is None else features)
-
-
 class FinetuneModule(TrainingModule):
     """PEBAL's objective on the head of one network."""
 
@@ -203,8 +187,14 @@ class FinetuneModule(TrainingModule):
         choose_trained(network, config.trained)
         trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
         self.trunk_learns = not all(map(network.is_head, trained))
-        remembers = config.loss.retention_weight or config.start_share
-        self.start = StartingNetwork(network) if remembers else None
+        answering = network
+        if config.keep_classes:
+            own_trunk = self.trunk_learns or config.statistics == "reference"
+            answering = KeptClasses(network, copy.deepcopy(network).requires_grad_(False), own_trunk)
+            info.network_args = {"network": info.network, "own_trunk": own_trunk, **info.network_args}
+            info.network = "kept_classes"
+        self.answering = (answering,)
+        """What is evaluated and kept; in a tuple, so that it is no part of what learns, nor of its checkpoints."""
 
     def train(self, mode: bool = True) -> FinetuneModule:
         super().train(mode)
@@ -213,8 +203,6 @@ class FinetuneModule(TrainingModule):
         return self
 
     def on_train_start(self) -> None:
-        if self.start is not None:
-            self.start.to(self.device)
         self.train()
 
     def draw(self, rng: np.random.Generator, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -228,11 +216,6 @@ class FinetuneModule(TrainingModule):
         together = sum_over_processes if self.trainer.world_size > 1 else None
         terms = pebal_loss(logits, resolve_groups(target, logits), self.config.loss, together)
         total = terms.total
-        if self.start is not None and self.config.loss.retention_weight:
-            before = self.start(self.normalise(images), None if self.trunk_learns else features)
-            kept = retention(logits, before, resolve_groups(target, before), together)
-            self.log("retention", kept)
-            total = total + self.config.loss.retention_weight * kept
         if not torch.isfinite(total):
             self._stop_at_nan(logits, batch_index)
         self.log("classification", terms.classification, prog_bar=True)
@@ -284,25 +267,13 @@ class FinetuneModule(TrainingModule):
     def val_dataloader(self) -> Any:
         return self.shard(len(self.validation_set))
 
-    def mix_in_the_start(self) -> dict[str, Tensor]:
-        """Move what is trained towards the starting network by its share; returns it as it was."""
-        if self.start is None or not self.config.start_share:
-            return {}
-        start = dict(self.start.network.named_parameters())
-        trained = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
-        learned = {name: p.detach().clone() for name, p in trained.items()}
-        with torch.no_grad():
-            for name, parameter in trained.items():
-                parameter.lerp_(start[name].to(parameter.device), self.config.start_share)
-        return learned
-
     def on_validation_epoch_start(self) -> None:
-        self.learned = self.mix_in_the_start()
+        self.answering[0].to(self.device)
         self.pooled, self.labels = PooledMetrics(), SegmentationMetrics(self.info.class_names)
 
     def validation_step(self, number: int, batch_index: int) -> None:
         image, labels, name = self.validation_set.load(int(number))
-        logits = upsample(self.network(self.image_tensor(image)).float(), labels.shape)
+        logits = upsample(self.answering[0](self.image_tensor(image)).float(), labels.shape)
         energy, predicted = free_energy(logits)[0], logits[0, :-1].max(0).indices
         outlier, known = labels == OUTLIER, labels < len(self.info.class_names)
         target = np.where(outlier, 1, np.where(labels == VOID, VOID, 0))
@@ -310,11 +281,6 @@ class FinetuneModule(TrainingModule):
         self.labels.update(predicted.cpu().numpy(), np.where(known, labels, VOID), name=name)
 
     def on_validation_epoch_end(self) -> None:
-        self._evaluate()
-        self.network.load_state_dict(self.learned, strict=False)
-        del self.learned
-
-    def _evaluate(self) -> None:
         pooled = PooledMetrics()
         for state in self.gather_states(self.pooled):
             pooled.merge(PooledMetrics.from_state(state))
@@ -338,7 +304,7 @@ class FinetuneModule(TrainingModule):
         if result.ap > self.best.get("val_ap", -1.0):
             self.best = figures
             if self.trainer.is_global_zero:
-                save_model(Path(self.config.out) / "best.safetensors", self.network, self.info)
+                save_model(Path(self.config.out) / "best.safetensors", self.answering[0], self.info)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -31,6 +31,12 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {
     "efficientnet_lite0": ("deeplabv3plus", {"encoder": "tu-tf_efficientnet_lite0", "decoder_channels": 16}, 0),
     "wide_resnet38": ("deeplabv3plus_wide_resnet38", {}, 17),  # the first of each residual block
     "espnetv2": ("espnetv2", {"scale": 0.5}, 16),  # after 13 concatenations and 3 sums
+    "two espnetv2": ("kept_classes", {"network": "espnetv2", "own_trunk": True, "scale": 0.5}, 32),
+    "two heads": (
+        "kept_classes",
+        {"network": "deeplabv3plus", "own_trunk": False, "encoder": "resnet18", "decoder_channels": 16},
+        0,
+    ),
 }
 
 
@@ -162,6 +168,7 @@ def test_both_gaussians_are_one(count: int, height: int, width: int, seed: int) 
         ("efficientnet_lite0", (97, 131), 3, False),
         ("espnetv2", (96, 160), 1, False),
         ("espnetv2", (97, 131), 3, True),
+        ("two espnetv2", (97, 131), 2, True),
         ("wide_resnet38", (49, 70), 2, True),
     ],
 )

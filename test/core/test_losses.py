@@ -19,7 +19,7 @@ from torch.multiprocessing.spawn import spawn
 
 from pebal_core.errors import PebalError
 from pebal_core.labels import OUTLIER, VOID
-from pebal_core.losses import LossConfig, LossTerms, PixelMaps, pebal_loss, retention
+from pebal_core.losses import LossConfig, LossTerms, PixelMaps, pebal_loss
 from pebal_core.networks import upsample
 from pebal_core.scores import gaussian_blur
 
@@ -285,28 +285,3 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         terms, averaged = torch.load(tmp_path / f"{rank}.pt")
         torch.testing.assert_close(LossTerms(*terms), expected)
         torch.testing.assert_close(averaged, slope)
-
-
-def test_retention_is_the_divergence_where_the_start_was_right_and_on_outliers_each_class_alike() -> None:
-    start, target = random_batch(3)
-    after = start + torch.randn(start.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    divergence = F.kl_div(after[:, :-1].log_softmax(1), start[:, :-1].softmax(1), reduction="none").sum(1)
-    guess = start[:, :-1].argmax(1)
-    groups = [(guess == k) & kind for kind in (guess == target, target == OUTLIER) for k in range(5)]
-    counted = torch.stack(groups).any(0)
-    assert 0.2 < counted.float().mean() < 0.8, "pixels that were wrong or void are there, too"
-    classes = [divergence[group].mean() for group in groups if group.any()]
-    assert len(classes) > 5, "of inliers and of outliers"
-    torch.testing.assert_close(retention(after, start, target).double(), torch.stack(classes).mean(), rtol=1e-5, atol=0)
-
-
-def test_retention_leaves_the_energy_free() -> None:
-    start, target = random_batch(4)
-    shift = torch.randn(3, 1, 9, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    moved = (start + 5 * shift).requires_grad_()
-    value = retention(moved, start, target)
-    value.backward()  # type: ignore[no-untyped-call]
-    assert value.abs() < 1e-6 and moved.grad is not None and moved.grad.abs().max() < 1e-6
-    empty = retention(start.requires_grad_(), start, torch.full_like(target, VOID))
-    empty.backward()  # type: ignore[no-untyped-call]
-    assert empty == 0 and start.grad is not None and (start.grad == 0).all()
