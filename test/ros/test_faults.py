@@ -107,6 +107,8 @@ def test_two_nodes_on_one_camera(rig: Rig, tmp_path: Path, tiny_model: Path) -> 
             return nodes == {"/rig", "/second"} and len(infos) == matched == 2
 
         wait_until(both)
+        rig.client.be_known(camera.publisher.topic_name)
+        client.be_known("/second/labels")
         for seed in range(5):
             stamp = camera.send(picture(seed=seed))
             first, second = (inbox.wait_for(stamp) for inbox in inboxes)
