@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -93,29 +94,28 @@ def test_a_camera_process_that_is_killed_and_comes_back(rig: Rig, labels: Inbox,
 def test_two_nodes_on_one_camera(rig: Rig, tmp_path: Path, tiny_model: Path) -> None:
     """Both answer every frame that they are given time for, each below its own name."""
     remap = ("-r", "__ns:=/second", "-r", "image:=/rig/image")
-    client = Client("/second")
-    with NodeProcess("anomaly_node", tmp_path / "log", {"model": tiny_model}, *remap):
-        inboxes = [rig.client.listen("labels"), client.listen("labels")]
+    with (
+        closing(Client("/second")) as client,
+        NodeProcess("anomaly_node", tmp_path / "log", {"model": tiny_model}, *remap),
+        closing(rig.client.listen("labels")) as of_first,
+        closing(client.listen("labels")) as of_second,
+    ):
         client.status("model", lambda s: values(s)["state"] == "active", STARTUP)
-        camera = rig.client.camera()
+        with closing(rig.client.camera()) as camera:
 
-        def both() -> bool:
-            """Each node has seen the camera, and keeps the one subscription that fits it."""
-            infos = rig.client.node.get_subscriptions_info_by_topic(camera.publisher.topic_name)
-            nodes = {info.node_namespace for info in infos}
-            matched = camera.publisher.get_subscription_count()
-            return nodes == {"/rig", "/second"} and len(infos) == matched == 2
+            def both() -> bool:
+                """Each node has seen the camera, and keeps the one subscription that fits it."""
+                infos = rig.client.node.get_subscriptions_info_by_topic(camera.publisher.topic_name)
+                nodes = {info.node_namespace for info in infos}
+                matched = camera.publisher.get_subscription_count()
+                return nodes == {"/rig", "/second"} and len(infos) == matched == 2
 
-        wait_until(both)
-        rig.client.be_known(camera.publisher.topic_name)
-        client.be_known("/second/labels")
-        for seed in range(5):
-            stamp = camera.send(picture(seed=seed))
-            first, second = (inbox.wait_for(stamp) for inbox in inboxes)
-            assert first.data == second.data
-        camera.close()
-        inboxes[0].close()
-    client.close()
+            wait_until(both)
+            rig.client.be_known(camera.publisher.topic_name)
+            client.be_known("/second/labels")
+            for seed in range(5):
+                stamp = camera.send(picture(seed=seed))
+                assert of_first.wait_for(stamp).data == of_second.wait_for(stamp).data
 
 
 STOPPED_LISTENER = """
