@@ -112,12 +112,13 @@ def _outlines(mask: np.ndarray, min_area: float) -> list[tuple[np.ndarray, Box]]
     if not contours:
         return []
     outer = np.flatnonzero(hierarchy[0, :, 3] < 0)  # those without a parent; the others are holes
-    boxes = np.array([cv2.boundingRect(contours[number]) for number in outer])
+    boxes = np.array([cv2.boundingRect(contours[int(number)]) for number in outer])
     areas = boxes[:, 2].astype(np.int64) * boxes[:, 3]
     kept = np.flatnonzero(areas >= min_area)
     kept = kept[np.argsort(-areas[kept], kind="stable")]
     return [
-        (contours[outer[number]], (int(x), int(y), int(w), int(h))) for number, (x, y, w, h) in zip(kept, boxes[kept])
+        (contours[int(outer[number])], (int(x), int(y), int(w), int(h)))
+        for number, (x, y, w, h) in zip(kept, boxes[kept])
     ]
 
 
@@ -139,7 +140,7 @@ def _examine(
     lowest = height - 1 - inside[::-1].argmax(axis=0)  # row of the lowest pixel of each column; every column has one
     columns, rows = np.arange(x, x + width), y + lowest
     if rules.carriers is not None:
-        standing = _standing(labels, ignore, columns, rows, rules)
+        standing = _standing(labels, ignore, columns, rows, rules.carriers, rules.reach_in(energy.shape[1]))
         if standing.sum() < max(rules.foot_share * width, 1):
             return None
         columns, rows = columns[standing], rows[standing]
@@ -158,16 +159,21 @@ def _examine(
 
 
 def _standing(
-    labels: np.ndarray, ignore: np.ndarray | None, columns: np.ndarray, rows: np.ndarray, rules: ObjectRules
+    labels: np.ndarray,
+    ignore: np.ndarray | None,
+    columns: np.ndarray,
+    rows: np.ndarray,
+    carriers: tuple[int, ...],
+    reach: int,
 ) -> np.ndarray:
     """For each pixel of the lower edge, whether a carrier lies within reach below it.
 
     What is cut off by the lower border of the image or by the ignore mask may stand on ground that is not seen.
     """
     last = labels.shape[0] - 1
-    below = rows[:, None] + np.arange(1, rules.reach_in(labels.shape[1]) + 1)
+    below = rows[:, None] + np.arange(1, reach + 1)
     at = np.minimum(below, last), columns[:, None]
-    carries = np.isin(labels[at], rules.carriers) | (below > last)
+    carries = np.isin(labels[at], carriers) | (below > last)
     if ignore is not None:
         carries |= ignore[at] != 0
     return carries.any(axis=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -127,7 +129,7 @@ def test_sizes_must_agree(name: str) -> None:
         ({"max_objects": 0}, "max_objects"),
     ],
 )
-def test_rules_are_checked(settings: dict[str, float], reason: str) -> None:
+def test_rules_are_checked(settings: dict[str, Any], reason: str) -> None:
     with pytest.raises(PebalError, match=reason):
         ObjectRules(**{"threshold": -4.0, "grow": -6.0, **settings})
 
