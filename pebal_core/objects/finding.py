@@ -151,6 +151,7 @@ def _examine(
         area=area,
         mean_energy=cv2.mean(energy[y : y + height, x : x + width], inside.view(np.uint8))[0],
         peak_energy=peak,
+        label=int(np.bincount(labels[y : y + height, x : x + width][inside]).argmax()),
         contact=(int(touching[len(touching) // 2]), bottom),
         foot=np.stack([columns, rows], axis=1).astype(np.int32),
         contour=outline,

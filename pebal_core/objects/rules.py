@@ -13,7 +13,7 @@ from ..errors import PebalError
 from ..model_file import ModelInfo
 
 CARRIERS = ("road", "sidewalk")
-"""Classes on which an object can stand, unless a setting says otherwise."""
+"""Classes that can carry an object unless a setting names others."""
 
 GROW_SHARE = 0.25
 """An object grows from the threshold down by this share of the threshold's distance to the median inlier energy."""
@@ -70,7 +70,7 @@ class ObjectRules:
         info: ModelInfo,
         threshold: float | None = None,
         grow: float | None = None,
-        carriers: Sequence[str] | None = CARRIERS,
+        carriers: Sequence[str] | None = None,
         **settings: Any,
     ) -> ObjectRules:
         """The rules for a model's energies and classes.
@@ -80,8 +80,8 @@ class ObjectRules:
             threshold: nats; None: the one stored with the model.
             grow: nats; None: `GROW_SHARE` of the way from the threshold to the model's median inlier energy, which is
                 the lower end of its `energy_range`.
-            carriers: names of classes that can carry an object; those that the model does not know are refused. None
-                switches the place rule off.
+            carriers: names of classes that can carry an object; none at all switch the place rule off. None: those of
+                `CARRIERS` that the model knows.
             settings: other fields of `ObjectRules`.
 
         Raises:
@@ -94,8 +94,9 @@ class ObjectRules:
             )
         if grow is None:
             grow = threshold - GROW_SHARE * max(threshold - info.energy_range[0], 0.0)
-        ids = None if carriers is None else class_ids(carriers, info.class_names)
-        return cls(threshold, grow, carriers=ids, **settings)
+        if carriers is None:
+            carriers = [name for name in CARRIERS if name in info.class_names]
+        return cls(threshold, grow, carriers=class_ids(carriers, info.class_names) or None, **settings)
 
     def area_in(self, width: int) -> float:
         """`min_area` in pixels of an image of this width."""
@@ -130,6 +131,8 @@ class RoadObject:
     """Nats."""
     peak_energy: float
     """Nats."""
+    label: int
+    """Id of the class that the network takes most of its pixels for."""
     contact: tuple[int, int]
     """x, y of the lowest point that touches the ground."""
     foot: np.ndarray = field(repr=False, compare=False)
@@ -159,6 +162,7 @@ class RoadObject:
             "area": self.area,
             "mean_energy": round(self.mean_energy, 4),
             "peak_energy": round(self.peak_energy, 4),
+            "label": self.label,
             "contact": list(self.contact),
             "distance_m": None if self.distance is None else round(self.distance, 3),
             "distance_std_m": None if self.distance_std is None else round(self.distance_std, 3),

@@ -13,6 +13,10 @@ from ..errors import PebalError
 from .rules import RoadObject
 
 
+LONGEST_WINDOW = 100
+"""Images over which sightings can be counted."""
+
+
 @dataclass(frozen=True)
 class TrackRules:
     """When an object is confirmed, and when it is forgotten.
@@ -31,8 +35,10 @@ class TrackRules:
     """Least generalised IoU (Rezatofighi et al., CVPR 2019) of a box and its prediction; -1 matches anything."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.confirm_window <= 1000:
-            raise PebalError(f"confirm_window must lie between 1 and 1000 images, not {self.confirm_window}.")
+        if not 1 <= self.confirm_window <= LONGEST_WINDOW:
+            raise PebalError(
+                f"confirm_window must lie between 1 and {LONGEST_WINDOW} images, not {self.confirm_window}."
+            )
         if not 1 <= self.confirm_hits <= self.confirm_window:
             raise PebalError(
                 f"confirm_hits ({self.confirm_hits}) must lie between 1 and confirm_window ({self.confirm_window})."
@@ -46,9 +52,9 @@ class TrackRules:
 class _Track:
     """One object as it was seen so far."""
 
-    def __init__(self, number: int, box: np.ndarray, stamp: float, window: int) -> None:
+    def __init__(self, number: int, box: np.ndarray, stamp: float) -> None:
         self.number, self.box, self.seen = number, box, stamp
-        self.hits: deque[bool] = deque([True], maxlen=window)
+        self.hits: deque[bool] = deque([True], maxlen=LONGEST_WINDOW)
         self.missed = 0
         self.confirmed = False
         self._velocity = np.zeros(4)  # of left, top, right and bottom, in pixels per second
@@ -68,6 +74,10 @@ class _Track:
         self.missed += 1
         self.hits.append(False)
 
+    def sightings(self, window: int) -> int:
+        """In how many of the last images the object was seen."""
+        return sum(itertools.islice(reversed(self.hits), window))
+
 
 class ObjectTracker:
     """Gives objects a number that stays and says which are confirmed.
@@ -83,6 +93,7 @@ class ObjectTracker:
 
     def __init__(self, rules: TrackRules) -> None:
         self.rules = rules
+        """May be replaced between two images; objects keep their numbers."""
         self._tracks: list[_Track] = []
         self._numbers = itertools.count(1)
         self._last_stamp: float | None = None
@@ -106,11 +117,11 @@ class ObjectTracker:
         for index, found in enumerate(objects):
             track = matched.get(index)
             if track is None:
-                track = _Track(next(self._numbers), boxes[index], stamp, self.rules.confirm_window)
+                track = _Track(next(self._numbers), boxes[index], stamp)
                 self._tracks.append(track)
             else:
                 track.see(boxes[index], stamp)
-            track.confirmed |= sum(track.hits) >= self.rules.confirm_hits
+            track.confirmed |= track.sightings(self.rules.confirm_window) >= self.rules.confirm_hits
             tracked.append(replace(found, id=track.number, confirmed=track.confirmed))
         seen = {found.id for found in tracked}
         for track in self._tracks:

@@ -138,6 +138,8 @@ def test_rules_of_a_model() -> None:
     info = ModelInfo("deeplabv3plus", threshold=-4.0, energy_range=[-12.0, 0.8])
     rules = ObjectRules.for_model(info, carriers=["road", "terrain"])
     assert (rules.threshold, rules.grow, rules.carriers) == (-4.0, -6.0, (0, 9))
+    assert ObjectRules.for_model(info).carriers == (0, 1)
+    assert ObjectRules.for_model(info, carriers=[]).carriers is None
     with pytest.raises(PebalError, match="no class 'lawn'; its classes are: road, sidewalk"):
         ObjectRules.for_model(info, carriers=["lawn"])
     with pytest.raises(PebalError, match="stores no alarm threshold"):

@@ -13,7 +13,7 @@ EMPTY = np.empty((0, 2), np.int32)
 
 def at(x: float, y: float, width: float = 20, height: float = 20) -> RoadObject:
     box = (round(x), round(y), round(width), round(height))
-    return RoadObject(box, box[2] * box[3], -3, -2, (box[0], box[1]), EMPTY, EMPTY, np.ones((box[3], box[2]), bool))
+    return RoadObject(box, box[2] * box[3], -3, -2, 0, (box[0], box[1]), EMPTY, EMPTY, np.ones((box[3], box[2]), bool))
 
 
 def test_confirmed_after_k_of_n() -> None:
@@ -82,7 +82,7 @@ def test_equal_stamps_are_taken() -> None:
     ("settings", "reason"),
     [
         ({"confirm_hits": 6, "confirm_window": 5}, r"confirm_hits \(6\) must lie between 1 and confirm_window \(5\)"),
-        ({"confirm_window": 0}, "confirm_window must lie between 1 and 1000"),
+        ({"confirm_window": 0}, "confirm_window must lie between 1 and 100 images"),
         ({"max_gap": -1}, "max_gap must lie between 0 and 60 seconds"),
         ({"min_giou": 2}, "min_giou"),
     ],
