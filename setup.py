@@ -77,11 +77,13 @@ setup(
         # rclpy and Fast DDS for machines without a ROS 2 installation.
         "ros": [
             "ros-kilted-diagnostic-msgs",
+            "ros-kilted-geometry-msgs",
             "ros-kilted-lifecycle-msgs",
             "ros-kilted-rclpy[fastrtps]",
             "ros-kilted-sensor-msgs",
             "ros-kilted-std-msgs",
             "ros-kilted-std-srvs",
+            "ros-kilted-visualization-msgs",
         ],
         "demo": ["scikit-image>=0.22"],  # the photograph that the demo puts on the road
         "test": [

@@ -17,6 +17,7 @@ from std_msgs.msg import Header
 from .camera_input import CameraInput
 from .images import RgbImage, from_compressed, to_rgb
 from .mailbox import Mailbox
+from .object_stage import ObjectContext, ObjectStage
 from .outputs import CameraOutputs
 from .qos import BEST_EFFORT, keep_last
 from .stream_statistics import FrameCounts, RateMeter, StageTimes
@@ -54,6 +55,7 @@ class Camera:
     Args:
         name: "" for a single camera whose topics have no prefix.
         transport: "raw" or "compressed".
+        objects: what all cameras share for finding objects.
         ready: notified when a frame waits; shared by all cameras.
     """
 
@@ -65,6 +67,7 @@ class Camera:
         input_reliability: str,
         output_qos: QoSProfile,
         outputs: list[str],
+        objects: ObjectContext,
         ready: threading.Condition,
     ) -> None:
         self.prefix = prefix = f"{name}/" if name else ""
@@ -74,6 +77,7 @@ class Camera:
         self.name = name
         self.mailbox: Mailbox[ReceivedFrame] = Mailbox(ready)
         self.outputs = CameraOutputs(node, prefix, outputs, output_qos)
+        self.objects = ObjectStage(objects)
         self.input = CameraInput(
             node,
             CompressedImage if compressed else Image,

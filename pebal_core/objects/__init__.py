@@ -13,6 +13,7 @@
 
 from .finding import Found, filter_energy, find_objects
 from .ground import CameraModel, GroundPlane, Mounting
+from .ignoring import IgnoreMask
 from .locating import Locator
 from .rules import ObjectRules, RoadObject
 from .tracking import ObjectTracker, TrackRules
@@ -21,6 +22,7 @@ __all__ = [
     "CameraModel",
     "Found",
     "GroundPlane",
+    "IgnoreMask",
     "Locator",
     "Mounting",
     "ObjectRules",

@@ -154,6 +154,11 @@ class RoadObject:
     distance_std: float | None = None
     """Standard deviation of `distance` in metres."""
 
+    @property
+    def caption(self) -> str:
+        """Number and distance, as they are drawn."""
+        return f"{self.id}" if self.distance is None else f"{self.id}: {self.distance:.1f} m"
+
     def as_json(self) -> dict[str, Any]:
         """The object in JSON's types, as in ``objects.jsonl``."""
         return {

@@ -12,7 +12,6 @@ import numpy as np
 from ..errors import PebalError
 from .rules import RoadObject
 
-
 LONGEST_WINDOW = 100
 """Images over which sightings can be counted."""
 
