@@ -49,9 +49,10 @@ setup(
         "safetensors>=0.4.3",
         "segmentation-models-pytorch>=0.5",
         "timm>=1.0.9",
-        "jsonargparse>=4.35",
+        "jsonargparse>=4.53",  # the first that can refuse to import what a configuration names
         "PyYAML>=6.0",
         "rich>=13.0",
+        "rosbags>=0.11",
         "Jinja2>=3.1",
     ],
     extras_require={
@@ -87,6 +88,7 @@ setup(
         "test": [
             "colcon-ros>=0.5",
             "hypothesis>=6.100",
+            "mcap>=1.2",  # opens what we write
             "mypy>=1.11",
             "pytest>=8",
             "ruff>=0.6",

@@ -17,8 +17,9 @@ from std_msgs.msg import Header
 
 from pebal_core import render
 from pebal_core.detector import Result
+from pebal_core.footage.ros_images import RgbImage
 
-from .images import RgbImage, to_compressed, to_message
+from .images import to_compressed, to_message
 from .parameters import Settings
 from .qos import try_publish, unmet_request
 

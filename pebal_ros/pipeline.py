@@ -13,9 +13,9 @@ from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from pebal_core.detector import AnomalyDetector
 from pebal_core.errors import PebalError
+from pebal_core.footage.ros_images import RgbImage
 
 from .camera import Camera, ReceivedFrame
-from .images import RgbImage
 from .outputs import Products
 from .parameters import Settings
 

@@ -1,7 +1,8 @@
-"""``pebal predict SOURCE --out DIR``: labels, energy and overlays of images, folders and videos.
+"""``pebal predict SOURCE --out DIR``: labels, energy and overlays of images, folders, videos and recordings.
 
 Writes ``labels/NAME.png`` (trainIds), ``energy/NAME.npy`` (float32 nats) and ``overlay/NAME.jpg`` for every frame,
-and ``overlay.mp4`` where the source is a video.
+and ``overlay.mp4`` where the source is a video or a recording. Frames of a recording are named by their number and
+their stamp in nanoseconds.
 """
 
 from __future__ import annotations
@@ -14,20 +15,21 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ..errors import PebalError
+from ..footage import FrameSource
 from ..render import VideoWriter, overlay, score_map
-from ..sources import FrameSource
-from .model_options import add_model_arguments, load_detector
+from .model_options import add_model_arguments, add_topic_argument, load_detector
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("source", type=str, help="video, folder of images, image, or camera index")
+    parser.add_argument("source", type=str, help="video, recording, folder of images, image, or camera index")
+    add_topic_argument(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--frames", type=int, default=0, help="stop after this many; 0: all")
     add_model_arguments(parser)
 
 
-def run(args: Namespace) -> None:
-    source = FrameSource(args.source)
+def run(args: Namespace) -> int:
+    source = FrameSource(args.source, args.topic)
     detector = load_detector(args)
     low, high = detector.info.energy_range
     for kind in ("labels", "energy", "overlay"):
@@ -50,7 +52,9 @@ def run(args: Namespace) -> None:
                 break
     if video is not None:
         video.close()
-    print(f"Results of {number} frames are in {args.out}")
+    left_out = f"; {source.skipped} malformed images were skipped" if source.skipped else ""
+    print(f"Results of {number} frames are in {args.out}{left_out}.")
+    return 1 if source.skipped else 0
 
 
 def _make_folder(folder: Path) -> None:
