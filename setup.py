@@ -49,7 +49,7 @@ setup(
         "safetensors>=0.4.3",
         "segmentation-models-pytorch>=0.5",
         "timm>=1.0.9",
-        "jsonargparse>=4.53",  # the first that can refuse to import what a configuration names
+        "jsonargparse>=4.35",
         "PyYAML>=6.0",
         "rich>=13.0",
         "rosbags>=0.11",
@@ -78,11 +78,13 @@ setup(
         # rclpy and Fast DDS for machines without a ROS 2 installation.
         "ros": [
             "ros-kilted-diagnostic-msgs",
+            "ros-kilted-geometry-msgs",
             "ros-kilted-lifecycle-msgs",
             "ros-kilted-rclpy[fastrtps]",
             "ros-kilted-sensor-msgs",
             "ros-kilted-std-msgs",
             "ros-kilted-std-srvs",
+            "ros-kilted-visualization-msgs",
         ],
         "demo": ["scikit-image>=0.22"],  # the photograph that the demo puts on the road
         "test": [

@@ -9,6 +9,10 @@ import cv2
 import numpy as np
 
 from .errors import PebalError
+from .objects import RoadObject
+
+CONFIRMED_COLOR, CANDIDATE_COLOR = (0, 255, 255), (160, 160, 160)
+"""RGB of the outline of an object that is confirmed, and of one that is not yet."""
 
 
 def score_map(energy: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -25,6 +29,21 @@ def overlay(image: np.ndarray, score: np.ndarray, alpha: float = 0.8) -> np.ndar
     opacity = cv2.LUT(score, _opacity(alpha))[..., None].astype(np.uint16)
     heat = cv2.applyColorMap(score, cv2.COLORMAP_HOT)[..., ::-1]
     return ((image * (255 - opacity) + heat * opacity) // 255).astype(np.uint8)
+
+
+def draw_objects(picture: np.ndarray, objects: Sequence[RoadObject]) -> np.ndarray:
+    """The picture H×W×3 RGB with the outline of every object, and number and distance of those that are confirmed."""
+    picture = np.ascontiguousarray(picture)
+    thickness = max(1, round(picture.shape[1] / 640))
+    size = max(0.4, picture.shape[1] / 1600)
+    for found in objects:
+        color = CONFIRMED_COLOR if found.confirmed else CANDIDATE_COLOR
+        cv2.drawContours(picture, [found.contour], -1, color, thickness if found.confirmed else 1)
+        if found.confirmed:
+            x, y = found.box[0], max(found.box[1] - 4, round(24 * size))
+            for stroke, ink in ((3 * thickness, (0, 0, 0)), (thickness, color)):
+                cv2.putText(picture, found.caption, (x, y), cv2.FONT_HERSHEY_SIMPLEX, size, ink, stroke, cv2.LINE_AA)
+    return picture
 
 
 def _opacity(alpha: float) -> np.ndarray:

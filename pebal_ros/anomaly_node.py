@@ -25,6 +25,7 @@ from .camera import Camera
 from .diagnostics import Reporter, Status, camera_values, model_values
 from .findings import ERROR, OK, UNSAID, Finding, examine
 from .label_info import LabelInfoPublishers
+from .object_stage import ObjectContext
 from .parameters import PARAMETERS, Settings, declare, refusal
 from .pipeline import Pipeline
 from .process import Finish
@@ -58,6 +59,7 @@ class AnomalyNode(LifecycleNode):
         self._detector: AnomalyDetector | None = None
         self._cameras: list[Camera] = []
         self._label_info: LabelInfoPublishers | None = None
+        self._objects: ObjectContext | None = None
         self._pipeline: Pipeline | None = None
         self._settings: Settings | None = None
         self._enabled = True
@@ -188,6 +190,13 @@ class AnomalyNode(LifecycleNode):
             raise PebalError("The node is about to configure itself: set autostart to false to do it from outside.")
         detector, self._loaded = self._loaded or self._load(), None
         self._settings = Settings.resolve({spec.name: self._value(spec.name) for spec in PARAMETERS}, detector.info)
+        self._objects = ObjectContext(
+            self,
+            detector.info,
+            self._value("ignore_mask"),
+            self._value("object_classes"),
+            self._value("mounting"),
+        )
         for name in self._value("cameras"):
             camera = Camera(
                 self,
@@ -196,6 +205,7 @@ class AnomalyNode(LifecycleNode):
                 self._value("input_reliability"),
                 keep_last(self._value("output_reliability"), self._value("output_depth")),
                 list(self._value("outputs")),
+                self._objects,
                 self._ready,
             )
             self._cameras.append(camera)
@@ -235,6 +245,9 @@ class AnomalyNode(LifecycleNode):
         if self._label_info is not None:
             self._label_info.destroy()
             self._label_info = None
+        if self._objects is not None:
+            self._objects.destroy()
+            self._objects = None
         self._detector = self._settings = None
 
     def _clean_up(self) -> None:

@@ -18,6 +18,7 @@ from pebal_core.footage.ros_images import RgbImage, decode
 
 from .camera_input import CameraInput
 from .mailbox import Mailbox
+from .object_stage import ObjectContext, ObjectStage
 from .outputs import CameraOutputs
 from .qos import BEST_EFFORT, keep_last
 from .stream_statistics import FrameCounts, RateMeter, StageTimes
@@ -55,6 +56,7 @@ class Camera:
     Args:
         name: "" for a single camera whose topics have no prefix.
         transport: "raw" or "compressed".
+        objects: what all cameras share for finding objects.
         ready: notified when a frame waits; shared by all cameras.
     """
 
@@ -66,6 +68,7 @@ class Camera:
         input_reliability: str,
         output_qos: QoSProfile,
         outputs: list[str],
+        objects: ObjectContext,
         ready: threading.Condition,
     ) -> None:
         self.prefix = prefix = f"{name}/" if name else ""
@@ -75,6 +78,7 @@ class Camera:
         self.name = name
         self.mailbox: Mailbox[ReceivedFrame] = Mailbox(ready)
         self.outputs = CameraOutputs(node, prefix, outputs, output_qos)
+        self.objects = ObjectStage(objects)
         self.input = CameraInput(
             node,
             CompressedImage if compressed else Image,

@@ -137,6 +137,8 @@ def camera_values(camera: Camera, settings: Settings) -> dict[str, str]:
         "rate in (Hz)": f"{camera.rate_in.hertz():.2f}",
         "rate out (Hz)": f"{camera.rate_out.hertz():.2f}",
         "age of the last frame (s)": "never" if age is None else f"{age:.2f}",
+        "objects": str(camera.objects.report.objects),
+        "objects confirmed": str(camera.objects.report.confirmed),
     }
     for stage, (p50, p95) in camera.stages.percentiles().items():
         values[f"{stage} p50 (ms)"], values[f"{stage} p95 (ms)"] = f"{p50:.2f}", f"{p95:.2f}"

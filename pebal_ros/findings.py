@@ -9,7 +9,8 @@ from diagnostic_msgs.msg import DiagnosticStatus
 
 from .camera import Camera
 from .camera_input import TopicState
-from .parameters import Settings
+from .outputs import OUTPUTS
+from .parameters import NO_MOUNTING, Settings
 from .stream_statistics import RATE_WINDOW
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
@@ -65,15 +66,27 @@ def examine(camera: Camera, settings: Settings) -> Finding:
     if complaint:
         return Finding(WARN, "outputs", complaint)
     if not camera.outputs.wanted(settings):
-        if camera.outputs.heard("mask"):
+        unmet = [name for name, output in OUTPUTS.items() if output.needs_threshold and camera.outputs.heard(name)]
+        if unmet:
             return Finding(
                 WARN,
                 "no threshold",
-                "mask has a subscriber, but the model stores no threshold: set the parameter threshold.",
+                f"{unmet[0]} has a subscriber, but the model stores no threshold: set the parameter threshold.",
             )
         return Finding(OK, "unheard", f"Frames arrive on {topic}; nobody subscribes to an output, so none is computed.")
     if camera.refused:
         return Finding(WARN, "refused", camera.last_error)
+    report = camera.objects.report
+    if report.no_mask:
+        return Finding(WARN, "ignore mask", report.no_mask)
+    if report.no_geometry:
+        return Finding(WARN, "no geometry", report.no_geometry)
+    if camera.objects.mounting == NO_MOUNTING and camera.outputs.heard("obstacles"):
+        return Finding(
+            WARN,
+            "no geometry",
+            "obstacles has a subscriber, but mounting is none, so no distance is known: set it to parameters or tf.",
+        )
     rate_in, rate_out = camera.rate_in.hertz(), camera.rate_out.hertz()
     if not rate_out and time.monotonic() - (camera.wanted_since or time.monotonic()) < RATE_WINDOW:
         return Finding(OK, UNSAID, f"The first frames from {topic} are being answered.")
@@ -90,6 +103,13 @@ def examine(camera: Camera, settings: Settings) -> Finding:
         )
     if behind and dropped > OVERLOAD_SHARE * rate_in:
         return Finding(WARN, "overload", f"{served}: the camera is faster than the model, older frames are dropped.")
+    if report.left_out:
+        return Finding(
+            WARN,
+            "cluttered",
+            f"{served}. {report.left_out} candidates for objects were not looked at, to keep the time bounded: raise "
+            "threshold or min_area.",
+        )
     return Finding(OK, "running", f"{served}.")
 
 

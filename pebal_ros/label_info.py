@@ -1,4 +1,4 @@
-"""`label_info`: what the ids in `labels` mean, for consumers such as Nav2's semantic layer."""
+"""`label_info` and `mask_info`: what the ids in `labels` and `mask` mean, for Nav2's semantic layer and its like."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ try:
 except ImportError:  # not part of every installation, and older versions have no LabelInfo
     LabelInfo = None
 
+MASK_CLASSES = [(0, "known"), (255, "anomaly")]
+"""The two ids of `mask`."""
+
 
 class LabelInfoPublishers:
-    """Publishes the classes once beside the outputs of each camera, for whoever subscribes and whenever.
+    """Publishes the names of ids once beside the outputs of each camera, for whoever subscribes and whenever.
 
     Where no vision_msgs with LabelInfo (4.1 or later) is installed nothing is published, and the log says so.
 
@@ -33,17 +36,20 @@ class LabelInfoPublishers:
         self._node = node
         self._publishers: list[Publisher[Any]] = []
         if LabelInfo is None:
-            node.get_logger().info("label_info is not published: there is no vision_msgs 4.1 or later.", once=True)
+            node.get_logger().info(
+                "label_info and mask_info are not published: there is no vision_msgs 4.1 or later.", once=True
+            )
             return
         latched = keep_last(RELIABLE)
         latched.durability = QoSDurabilityPolicy.TRANSIENT_LOCAL
         classes = [*enumerate(class_names), (VOID, "unlabelled")]
-        message = LabelInfo(class_map=[VisionClass(class_id=number, class_name=name) for number, name in classes])
-        message.header.stamp = node.get_clock().now().to_msg()
-        for prefix in prefixes:
-            publisher = node.create_publisher(LabelInfo, f"{prefix}label_info", latched)
-            publisher.publish(message)
-            self._publishers.append(publisher)
+        for topic, names in (("label_info", classes), ("mask_info", MASK_CLASSES)):
+            message = LabelInfo(class_map=[VisionClass(class_id=number, class_name=name) for number, name in names])
+            message.header.stamp = node.get_clock().now().to_msg()
+            for prefix in prefixes:
+                publisher = node.create_publisher(LabelInfo, f"{prefix}{topic}", latched)
+                publisher.publish(message)
+                self._publishers.append(publisher)
 
     def destroy(self) -> None:
         for publisher in self._publishers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,29 +12,41 @@ import numpy as np
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
+from visualization_msgs.msg import MarkerArray
 
 from pebal_core import render
 from pebal_core.detector import Result
 from pebal_core.footage.ros_images import RgbImage
 
+from . import object_messages
 from .images import to_compressed, to_message
+from .object_messages import Sighting, detections, markers, obstacles
 from .parameters import Settings
 from .qos import try_publish, unmet_request
 
 
 class Products:
-    """Every picture that can be made of one image and its result, each made when first asked for.
+    """Everything that can be made of one image and its result, each made when first asked for.
 
     Args:
         image: H×W×3 RGB as the camera sent it.
         result: labels and energy of the detector.
         palette: RGB per class.
+        sight: finds the objects; called at most once, and never without a threshold.
     """
 
-    def __init__(self, image: RgbImage, result: Result, settings: Settings, palette: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self,
+        image: RgbImage,
+        result: Result,
+        settings: Settings,
+        palette: Sequence[Sequence[int]],
+        sight: Callable[[], Sighting],
+    ) -> None:
         self._image, self._result, self._settings, self._palette = image, result, settings, palette
+        self._sight = sight
 
     @property
     def labels(self) -> np.ndarray:
@@ -55,30 +67,55 @@ class Products:
 
     @cached_property
     def overlay(self) -> RgbImage:
-        return render.overlay(self._image, self.score, self._settings.overlay_alpha)
+        picture = render.overlay(self._image, self.score, self._settings.overlay_alpha)
+        return picture if self._settings.threshold is None else render.draw_objects(picture, self.sighting.objects)
 
     @cached_property
     def label_colors(self) -> RgbImage:
         return render.label_colors(self.labels, self._palette)
 
+    @cached_property
+    def sighting(self) -> Sighting:
+        return self._sight()
+
 
 @dataclass(frozen=True)
-class Format:
-    """How an output travels."""
+class Output:
+    """How an output is made and how it travels."""
 
-    encoding: str
-    codec: str | None
-    """Of its compressed twin; None: there is none. Label ids never travel as JPEG, which would blend them."""
+    message_type: type[Any] | None
+    """None: its package is not installed."""
+    encode: Callable[[Products, Header], Any]
+    """Makes the message."""
+    compress: Callable[[Products, Header], CompressedImage] | None = None
+    """Makes the message of its compressed twin; None: there is none."""
+    needs_threshold: bool = False
 
 
-FORMATS: dict[str, Format] = {
-    "labels": Format("mono8", "png"),
-    "energy": Format("32FC1", None),
-    "score": Format("mono8", "png"),
-    "mask": Format("mono8", "png"),
-    "overlay": Format("rgb8", "jpeg"),
-    "label_colors": Format("rgb8", "jpeg"),
+def _image(name: str, encoding: str, codec: str = "", needs_threshold: bool = False) -> Output:
+    """An output of pixels; label ids never travel as JPEG, which would blend them."""
+    return Output(
+        Image,
+        lambda products, header: to_message(getattr(products, name), encoding, header),
+        (lambda products, header: to_compressed(getattr(products, name), codec, header)) if codec else None,
+        needs_threshold,
+    )
+
+
+OUTPUTS: dict[str, Output] = {
+    "labels": _image("labels", "mono8", "png"),
+    "energy": _image("energy", "32FC1"),
+    "score": _image("score", "mono8", "png"),
+    "mask": _image("mask", "mono8", "png", needs_threshold=True),
+    "overlay": _image("overlay", "rgb8", "jpeg"),
+    "label_colors": _image("label_colors", "rgb8", "jpeg"),
+    "objects": Output(
+        object_messages.DETECTIONS, lambda p, header: detections(p.sighting, header), needs_threshold=True
+    ),
+    "obstacles": Output(PointCloud2, lambda p, header: obstacles(p.sighting, header), needs_threshold=True),
+    "markers": Output(MarkerArray, lambda p, header: markers(p.sighting, header), needs_threshold=True),
 }
+"""Every output by its name in the parameter `outputs`."""
 
 
 class CameraOutputs:
@@ -94,10 +131,14 @@ class CameraOutputs:
         self._node, self._qos = node, qos
         self._publishers: dict[str, Publisher[Any]] = {}
         for name in names:
+            output = OUTPUTS[name]
+            if output.message_type is None:
+                node.get_logger().info(f"{name} is not published: there is no vision_msgs.", once=True)
+                continue
             # Like image_transport: the suffix follows the name after remapping.
             topic = node.resolve_topic_name(prefix + name)
-            self._publishers[name] = node.create_publisher(Image, topic, qos)
-            if FORMATS[name].codec:
+            self._publishers[name] = node.create_publisher(output.message_type, topic, qos)
+            if output.compress is not None:
                 self._publishers[f"{name}/compressed"] = node.create_publisher(
                     CompressedImage, f"{topic}/compressed", qos
                 )
@@ -121,7 +162,7 @@ class CameraOutputs:
             name
             for name, publisher in self._publishers.items()
             if publisher.get_subscription_count() > 0
-            and (settings.threshold is not None or name.partition("/")[0] != "mask")
+            and (settings.threshold is not None or not OUTPUTS[name.partition("/")[0]].needs_threshold)
         ]
 
     def complaint(self) -> str:
@@ -136,23 +177,17 @@ class CameraOutputs:
                     return f"{who} asks for {asked} on {publisher.topic_name}, so nothing can reach it."
         return ""
 
-    def encode(
-        self, products: Products, wanted: Collection[str], header: Header
-    ) -> list[tuple[str, Image | CompressedImage]]:
+    def encode(self, products: Products, wanted: Collection[str], header: Header) -> list[tuple[str, Any]]:
         """Messages of these outputs, with the camera image's stamp and frame."""
-        messages: list[tuple[str, Image | CompressedImage]] = []
+        messages = []
         for key in wanted:
             name, _, compressed = key.partition("/")
-            form = FORMATS[name]
-            pixels = getattr(products, name)
-            if compressed:
-                assert form.codec is not None
-                messages.append((key, to_compressed(pixels, form.codec, header)))
-            else:
-                messages.append((key, to_message(pixels, form.encoding, header)))
+            make = OUTPUTS[name].compress if compressed else OUTPUTS[name].encode
+            assert make is not None, "only what has a compressed twin has a publisher for it"
+            messages.append((key, make(products, header)))
         return messages
 
-    def publish(self, messages: Collection[tuple[str, Image | CompressedImage]]) -> dict[str, str]:
+    def publish(self, messages: Collection[tuple[str, Any]]) -> dict[str, str]:
         """Publish; returns the outputs that the middleware refused, with its reason."""
         reasons = {key: try_publish(self._publishers[key], message) for key, message in messages}
         return {key: reason for key, reason in reasons.items() if reason}

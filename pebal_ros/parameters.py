@@ -18,10 +18,12 @@ from rclpy.node import Node
 
 from pebal_core.errors import PebalError
 from pebal_core.model_file import ModelInfo
+from pebal_core.objects import Mounting, ObjectRules, TrackRules
 
 from .qos import BEST_EFFORT, RELIABLE
 
 AUTO = "auto"
+MOUNTINGS = NO_MOUNTING, BY_PARAMETERS, BY_TF = "none", "parameters", "tf"
 RCLPY_PARAMETERS = {"use_sim_time", "start_type_description_service"}
 """What every node declares by itself."""
 CAMERA_NAME = r"(/?[A-Za-z_]\w*(/[A-Za-z_]\w*)*)?"
@@ -104,8 +106,12 @@ class Spec:
 
 
 ENERGY_LIMITS = (-1000.0, 1000.0)
+ANGLES = (-89.0, 89.0)
+"""Degrees."""
 RELIABILITIES = (RELIABLE, BEST_EFFORT)
-OUTPUT_NAMES = ("labels", "energy", "score", "mask", "overlay", "label_colors")
+OUTPUT_NAMES = (
+    "labels", "energy", "score", "mask", "overlay", "label_colors", "objects", "obstacles", "markers",
+)  # fmt: skip
 
 PARAMETERS: tuple[Spec, ...] = (
     Spec("model", str, "starter", "Model file (.safetensors or .onnx written by pebal), or a shipped model."),
@@ -122,12 +128,42 @@ PARAMETERS: tuple[Spec, ...] = (
     Spec("output_depth", int, 1, "Messages that every output keeps for subscribers that lag behind.", (1, 100)),
     Spec("outputs", list, list(OUTPUT_NAMES), "Outputs that are offered.", choices=OUTPUT_NAMES),
     Spec("autostart", bool, True, "Configure and activate at start; false: an external lifecycle manager does."),
+    Spec("ignore_mask", str, "", "Image file that is not black where nothing may alarm; empty: none."),
+    Spec("object_classes", str, "", "YAML file of names under which objects are published; empty: 'anomaly'."),
+    Spec("mounting", str, NO_MOUNTING, "Where the camera's height and angles come from.", choices=MOUNTINGS),
+    Spec("ground_frame", str, "base_footprint", "Frame of obstacles and markers, whose z = 0 is the ground."),
     Spec("threshold", float, AUTO, "Nats from which mask is 255; auto: the model's.", ENERGY_LIMITS, runtime=True),
     Spec("score_min", float, AUTO, "Nats shown as score 0; auto: the model's.", ENERGY_LIMITS, runtime=True),
     Spec("score_max", float, AUTO, "Nats shown as score 255; auto: the model's.", ENERGY_LIMITS, runtime=True),
     Spec("overlay_alpha", float, 0.8, "Opacity of the hottest places of overlay.", (0.0, 1.0), runtime=True),
     Spec("max_rate", float, 0.0, "Frames per second answered at most; 0: no limit.", (0.0, 1000.0), runtime=True),
     Spec("max_age", float, 0.0, "Seconds after which a frame is skipped; 0: never.", (0.0, 3600.0), runtime=True),
+    Spec(
+        "grow_threshold",
+        float,
+        AUTO,
+        "Nats down to which an object grows around pixels above threshold; auto: a quarter of the way to calm pixels.",
+        ENERGY_LIMITS,
+        runtime=True,
+    ),
+    Spec("min_area", float, 50.0, "Smallest object in pixels of an image that is 1024 wide.", (1.0, 1e6), runtime=True),
+    Spec(
+        "carriers",
+        list,
+        [AUTO],
+        "Classes that an object can stand on; auto: road and sidewalk; '': an object may be anywhere.",
+        runtime=True,
+    ),
+    Spec("foot_share", float, 0.3, "Share of an object's width that must stand on them.", (0.0, 1.0), runtime=True),
+    Spec("confirm_hits", int, 3, "An object is confirmed once it was seen in this many …", (1, 100), runtime=True),
+    Spec("confirm_window", int, 5, "… of the last frames.", (1, 100), runtime=True),
+    Spec("max_gap", float, 0.5, "Seconds without a sighting after which an object is gone.", (0.0, 60.0), runtime=True),
+    Spec("camera_height", float, 1.5, "Metres above the ground (mounting: parameters).", (0.01, 99.0), runtime=True),
+    Spec("camera_pitch", float, 0.0, "Degrees; positive: it looks down (mounting: parameters).", ANGLES, runtime=True),
+    Spec("camera_roll", float, 0.0, "Degrees; positive: clockwise (mounting: parameters).", ANGLES, runtime=True),
+    Spec("camera_pitch_std", float, 0.5, "Standard deviation of the pitch in degrees.", (0.0, 45.0), runtime=True),
+    Spec("camera_roll_std", float, 0.5, "Standard deviation of the roll in degrees.", (0.0, 45.0), runtime=True),
+    Spec("camera_height_std", float, 0.02, "Standard deviation of the height in metres.", (0.0, 10.0), runtime=True),
 )
 
 
@@ -142,13 +178,18 @@ class Settings:
     overlay_alpha: float
     max_rate: float
     max_age: float
+    object_rules: ObjectRules | None
+    """None: there is no threshold, so there are no objects."""
+    track_rules: TrackRules
+    mounting: Mounting
+    ground_frame: str
 
     @classmethod
     def resolve(cls, values: Mapping[str, Any], info: ModelInfo) -> Settings:
         """Settings from parameter values and the model's description.
 
         Raises:
-            PebalError: the score limits are the wrong way round.
+            PebalError: values that do not fit together.
         """
 
         def or_model(name: str, stored: float | None) -> float | None:
@@ -158,13 +199,36 @@ class Settings:
         assert low is not None and high is not None
         if low >= high:
             raise PebalError(f"score_min ({low:g}) must be below score_max ({high:g})")
+        threshold = or_model("threshold", info.threshold)
+        carriers = None if values["carriers"] == [AUTO] else [name for name in values["carriers"] if name]
+        rules = None
+        if threshold is not None:
+            rules = ObjectRules.for_model(
+                info,
+                threshold,
+                or_model("grow_threshold", None),
+                carriers,
+                min_area=values["min_area"],
+                foot_share=values["foot_share"],
+            )
         return cls(
-            threshold=or_model("threshold", info.threshold),
+            threshold=threshold,
             score_min=low,
             score_max=high,
             overlay_alpha=values["overlay_alpha"],
             max_rate=values["max_rate"],
             max_age=values["max_age"],
+            object_rules=rules,
+            track_rules=TrackRules(values["confirm_hits"], values["confirm_window"], values["max_gap"]),
+            mounting=Mounting(
+                values["camera_height"],
+                values["camera_pitch"],
+                values["camera_roll"],
+                values["camera_pitch_std"],
+                values["camera_roll_std"],
+                values["camera_height_std"],
+            ),
+            ground_frame=values["ground_frame"],
         )
 
 

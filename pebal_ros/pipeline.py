@@ -7,9 +7,11 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from rclpy.clock import Clock
 from rclpy.impl.rcutils_logger import RcutilsLogger
+from sensor_msgs.msg import CameraInfo
 
 from pebal_core.detector import AnomalyDetector
 from pebal_core.errors import PebalError
@@ -165,10 +167,15 @@ class Pipeline:
             return
         for job, result in zip(jobs, results, strict=True):
             job.camera.engine_failures, job.camera.engine_error = 0, ""
-            products = Products(job.image, result, settings, self._detector.info.palette)
+            header, (height, width) = job.frame.message.header, job.image.shape[:2]
+            calibration = job.camera.calibration(header, height, width)
+            sight = partial(
+                job.camera.objects, result, settings, calibration, header.frame_id, job.frame.stamp_ns * 1e-9
+            )
+            products = Products(job.image, result, settings, self._detector.info.palette, sight)
             with self._publishing:
                 if not self._abandoned:
-                    self._publish(job, products)
+                    self._publish(job, products, calibration)
 
     def _superseded(self, job: Job) -> bool:
         """Whether a newer frame came while the engine warmed up, which is the one to answer."""
@@ -176,12 +183,11 @@ class Pipeline:
         job.camera.counts.superseded += newer
         return newer
 
-    def _publish(self, job: Job, products: Products) -> None:
+    def _publish(self, job: Job, products: Products, calibration: CameraInfo | None) -> None:
         camera, header = job.camera, job.frame.message.header
         started = time.perf_counter()
         messages = camera.outputs.encode(products, job.wanted, header)
         rendered = time.perf_counter()
-        calibration = camera.calibration(header, job.image.shape[0], job.image.shape[1])
         if calibration is not None:
             camera.outputs.publish_camera_info(calibration, header)
         camera.refused = camera.outputs.publish(messages)

@@ -4,6 +4,7 @@ for frame in FrameSource("drive.mcap", topic="/front/image_raw"):
     frame.image, frame.seconds
 """
 
-from .sources import Frame, FrameSource, Recorded, is_recording
+from .bags import is_recording
+from .sources import Frame, FrameSource, Recorded
 
 __all__ = ["Frame", "FrameSource", "Recorded", "is_recording"]

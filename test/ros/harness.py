@@ -112,7 +112,8 @@ def qos(reliability: str) -> QoSProfile:
 
 
 def stamp_of(message: Any) -> Stamp:
-    return message.header.stamp.sec, message.header.stamp.nanosec
+    header = message.header if hasattr(message, "header") else message.markers[0].header
+    return header.stamp.sec, header.stamp.nanosec
 
 
 class Inbox:

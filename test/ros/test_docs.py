@@ -10,13 +10,13 @@ from xml.etree import ElementTree
 import yaml
 
 from pebal_ros import findings
-from pebal_ros.outputs import FORMATS
+from pebal_ros.outputs import OUTPUTS
 from pebal_ros.parameters import documentation
 
 from .conftest import Rig
 from .harness import REPOSITORY, frame_counts, wait_until
 
-OUTPUTS = {*FORMATS, *(f"{name}/compressed" for name, form in FORMATS.items() if form.codec)}
+TOPICS = {*OUTPUTS, *(f"{name}/compressed" for name, output in OUTPUTS.items() if output.compress)}
 
 
 def page(name: str) -> str:
@@ -60,7 +60,9 @@ def test_the_policy_of_sros_allows_what_the_node_does_and_no_more(rig: Rig) -> N
     heard = used(node.get_subscriber_names_and_types_by_node(*who))
     served = used(node.get_service_names_and_types_by_node(*who))
     topics = allowed("topics[@publish='ALLOW']/topic")
-    assert published <= topics and topics - published <= {"label_info"}, "vision_msgs is not everywhere"
+    assert published <= topics and topics - published <= {"label_info", "mask_info", "objects"}, (
+        "vision_msgs is not everywhere"
+    )
     assert heard | {"/clock"} == allowed("topics[@subscribe='ALLOW']/topic")
     services = allowed("services/service")
     assert served <= services and services - served <= {"anomaly_node/get_type_description"}, "from Jazzy on"
@@ -70,11 +72,11 @@ def test_viewers_show_what_there_is() -> None:
     layout = json.loads((REPOSITORY / "config" / "foxglove.json").read_text())
     panels = layout["configById"]
     shown = {panel["imageMode"]["imageTopic"].lstrip("/") for name, panel in panels.items() if name[:6] == "Image!"}
-    assert shown and shown <= OUTPUTS
+    assert shown and shown <= TOPICS
 
     def placed(tree: dict[str, object] | str) -> list[str]:
         return [tree] if isinstance(tree, str) else [*placed(tree["first"]), *placed(tree["second"])]  # type: ignore[arg-type]
 
     assert sorted(placed(layout["layout"])) == sorted(panels)
     displays = yaml.safe_load((REPOSITORY / "config" / "anomaly.rviz").read_text())["Visualization Manager"]["Displays"]
-    assert {display["Topic"]["Value"] for display in displays} - {"image"} <= OUTPUTS
+    assert {display["Topic"]["Value"] for display in displays} - {"image"} <= TOPICS

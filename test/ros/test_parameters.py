@@ -10,6 +10,7 @@ import yaml
 
 from pebal_core.errors import PebalError
 from pebal_core.model_file import ModelInfo
+from pebal_core.objects import ObjectRules
 from pebal_ros.parameters import PARAMETERS, Settings, refusal
 
 from .harness import REPOSITORY
@@ -72,10 +73,22 @@ def test_descriptors_carry_ranges_and_say_what_is_fixed() -> None:
 
 def test_auto_is_what_the_model_says() -> None:
     info = ModelInfo("any", energy_range=[-12.0, -1.0], threshold=-4.5)
-    assert Settings.resolve(DEFAULTS, info) == Settings(-4.5, -12.0, -1.0, 0.8, 0.0, 0.0)
+    resolved = Settings.resolve(DEFAULTS, info)
+    assert (resolved.threshold, resolved.score_min, resolved.score_max) == (-4.5, -12.0, -1.0)
+    assert resolved.object_rules == ObjectRules(-4.5, -6.375, carriers=(0, 1))
     given = Settings.resolve({**DEFAULTS, "threshold": -3, "score_min": -5.0}, info)
     assert (given.threshold, given.score_min, given.score_max) == (-3.0, -5.0, -1.0)
-    assert Settings.resolve(DEFAULTS, ModelInfo("any")).threshold is None
+    without = Settings.resolve(DEFAULTS, ModelInfo("any"))
+    assert without.threshold is None and without.object_rules is None
+    anywhere = Settings.resolve({**DEFAULTS, "carriers": [""], "grow_threshold": -5.0}, info).object_rules
+    assert anywhere == ObjectRules(-4.5, -5.0, carriers=None)
+    for wrong, reason in (
+        ({"grow_threshold": -4.0}, "lies above the threshold"),
+        ({"confirm_hits": 6}, r"confirm_hits \(6\) must lie between 1 and confirm_window \(5\)"),
+        ({"carriers": ["lawn"]}, "no class 'lawn'"),
+    ):
+        with pytest.raises(PebalError, match=reason):
+            Settings.resolve({**DEFAULTS, **wrong}, info)
     with pytest.raises(PebalError, match=r"score_min \(0\) must be below score_max \(-1\)"):
         Settings.resolve({**DEFAULTS, "score_min": 0.0}, info)
 

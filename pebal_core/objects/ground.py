@@ -1,0 +1,209 @@
+"""Where a pixel lies on flat ground: camera model and mounting in, metres and their covariance out.
+
+The ground frame has its origin on the ground, x forward, y to the left and z up (ROS REP 103); the camera looks along z
+of its optical frame, with x to the right and y down.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import cv2
+import numpy as np
+
+from ..errors import PebalError
+
+OPTICAL_TO_FORWARD = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
+"""Rotates the optical frame of a level camera into the ground frame."""
+
+LOWEST_SLOPE = 1e-3
+"""A ray that falls by less than this per metre meets the ground more than a thousand heights away: no position."""
+
+FISHEYE = ("equidistant", "fisheye")
+"""Names of Kannala and Brandt's distortion model in ROS and elsewhere; other models are polynomial."""
+
+
+@dataclass(frozen=True)
+class CameraModel:
+    """A pinhole camera with distortion, as in sensor_msgs/CameraInfo.
+
+    Raises:
+        PebalError: a focal length that is not positive, or values that are not finite.
+    """
+
+    width: int
+    height: int
+    matrix: np.ndarray
+    """3×3, in pixels: focal lengths and principal point (``K``)."""
+    distortion: np.ndarray
+    """Coefficients in OpenCV's order (``D``); empty: none."""
+    distortion_model: str = "plumb_bob"
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.matrix).all() and np.isfinite(self.distortion).all()):
+            raise PebalError("The calibration of the camera holds values that are not finite.")
+        fx, fy = self.matrix[0, 0], self.matrix[1, 1]
+        if fx <= 0 or fy <= 0:
+            raise PebalError(
+                f"The calibration of the camera has the focal lengths {fx:g} and {fy:g}; they must be positive. Is the "
+                "camera calibrated?"
+            )
+
+    def rays(self, pixels: np.ndarray) -> np.ndarray:
+        """Directions of pixels in the optical frame.
+
+        Args:
+            pixels: N×2, x and y.
+
+        Returns:
+            N×3 with z = 1.
+        """
+        points = np.asarray(pixels, np.float64).reshape(-1, 1, 2)
+        if len(points) == 0:
+            return np.empty((0, 3))
+        if self.distortion_model in FISHEYE:
+            flat = cv2.fisheye.undistortPoints(points, self.matrix, self.distortion[:4].reshape(4, 1))
+        else:
+            flat = cv2.undistortPoints(points, self.matrix, self.distortion)
+        return np.concatenate([flat[:, 0, :], np.ones((len(points), 1))], axis=1)
+
+
+@dataclass(frozen=True)
+class Mounting:
+    """How a camera is mounted, and how well that is known.
+
+    Raises:
+        PebalError: a height that is not positive, or an angle of 90° or more.
+    """
+
+    height: float
+    """Metres above the ground."""
+    pitch: float = 0.0
+    """Degrees; positive when the camera looks down."""
+    roll: float = 0.0
+    """Degrees; positive when the camera is turned clockwise, seen from behind it."""
+    pitch_std: float = 0.5
+    """Standard deviation of the pitch in degrees, with what braking and slopes add."""
+    roll_std: float = 0.5
+    """Standard deviation of the roll in degrees."""
+    height_std: float = 0.02
+    """Standard deviation of the height in metres."""
+    pixel_std: float = 1.0
+    """Standard deviation of a contact point in pixels."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.height < 100:
+            raise PebalError(f"The height of the camera must lie between 0 and 100 m; it is {self.height:g}.")
+        for name, angle in (("pitch", self.pitch), ("roll", self.roll)):
+            if not -90 < angle < 90:
+                raise PebalError(f"The {name} of the camera must lie between -90 and 90 degrees; it is {angle:g}.")
+        for name in ("pitch_std", "roll_std", "height_std", "pixel_std"):
+            if not 0 <= getattr(self, name) < 90:
+                raise PebalError(f"{name} of the camera must lie between 0 and 90; it is {getattr(self, name):g}.")
+
+    @property
+    def rotation(self) -> np.ndarray:
+        """3×3: from the optical frame into the ground frame."""
+        return _about_y(math.radians(self.pitch)) @ _about_x(math.radians(self.roll)) @ OPTICAL_TO_FORWARD
+
+
+@dataclass(frozen=True)
+class GroundPlane:
+    """Flat ground as a camera sees it.
+
+    >>> camera = CameraModel(1280, 720, np.array([[800, 0, 640], [0, 800, 360], [0, 0, 1.0]]), np.zeros(5))
+    >>> ground = GroundPlane.from_mounting(camera, Mounting(height=1.5, pitch=0))
+    >>> ground.project(np.array([[640, 480]])).round(3)  # 120 px below the horizon: 800 · 1.5 / 120 m ahead
+    array([[10.,  0.]])
+
+    Raises:
+        PebalError: the camera sees no ground, because the horizon lies below the image.
+    """
+
+    camera: CameraModel
+    rotation: np.ndarray
+    """3×3: from the optical frame into the ground frame."""
+    origin: np.ndarray
+    """3: the camera's position in the ground frame, in metres."""
+    uncertainty: Mounting
+    """Only its standard deviations are used."""
+
+    def __post_init__(self) -> None:
+        if not self.origin[2] > 0:
+            raise PebalError(f"The camera lies {self.origin[2]:g} m above the ground; it must lie above it.")
+        width, height = self.camera.width, self.camera.height
+        corners = np.array([[0, height - 1], [width / 2, height - 1], [width - 1, height - 1]])
+        if np.isnan(self.project(corners)).all():
+            raise PebalError(
+                "The camera sees no ground: by its mounting the horizon lies below the image. Correct its pitch: "
+                "it is positive when the camera looks down."
+            )
+
+    @classmethod
+    def from_mounting(cls, camera: CameraModel, mounting: Mounting) -> GroundPlane:
+        """The ground below a camera; the origin lies straight below it."""
+        return cls(camera, mounting.rotation, np.array([0.0, 0.0, mounting.height]), mounting)
+
+    def project(self, pixels: np.ndarray) -> np.ndarray:
+        """Positions on the ground.
+
+        Args:
+            pixels: N×2, x and y.
+
+        Returns:
+            N×2, x and y in metres; NaN for what lies at the horizon or above it.
+        """
+        return _meet(self.camera.rays(pixels) @ self.rotation.T, self.origin)
+
+    def covariance(self, pixel: tuple[float, float]) -> np.ndarray:
+        """2×2 covariance of the position of one pixel, in square metres.
+
+        First-order propagation of the deviations of pitch, roll, height and pixel, by central differences.
+        """
+        sigma = self.uncertainty
+        angles = np.radians([sigma.pitch_std, sigma.roll_std])
+        rays = self.camera.rays(np.array([pixel]) + sigma.pixel_std * _NEIGHBOURS)
+        ahead = rays[:1] @ self.rotation.T
+        turn = self.rotation @ OPTICAL_TO_FORWARD.T
+        steps = []
+        for rotate, angle in ((_about_y, angles[0]), (_about_x, angles[1])):
+            moved = [_meet(ahead @ (turn @ rotate(sign * angle) @ turn.T).T, self.origin) for sign in (1, -1)]
+            steps.append((moved[0] - moved[1])[0] / 2)
+        lifted = [_meet(ahead, self.origin + np.array([0, 0, sign * sigma.height_std])) for sign in (1, -1)]
+        steps.append((lifted[0] - lifted[1])[0] / 2)
+        shifted = _meet(rays[1:] @ self.rotation.T, self.origin)
+        steps += [(shifted[0] - shifted[1]) / 2, (shifted[2] - shifted[3]) / 2]
+        jacobian = np.stack(steps)
+        if np.isnan(jacobian).any():  # a deviation reaches the horizon: the distance has no upper bound
+            return np.full((2, 2), np.inf)
+        return jacobian.T @ jacobian
+
+    @cached_property
+    def foot(self) -> np.ndarray:
+        """2: the point on the ground straight below the camera."""
+        return self.origin[:2]
+
+
+_NEIGHBOURS = np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]], np.float64)
+
+
+def _meet(directions: np.ndarray, origin: np.ndarray) -> np.ndarray:
+    """Where rays N×3 from an origin meet z = 0, N×2; NaN where they do not fall."""
+    horizontal = np.linalg.norm(directions[:, :2], axis=1)
+    falling = -directions[:, 2] > LOWEST_SLOPE * horizontal
+    steps = np.full(len(directions), np.nan)
+    steps[falling] = origin[2] / -directions[falling, 2]
+    return origin[:2] + steps[:, None] * directions[:, :2]
+
+
+def _about_x(angle: float) -> np.ndarray:
+    c, s = math.cos(angle), math.sin(angle)
+    return np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
+
+
+def _about_y(angle: float) -> np.ndarray:
+    """A positive angle turns forward (x) down."""
+    c, s = math.cos(angle), math.sin(angle)
+    return np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])

@@ -1,0 +1,158 @@
+"""Objects over time: an identity that lasts, and a confirmation that a single bright frame does not get."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..errors import PebalError
+from .rules import RoadObject
+
+LONGEST_WINDOW = 100
+"""Images over which sightings can be counted."""
+
+
+@dataclass(frozen=True)
+class TrackRules:
+    """When an object is confirmed, and when it is forgotten.
+
+    Raises:
+        PebalError: a setting is out of range, or more sightings are asked for than the window has images.
+    """
+
+    confirm_hits: int = 3
+    """An object is confirmed once it was seen in this many …"""
+    confirm_window: int = 5
+    """… of the last images."""
+    max_gap: float = 0.5
+    """Seconds without a sighting after which an object is gone; one missed image never ends it."""
+    min_giou: float = -0.3
+    """Least generalised IoU (Rezatofighi et al., CVPR 2019) of a box and its prediction; -1 matches anything."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.confirm_window <= LONGEST_WINDOW:
+            raise PebalError(
+                f"confirm_window must lie between 1 and {LONGEST_WINDOW} images, not {self.confirm_window}."
+            )
+        if not 1 <= self.confirm_hits <= self.confirm_window:
+            raise PebalError(
+                f"confirm_hits ({self.confirm_hits}) must lie between 1 and confirm_window ({self.confirm_window})."
+            )
+        if not 0 <= self.max_gap <= 60:
+            raise PebalError(f"max_gap must lie between 0 and 60 seconds, not {self.max_gap:g}.")
+        if not -1 <= self.min_giou < 1:
+            raise PebalError(f"min_giou must lie between -1 and 1, not {self.min_giou:g}.")
+
+
+class _Track:
+    """One object as it was seen so far."""
+
+    def __init__(self, number: int, box: np.ndarray, stamp: float) -> None:
+        self.number, self.box, self.seen = number, box, stamp
+        self.hits: deque[bool] = deque([True], maxlen=LONGEST_WINDOW)
+        self.missed = 0
+        self.confirmed = False
+        self._velocity = np.zeros(4)  # of left, top, right and bottom, in pixels per second
+
+    def predict(self, stamp: float) -> np.ndarray:
+        """Left, top, right and bottom at a later time, at constant velocity."""
+        box = self.box + self._velocity * (stamp - self.seen)
+        return box if (box[2:] > box[:2]).all() else self.box
+
+    def see(self, box: np.ndarray, stamp: float) -> None:
+        if stamp > self.seen:
+            self._velocity += 0.5 * ((box - self.box) / (stamp - self.seen) - self._velocity)
+        self.box, self.seen, self.missed = box, stamp, 0
+        self.hits.append(True)
+
+    def miss(self) -> None:
+        self.missed += 1
+        self.hits.append(False)
+
+    def sightings(self, window: int) -> int:
+        """In how many of the last images the object was seen."""
+        return sum(itertools.islice(reversed(self.hits), window))
+
+
+class ObjectTracker:
+    """Gives objects a number that stays and says which are confirmed.
+
+    Association is greedy by the generalised IoU between boxes and the tracks' predictions at constant velocity. The few
+    objects of a road scene need no optimal assignment, and the trackers of public libraries expect a detector's scores
+    and a constant frame rate.
+
+    >>> tracker = ObjectTracker(TrackRules(confirm_hits=2, confirm_window=3))
+    >>> tracker.update([], stamp=0.0)
+    []
+    """
+
+    def __init__(self, rules: TrackRules) -> None:
+        self.rules = rules
+        """May be replaced between two images; objects keep their numbers."""
+        self._tracks: list[_Track] = []
+        self._numbers = itertools.count(1)
+        self._last_stamp: float | None = None
+
+    def update(self, objects: Sequence[RoadObject], stamp: float) -> list[RoadObject]:
+        """The objects of the next image, with `id` and `confirmed`.
+
+        Args:
+            objects: what `find_objects` found.
+            stamp: seconds at which the image was taken. A stamp that lies before the last one begins anew: every track
+                is forgotten, and numbers go on counting.
+        """
+        if self._last_stamp is not None and stamp < self._last_stamp:
+            self._tracks = []
+        self._last_stamp = stamp
+        # A track that has been unseen for too long must not take up an object that only now appears in its place.
+        self._tracks = [t for t in self._tracks if t.missed == 0 or stamp - t.seen <= self.rules.max_gap]
+        boxes = np.array([_corners(found.box) for found in objects], np.float64).reshape(-1, 4)
+        matched = self._match(boxes, stamp)
+        tracked = []
+        for index, found in enumerate(objects):
+            track = matched.get(index)
+            if track is None:
+                track = _Track(next(self._numbers), boxes[index], stamp)
+                self._tracks.append(track)
+            else:
+                track.see(boxes[index], stamp)
+            track.confirmed |= track.sightings(self.rules.confirm_window) >= self.rules.confirm_hits
+            tracked.append(replace(found, id=track.number, confirmed=track.confirmed))
+        seen = {found.id for found in tracked}
+        for track in self._tracks:
+            if track.number not in seen:
+                track.miss()
+        self._tracks = [t for t in self._tracks if t.missed <= 1 or stamp - t.seen <= self.rules.max_gap]
+        return tracked
+
+    def _match(self, boxes: np.ndarray, stamp: float) -> dict[int, _Track]:
+        """By index of the box, the track that it continues."""
+        if not self._tracks or not len(boxes):
+            return {}
+        overlap = generalised_iou(np.stack([track.predict(stamp) for track in self._tracks]), boxes)
+        matched: dict[int, _Track] = {}
+        while True:
+            best = np.unravel_index(int(overlap.argmax()), overlap.shape)
+            if overlap[best] < self.rules.min_giou:
+                return matched
+            matched[int(best[1])] = self._tracks[int(best[0])]
+            overlap[best[0], :] = overlap[:, best[1]] = -np.inf
+
+
+def generalised_iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """N×M generalised IoU of boxes N×4 and M×4 (left, top, right, bottom): IoU minus the empty share of their hull."""
+    a, b = one[:, None], other[None]
+    overlap = np.prod(np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None), -1)
+    area_a, area_b = (np.prod(boxes[..., 2:] - boxes[..., :2], -1) for boxes in (a, b))
+    union = area_a + area_b - overlap
+    hull = np.prod(np.maximum(a[..., 2:], b[..., 2:]) - np.minimum(a[..., :2], b[..., :2]), -1)
+    return overlap / union - (hull - union) / hull
+
+
+def _corners(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    x, y, width, height = box
+    return x, y, x + width, y + height
