@@ -52,6 +52,7 @@ setup(
         "jsonargparse>=4.35",
         "PyYAML>=6.0",
         "rich>=13.0",
+        "rosbags>=0.11",
         "Jinja2>=3.1",
     ],
     extras_require={
@@ -89,6 +90,7 @@ setup(
         "test": [
             "colcon-ros>=0.5",
             "hypothesis>=6.100",
+            "mcap>=1.2",  # opens what we write
             "mypy>=1.11",
             "pytest>=8",
             "ruff>=0.6",

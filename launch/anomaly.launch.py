@@ -26,7 +26,8 @@ ARGUMENTS = {
     "engine": ("", "torch, onnxruntime or auto; empty: as the parameter file says."),
     "device": ("", "cpu, cuda, cuda:N, tensorrt or auto; empty: as the parameter file says."),
     "params_file": (str(CONFIG / "anomaly.yaml"), "Parameters of anomaly_node."),
-    "source": ("", "Video, image folder, image or webcam index to play as every camera; empty: no player."),
+    "source": ("", "Video, recording, image folder, image or webcam index to play as every camera; empty: no player."),
+    "topic": ("", "Image topic of the recording to play; empty: its only one."),
     "loop": ("true", "Whether the player begins again at the end; false: the launch ends with the footage."),
     "rviz": ("false", "Whether to show the (first) camera, overlay, score and labels in rviz2."),
 }
@@ -76,6 +77,7 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     if given["source"]:
         footage = {
             "source": ParameterValue(given["source"], value_type=str),
+            "topic": ParameterValue(given["topic"], value_type=str),
             "loop": given["loop"].lower() == "true",
             "wait_for_subscribers": 1,
         }

@@ -14,8 +14,9 @@ from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
+from pebal_core.footage.ros_images import RgbImage, decode
+
 from .camera_input import CameraInput
-from .images import RgbImage, from_compressed, to_rgb
 from .mailbox import Mailbox
 from .object_stage import ObjectContext, ObjectStage
 from .outputs import CameraOutputs
@@ -46,7 +47,7 @@ class ReceivedFrame:
         Raises:
             PebalError: a malformed message.
         """
-        return from_compressed(self.message) if isinstance(self.message, CompressedImage) else to_rgb(self.message)
+        return decode(self.message)
 
 
 class Camera:

@@ -1,4 +1,4 @@
-"""`camera_player`: a video, a folder of images, one image or a webcam as a ROS camera.
+"""`camera_player`: a video, a recording, a folder of images, one image or a webcam as a ROS camera.
 
 python -m pebal_ros.camera_player --ros-args -p source:=drive.mp4 -p wait_for_subscribers:=1
 """
@@ -21,7 +21,7 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from pebal_core.errors import PebalError
-from pebal_core.sources import Frame, FrameSource
+from pebal_core.footage import Frame, FrameSource
 
 from . import process
 from .images import to_message
@@ -34,7 +34,8 @@ Decoded: TypeAlias = "tuple[Frame, Time | None] | PebalError | None"
 DECODED_AHEAD = 4  # frames; enough to hide a slow key frame
 KEPT = 10  # messages; so that a subscriber that is slow for a moment misses none
 PARAMETERS = (
-    Spec("source", str, "", "Video, folder of images, one image, or index of a webcam."),
+    Spec("source", str, "", "Video, recording, folder of images, one image, or index of a webcam."),
+    Spec("topic", str, "", "Of a recording, the image topic by name or type; empty: the only one."),
     Spec("rate", float, 0.0, "Frames per second; 0: as recorded.", (0.0, 1000.0)),
     Spec("loop", bool, False, "Begin again at the end."),
     Spec("count", int, 0, "Frames to publish before ending; 0: all.", (0, 1_000_000_000)),
@@ -62,8 +63,10 @@ class CameraPlayer(Node):
             declare(self, PARAMETERS)
             name = self.get_parameter("source").value
             if not name:
-                raise PebalError("The parameter source is empty: give a video, a folder of images or a camera index.")
-            self._source = FrameSource(name)
+                raise PebalError(
+                    "The parameter source is empty: give a video, a recording, a folder of images or a camera index."
+                )
+            self._source = FrameSource(name, self.get_parameter("topic").value)
             self._manifest = self._open_manifest(self.get_parameter("manifest").value)
         except PebalError:
             self.destroy_node()

@@ -18,9 +18,10 @@ from visualization_msgs.msg import MarkerArray
 
 from pebal_core import render
 from pebal_core.detector import Result
+from pebal_core.footage.ros_images import RgbImage
 
 from . import object_messages
-from .images import RgbImage, to_compressed, to_message
+from .images import to_compressed, to_message
 from .object_messages import Sighting, detections, markers, obstacles
 from .parameters import Settings
 from .qos import try_publish, unmet_request

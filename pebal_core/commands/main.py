@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 from ..errors import PebalError
 
 COMMANDS = {
-    "predict": "labels, energy and overlays of images, folders and videos",
+    "predict": "labels, energy and overlays of images, folders, videos and recordings",
     "info": "what a model file says of itself",
     "export": "a model as ONNX, compared with PyTorch before it is written",
     "convert": "a third-party checkpoint into a model file",

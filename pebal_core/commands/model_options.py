@@ -1,4 +1,4 @@
-"""The options that every command with a model shares."""
+"""The options that several commands share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ import sys
 from jsonargparse import ArgumentParser, Namespace
 
 from ..detector import ENGINES, PRECISIONS, AnomalyDetector
+
+
+def add_topic_argument(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--topic", type=str, default="", help="of a recording, the image topic by name or type; default: the only one"
+    )
 
 
 def add_model_arguments(parser: ArgumentParser) -> None:

@@ -1,8 +1,9 @@
-"""``pebal predict SOURCE --out DIR``: labels, energy, objects and overlays of images, folders and videos.
+"""``pebal predict SOURCE --out DIR``: labels, energy, objects and overlays of images, folders, videos and recordings.
 
 Writes ``labels/NAME.png`` (trainIds), ``energy/NAME.npy`` (float32 nats), ``objects/NAME.png`` (uint16 object numbers)
 and ``overlay/NAME.jpg`` for every frame, ``objects.jsonl`` with a line for every frame, and ``overlay.mp4`` where the
-source is a video. Frames of a folder are taken to follow each other, ten in a second.
+source is a video or a recording. Frames of a recording are named by their number and their stamp in nanoseconds. Frames
+of a folder are taken to follow each other, ten in a second.
 """
 
 from __future__ import annotations
@@ -16,22 +17,23 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ..errors import PebalError
+from ..footage import FrameSource
 from ..render import VideoWriter, draw_objects, overlay, score_map
-from ..sources import FrameSource
-from .model_options import add_model_arguments, load_detector
+from .model_options import add_model_arguments, add_topic_argument, load_detector
 from .object_options import ObjectReader, add_object_arguments, number_map
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("source", type=str, help="video, folder of images, image, or camera index")
+    parser.add_argument("source", type=str, help="video, recording, folder of images, image, or camera index")
+    add_topic_argument(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--frames", type=int, default=0, help="stop after this many; 0: all")
     add_model_arguments(parser)
     add_object_arguments(parser)
 
 
-def run(args: Namespace) -> None:
-    source = FrameSource(args.source)
+def run(args: Namespace) -> int:
+    source = FrameSource(args.source, args.topic)
     detector = load_detector(args)
     low, high = detector.info.energy_range
     read_objects = ObjectReader(args, detector.info)
@@ -44,10 +46,13 @@ def run(args: Namespace) -> None:
         task = progress.add_task(f"{detector.engine_name} on {detector.device_name}", total=total)
         for number, frame in enumerate(source, start=1):
             result = detector(frame.image)
-            stamp = (number - 1) / source.rate
-            objects = read_objects(result, stamp)
+            objects = read_objects(result, frame.seconds)
             picture = draw_objects(overlay(frame.image, score_map(result.energy, low, high)), objects)
-            line = {"name": frame.name, "time": round(stamp, 6), "objects": [found.as_json() for found in objects]}
+            line = {
+                "name": frame.name,
+                "time": round(frame.seconds, 6),
+                "objects": [found.as_json() for found in objects],
+            }
             lines.write(json.dumps(line) + "\n")
             _write_image(args.out / "labels" / f"{frame.name}.png", result.labels)
             _write_image(args.out / "objects" / f"{frame.name}.png", number_map(objects, *result.energy.shape))
@@ -60,7 +65,9 @@ def run(args: Namespace) -> None:
                 break
     if video is not None:
         video.close()
-    print(f"Results of {number} frames are in {args.out}")
+    left_out = f"; {source.skipped} malformed images were skipped" if source.skipped else ""
+    print(f"Results of {number} frames are in {args.out}{left_out}.")
+    return 1 if source.skipped else 0
 
 
 def _make_folder(folder: Path) -> None:

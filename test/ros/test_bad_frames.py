@@ -15,14 +15,15 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from pebal_core.errors import PebalError
-from pebal_ros.images import ENCODINGS, from_compressed, to_compressed, to_rgb
+from pebal_core.footage.ros_images import ENCODINGS, from_compressed, to_rgb
+from pebal_ros.images import to_compressed
 
 from .conftest import Rig
 from .harness import Inbox, TestCamera, picture, values
 
 IMAGE = "/rig/image"
 FOREIGN = ("", "32FC1", "8UC4", "16SC1", "64FC3", "yuv444", "jpeg", "RGB 8", "\u00e9\0")
-"""Encodings that a driver may send, but neither the node nor cv_bridge reads."""
+"""Encodings that a driver may send, but that the node does not read."""
 PACKED = {codec: bytes(to_compressed(picture(36, 50), codec, Header()).data) for codec in ("jpeg", "png")}
 
 

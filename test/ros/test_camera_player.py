@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sensor_msgs.msg import CameraInfo
 
+from ..core.bags import START, Messages, write_bag
 from .harness import STARTUP, Client, NodeProcess, picture, stamp_of
 
 FRAMES = 8
@@ -63,6 +64,26 @@ def test_camera_info_goes_with_every_image(tmp_path: Path, folder: Path) -> None
     client.close()
     assert images.stamps() == infos.stamps() and len(images.messages) == FRAMES
     assert {(info.height, info.width, info.k[0]) for info in infos.messages} == {(96, 160, 0.0)}
+
+
+def test_a_topic_of_a_recording_is_played(tmp_path: Path) -> None:
+    messages = Messages(ros1=False)
+    entries = [
+        (topic, START + number * 50_000_000, messages.image(picture(seed=seed + number), "rgb8", START))
+        for number in range(FRAMES)
+        for seed, topic in ((0, "/left/image"), (100, "/right/image"))
+    ]
+    bag = write_bag(tmp_path / "drive", "mcap", entries)
+    client = Client("/bag")
+    parameters = {"source": bag, "topic": "/right/image", "wait_for_subscribers": 1}
+    with NodeProcess("camera_player", tmp_path / "log", parameters, "-r", "__ns:=/bag") as process:
+        images = client.listen("image")
+        assert process.exit_code(STARTUP) == 0
+    client.close()
+    assert len(images.messages) == FRAMES
+    for number, message in enumerate(images.messages):
+        pixels = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width, 3)
+        np.testing.assert_array_equal(pixels, picture(seed=100 + number))
 
 
 @pytest.mark.parametrize(

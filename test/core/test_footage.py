@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pebal_core.errors import PebalError
+from pebal_core.footage import FrameSource
 from pebal_core.render import VideoWriter
-from pebal_core.sources import FrameSource
 
 
 def colored(value: int) -> np.ndarray:

@@ -1,0 +1,244 @@
+"""Recordings of ROS (bags) without ROS: rosbag2 as MCAP or SQLite, and ROS 1, through the package rosbags.
+
+Only the messages of one topic are decoded, one at a time, so memory does not grow with the recording.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import PebalError
+from .ros_images import decode
+
+if TYPE_CHECKING:
+    from rosbags.interfaces import Connection
+    from rosbags.rosbag1 import Reader as Reader1
+    from rosbags.rosbag2 import Reader as Reader2
+
+RAW, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+SUFFIXES = (".mcap", ".db3", ".bag")
+METADATA = "metadata.yaml"
+REMEDIES = {".bag": "rosbag reindex", ".mcap": "mcap recover"}
+PROBED = 12
+"""Messages from whose stamps the rate is told."""
+REPORTED = 5
+"""Malformed images that are reported one by one."""
+
+logger = logging.getLogger(__name__)
+
+
+def is_recording(path: Path) -> bool:
+    """Whether a path is a bag: a file by its suffix, a folder by what lies in it."""
+    if path.is_dir():
+        return (path / METADATA).is_file() or any(_storage_files(path))
+    return path.is_file() and path.suffix.lower() in SUFFIXES
+
+
+def _storage_files(folder: Path) -> Iterator[Path]:
+    return (file for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES)
+
+
+class BagImages:
+    """The images of one topic of a recording, in the order in which they were recorded.
+
+    Iterate to get ``number, (message, log_ns, image)``: the number of the message on its topic, the message, when it
+    was recorded in nanoseconds, and its pixels H×W×3 uint8 RGB. A malformed image is skipped, counted in `skipped` and
+    reported to the log, as the node does; its number is left out.
+
+    Args:
+        path: rosbag2 folder, .mcap, .db3 or ROS 1 .bag file.
+        topic: name or type of the topic; empty: the only image topic. ``image/compressed`` beside ``image`` is the same
+            camera, of which the raw one is taken.
+
+    Raises:
+        PebalError: damaged, unfinished or empty recording, or no such image topic.
+    """
+
+    def __init__(self, path: Path, topic: str = "") -> None:
+        self.path = path
+        self.skipped = 0
+        with self._open() as reader:
+            self.topic = choose_topic(reader.connections, topic, path)
+            self.count = sum(one.msgcount for one in self._chosen(reader))
+            if not self.count:
+                raise PebalError(f"The topic {self.topic} of the recording {path} holds no image.")
+            stamps = [
+                _stamp(message) or log_ns
+                for message, log_ns in islice(self._messages(reader), PROBED)
+                if not isinstance(message, PebalError)
+            ]
+        self.rate = _rate(stamps)
+
+    def __iter__(self) -> Iterator[tuple[int, tuple[Any, int, np.ndarray]]]:
+        self.skipped = 0
+        number = -1
+        with self._open() as reader:
+            for number, (message, log_ns) in enumerate(self._messages(reader)):
+                try:
+                    if isinstance(message, PebalError):
+                        raise message
+                    image = decode(message)
+                except PebalError as error:
+                    self._skip(number, error)
+                    continue
+                yield number, (message, log_ns, image)
+        if number + 1 < self.count:
+            raise PebalError(
+                f"The recording {self.path} states {self.count} images on {self.topic}, but only {number + 1} could be "
+                f"read. {_remedy(self.path)}"
+            )
+        if self.skipped > REPORTED:
+            logger.warning("%s: %d images on %s were skipped in all.", self.path, self.skipped, self.topic)
+        if self.skipped == self.count:
+            raise PebalError(f"None of the {self.count} images on {self.topic} of {self.path} could be decoded.")
+
+    def _skip(self, number: int, error: PebalError) -> None:
+        self.skipped += 1
+        if self.skipped <= REPORTED:
+            logger.warning("%s: image %d on %s was skipped: %s", self.path, number, self.topic, error)
+
+    def _chosen(self, reader: Reader1 | Reader2) -> list[Connection]:
+        return [one for one in reader.connections if one.topic == self.topic and one.msgtype in (RAW, COMPRESSED)]
+
+    def _messages(self, reader: Reader1 | Reader2) -> Iterator[tuple[Any | PebalError, int]]:
+        """Messages of the topic with their times; in the place of one that cannot be parsed, the reason."""
+        ros1 = self.path.suffix.lower() == ".bag"
+        store = _typestore(ros1)
+        parse = store.deserialize_ros1 if ros1 else store.deserialize_cdr
+        messages = iter(reader.messages(self._chosen(reader)))
+        while True:
+            try:
+                connection, log_ns, data = next(messages)
+            except StopIteration:
+                return
+            except Exception as error:  # rosbags passes on what SQLite, zstd, lz4 and struct raise
+                raise _unreadable(self.path, error) from error
+            try:
+                message = parse(data, connection.msgtype)
+            except Exception as error:  # among them IndexError and ValueError of a payload that ends early
+                message = PebalError(f"its {len(data)} bytes are no {connection.msgtype} ({_first_line(error)}).")
+            yield message, log_ns
+
+    @contextmanager
+    def _open(self) -> Iterator[Reader1 | Reader2]:
+        reader = open_reader(self.path)
+        try:
+            yield reader
+        finally:
+            reader.close()
+
+
+def open_reader(path: Path) -> Reader1 | Reader2:
+    """An opened reader of rosbags.
+
+    Raises:
+        PebalError: rosbags is not installed, or the recording cannot be read; the sentence names the remedy.
+    """
+    try:
+        from rosbags.rosbag1 import Reader as Reader1
+        from rosbags.rosbag2 import Reader as Reader2
+    except ModuleNotFoundError as error:
+        raise PebalError(f"Reading the recording {path} needs the package rosbags: pip install rosbags.") from error
+    if path.is_dir() and not (path / METADATA).is_file():
+        names = ", ".join(file.name for file in islice(_storage_files(path), 4))
+        raise PebalError(
+            f"The folder {path} holds recordings ({names} …) but no {METADATA}: give one of the files, or write it "
+            f"with 'ros2 bag reindex {path}'."
+        )
+    for log in sorted(path.glob("*.db3-wal") if path.is_dir() else path.parent.glob(f"{path.name}-wal")):
+        if log.stat().st_size:
+            raise PebalError(
+                f"The recording {path} was not closed: {log.name} still holds messages. Move them into the file with "
+                f"'sqlite3 {log.with_name(log.name.removesuffix('-wal'))} \"PRAGMA wal_checkpoint(TRUNCATE)\"'."
+            )
+    try:
+        reader = Reader1(path) if path.suffix.lower() == ".bag" else Reader2(path)
+        reader.open()
+    except Exception as error:  # besides ReaderError, what struct, SQLite and YAML raise on damaged files
+        raise _unreadable(path, error) from error
+    return reader
+
+
+def choose_topic(connections: Sequence[Connection], asked: str, path: Path) -> str:
+    """Name of the image topic that was asked for by name or type, or of the only one.
+
+    Raises:
+        PebalError: there is none, it carries something else, or there are several to choose from.
+    """
+    types: dict[str, set[str]] = {}
+    for one in connections:
+        types.setdefault(one.topic, set()).add(one.msgtype)
+    images = sorted(name for name, carried in types.items() if carried <= {RAW, COMPRESSED})
+    listed = ", ".join(f"{name} ({'/'.join(kind.split('/')[-1] for kind in sorted(types[name]))})" for name in images)
+    there = f"its image topics are: {listed}." if images else "it has no image topic."
+    if asked in types:
+        if asked not in images:
+            kinds = " and ".join(sorted(types[asked]))
+            what = "changes its type" if len(types[asked]) > 1 else "carries no images"
+            raise PebalError(f"The topic {asked} of the recording {path} {what} ({kinds}); {there}")
+        return asked
+    by_type = {kind: [name for name in images if kind in types[name]] for kind in (RAW, COMPRESSED)}
+    for kind, names in by_type.items():
+        if asked in (kind, kind.replace("/msg/", "/"), kind.rpartition("/")[2]):
+            candidates = names
+            break
+    else:
+        if asked:
+            raise PebalError(f"The recording {path} has no topic {asked}; {there}")
+        candidates = [name for name in images if not name.endswith("/compressedDepth")]
+        if len({name.removesuffix("/compressed") for name in candidates}) == 1:
+            candidates = candidates[:1]  # the raw one sorts before its compressed twin
+    if len(candidates) == 1:
+        return candidates[0]
+    if not candidates:
+        kind = f" of type {asked}" if asked else ""
+        raise PebalError(f"The recording {path} has no image topic{kind}; {_others(types)}.")
+    raise PebalError(f"The recording {path} has several image topics; choose one as the topic: {listed}.")
+
+
+def _others(types: dict[str, set[str]]) -> str:
+    names = ", ".join(f"{name} ({'/'.join(sorted(carried))})" for name, carried in sorted(types.items()))
+    return f"its topics are: {names}" if names else "it holds no topics at all"
+
+
+@functools.cache
+def _typestore(ros1: bool) -> Any:
+    """Image and CompressedImage have had the same fields in every distribution of either ROS."""
+    from rosbags.typesys import Stores, get_typestore
+
+    return get_typestore(Stores.ROS1_NOETIC if ros1 else Stores.ROS2_HUMBLE)
+
+
+def _stamp(message: Any) -> int:
+    return message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
+
+
+def _rate(stamps: Sequence[int]) -> float:
+    """Hz by the median distance of stamps in nanoseconds; 10 where they do not tell."""
+    gaps = [later - earlier for earlier, later in pairwise(stamps) if later > earlier]
+    rate = 1e9 / statistics.median(gaps) if gaps else 10.0
+    return min(max(rate, 0.01), 1000.0)
+
+
+def _unreadable(path: Path, error: Exception) -> PebalError:
+    return PebalError(f"The recording {path} cannot be read ({_first_line(error)}). {_remedy(path)}")
+
+
+def _remedy(path: Path) -> str:
+    files = _storage_files(path) if path.is_dir() else [path]
+    suffixes = {file.suffix.lower() for file in files}
+    command = next((text for suffix, text in REMEDIES.items() if suffix in suffixes), "ros2 bag reindex")
+    return f"Copy it again, or mend it with '{command}'."
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")

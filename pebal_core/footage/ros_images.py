@@ -1,0 +1,138 @@
+"""The pixels of ROS image messages, and back: one decoder for the node and for recordings.
+
+A message is anything with the fields of sensor_msgs/Image or sensor_msgs/CompressedImage, whether rclpy or rosbags made
+it. Errors do not name the topic: the caller knows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import cv2
+import numpy as np
+
+from ..errors import PebalError
+
+RgbImage: TypeAlias = np.ndarray
+"""H×W×3 uint8, RGB."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How the buffer of an encoding is laid out and how it becomes RGB."""
+
+    channels: int
+    """Samples per pixel and row."""
+    convert: Callable[[np.ndarray], RgbImage]
+    """Rows×W×channels (rows×W when there is one) → H×W×3 RGB of the same type."""
+    sample: type[np.unsignedinteger] = np.uint8
+    half_planes: int = 0
+    """Rows that follow the image's own, in halves of its height: 1 for the chroma plane of NV12."""
+    even_width: bool = False
+    even_height: bool = False
+
+
+def _with(code: int) -> Callable[[np.ndarray], RgbImage]:
+    return lambda pixels: cv2.cvtColor(pixels, code)
+
+
+_UYVY = Encoding(2, _with(cv2.COLOR_YUV2RGB_UYVY), even_width=True)
+_YUYV = Encoding(2, _with(cv2.COLOR_YUV2RGB_YUY2), even_width=True)
+
+_PLAIN: dict[str, Encoding] = {
+    "rgb": Encoding(3, lambda pixels: pixels),
+    "bgr": Encoding(3, _with(cv2.COLOR_BGR2RGB)),
+    "rgba": Encoding(4, _with(cv2.COLOR_RGBA2RGB)),
+    "bgra": Encoding(4, _with(cv2.COLOR_BGRA2RGB)),
+    "mono": Encoding(1, _with(cv2.COLOR_GRAY2RGB)),
+    # ROS names a Bayer pattern by its first four pixels, OpenCV by the second and third of the second row.
+    "bayer_rggb": Encoding(1, _with(cv2.COLOR_BayerBG2RGB)),
+    "bayer_bggr": Encoding(1, _with(cv2.COLOR_BayerRG2RGB)),
+    "bayer_gbrg": Encoding(1, _with(cv2.COLOR_BayerGR2RGB)),
+    "bayer_grbg": Encoding(1, _with(cv2.COLOR_BayerGB2RGB)),
+}
+"""Those that exist with 8 and with 16 bits."""
+
+ENCODINGS: dict[str, Encoding] = {
+    **{f"{name}8": encoding for name, encoding in _PLAIN.items()},
+    **{f"{name}16": Encoding(form.channels, form.convert, np.uint16) for name, form in _PLAIN.items()},
+    "yuv422": _UYVY,
+    "uyvy": _UYVY,
+    "yuv422_yuy2": _YUYV,
+    "yuyv": _YUYV,
+    "nv12": Encoding(1, _with(cv2.COLOR_YUV2RGB_NV12), half_planes=1, even_width=True, even_height=True),
+    "nv21": Encoding(1, _with(cv2.COLOR_YUV2RGB_NV21), half_planes=1, even_width=True, even_height=True),
+}
+
+
+def decode(message: Any) -> RgbImage:
+    """RGB pixels of an image message of either kind.
+
+    Raises:
+        PebalError: a malformed message.
+    """
+    return to_rgb(message) if hasattr(message, "encoding") else from_compressed(message)
+
+
+def to_rgb(message: Any) -> RgbImage:
+    """RGB pixels of an image message; for rgb8 a view of the message's own buffer.
+
+    Raises:
+        PebalError: zero size, unknown encoding, or a step or data length that does not fit the size.
+    """
+    height, width, step = message.height, message.width, message.step
+    if height == 0 or width == 0:
+        raise PebalError(f"the image is empty: {width}×{height} pixels.")
+    encoding = ENCODINGS.get(message.encoding.lower())
+    if encoding is None:
+        names = ", ".join(ENCODINGS)
+        raise PebalError(f"the encoding '{message.encoding}' is not supported; publish one of: {names}.")
+    if (encoding.even_width and width % 2) or (encoding.even_height and height % 2):
+        raise PebalError(f"{width}×{height} is an odd size, which {message.encoding} cannot have.")
+    itemsize = np.dtype(encoding.sample).itemsize
+    row_bytes = width * encoding.channels * itemsize
+    if step < row_bytes or step % itemsize:
+        raise PebalError(
+            f"the step is {step} bytes, but a row of {width} pixels of {message.encoding} takes {row_bytes}."
+        )
+    rows = height + height * encoding.half_planes // 2
+    if len(message.data) != rows * step:
+        raise PebalError(
+            f"{len(message.data)} bytes of data came with a {width}×{height} {message.encoding} image "
+            f"of step {step}, which takes {rows * step}."
+        )
+    stored = np.dtype(encoding.sample).newbyteorder(">" if message.is_bigendian else "<")
+    samples = np.frombuffer(message.data, stored).reshape(rows, step // itemsize)
+    pixels = samples[:, : width * encoding.channels].astype(encoding.sample, copy=False)
+    if encoding.channels > 1:  # splitting the last axis is a view, padding or not
+        pixels = pixels.reshape(rows, width, encoding.channels)
+    rgb = encoding.convert(pixels)
+    # The full range of 16 bits onto 8, as cv_bridge does: a 12-bit camera has to publish shifted values.
+    return rgb if itemsize == 1 else cv2.convertScaleAbs(rgb, alpha=255.0 / 65535.0)
+
+
+def from_compressed(message: Any) -> RgbImage:
+    """RGB pixels of a JPEG or PNG message.
+
+    Raises:
+        PebalError: not an image, or one that ends early (decoders fill the rest with grey and say nothing).
+    """
+    data = memoryview(message.data)
+    tail = bytes(data[-1024:])
+    if bytes(data[:2]) == b"\xff\xd8":
+        complete = b"\xff\xd9" in tail
+    elif bytes(data[:4]) == b"\x89PNG":
+        complete = b"IEND" in tail
+    else:
+        raise PebalError(f"{len(data)} bytes of format '{message.format}' are neither a JPEG nor a PNG image.")
+    try:
+        pixels = None
+        if complete:
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:
+        pixels = None
+    if pixels is None:
+        raise PebalError(f"the compressed image ({len(data)} bytes, '{message.format}') is truncated or corrupt.")
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)

@@ -1,0 +1,153 @@
+"""Frames from a video, a recording, a folder of images, one image or a webcam."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from ..data.scenes import IMAGE_SUFFIXES, list_images, read_image
+from ..errors import PebalError
+from .bags import BagImages, is_recording
+
+FOLDER_RATE = 10.0
+"""Hz at which a folder of images is taken to have been recorded."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """How a frame lies in its recording."""
+
+    message: Any
+    """The sensor_msgs Image or CompressedImage, with the fields that ROS gives it."""
+    topic: str
+    log_ns: int
+    """When it was recorded, in nanoseconds since the epoch."""
+
+    @property
+    def stamp_ns(self) -> int:
+        """When the camera says that it took the picture, in nanoseconds; 0: it does not say."""
+        stamp = self.message.header.stamp
+        return stamp.sec * 1_000_000_000 + stamp.nanosec
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame, what to call it, and when it was taken."""
+
+    name: str
+    """Of its own within the source; fit for a file."""
+    image: np.ndarray
+    """H×W×3 uint8 RGB."""
+    seconds: float
+    """Since the first frame; for videos, folders and webcams counted from the rate."""
+    recorded: Recorded | None = None
+    """Of a frame from a recording."""
+
+
+class FrameSource:
+    """Iterate to get `Frame`s; opened and checked on construction.
+
+    Args:
+        source: path of a video, a recording (rosbag2 folder, .mcap, .db3 or ROS 1 .bag), a folder of images or one
+            image, or the index of a camera (``0``).
+        topic: of a recording, the image topic by its name or its type; empty: the only one.
+
+    Raises:
+        PebalError: missing, unreadable or empty, or a recording without that topic.
+    """
+
+    rate: float
+    """Frames per second as recorded."""
+    count: int | None
+    """Number of frames as the container states it; None for a camera."""
+
+    def __init__(self, source: str | Path, topic: str = "") -> None:
+        self.source = str(source)
+        self._files: list[Path] = []
+        self._bag: BagImages | None = None
+        path = Path(source).expanduser()
+        self.is_camera = self.source.isdecimal() and not path.exists()
+        if topic and not is_recording(path):
+            raise PebalError(f"The topic {topic} was asked for, but {source} is no recording: leave the topic out.")
+        if self.is_camera:
+            self.rate, self.count = self._probe(int(self.source), "The camera"), None
+        elif is_recording(path):
+            self._bag = BagImages(path, topic)
+            self.rate, self.count = self._bag.rate, self._bag.count
+        elif path.is_dir():
+            self._files = list_images(path)
+        elif path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+            self._files = [path]
+        elif path.is_file():
+            self.source = str(path)
+            self.rate = self._probe(self.source, "The video")
+        else:
+            raise PebalError(
+                f"The source {source} does not exist: give a video, a recording, a folder of images or a camera index."
+            )
+        if self._files:
+            read_image(self._files[0])
+            self.rate, self.count = FOLDER_RATE, len(self._files)
+
+    @property
+    def is_video(self) -> bool:
+        """Whether the frames are a sequence (video, recording or camera) rather than separate images."""
+        return not self._files
+
+    @property
+    def topics(self) -> list[str]:
+        """Of a recording, the chosen image topic; else nothing."""
+        return [self._bag.topic] if self._bag is not None else []
+
+    @property
+    def skipped(self) -> int:
+        """Malformed images that the last iteration left out; each of the first was reported to the log."""
+        return self._bag.skipped if self._bag is not None else 0
+
+    def _probe(self, source: str | int, kind: str) -> float:
+        """Rate of a capture that yields at least one frame."""
+        capture = cv2.VideoCapture(source)
+        try:
+            if not capture.isOpened() or not capture.grab():
+                reason = "cannot be opened" if not capture.isOpened() else "holds no readable frame"
+                raise PebalError(f"{kind} {source} {reason}; check the file or the device.")
+            self.count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) or None
+            rate = capture.get(cv2.CAP_PROP_FPS)
+            return rate if 0 < rate <= 1000 else 30.0
+        finally:
+            capture.release()
+
+    def __iter__(self) -> Iterator[Frame]:
+        if self._bag is not None:
+            return self._recorded(self._bag)
+        return self._listed() if self._files else self._captured()
+
+    def _recorded(self, bag: BagImages) -> Iterator[Frame]:
+        first: int | None = None
+        for number, (message, log_ns, image) in bag:
+            recorded = Recorded(message, bag.topic, log_ns)
+            taken = recorded.stamp_ns or log_ns
+            first = taken if first is None else first
+            yield Frame(f"{number:06d}_{taken}", image, (taken - first) * 1e-9, recorded)
+
+    def _listed(self) -> Iterator[Frame]:
+        for number, path in enumerate(self._files):
+            yield Frame(path.stem, read_image(path), number / self.rate)
+
+    def _captured(self) -> Iterator[Frame]:
+        capture = cv2.VideoCapture(int(self.source) if self.is_camera else self.source)
+        try:
+            number = 0
+            while True:
+                captured, image = capture.read()
+                if not captured:
+                    return
+                yield Frame(f"{number:06d}", cv2.cvtColor(image, cv2.COLOR_BGR2RGB), number / self.rate)
+                number += 1
+        finally:
+            capture.release()
