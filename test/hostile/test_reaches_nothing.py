@@ -21,10 +21,25 @@ from pebal_core.networks import build_network
 from .watch import watched
 
 FOREIGN = [
-    "tu-hf-hub:timm/resnet18.a1_in1k", "tu-hf_hub:timm/resnet18", "tu-HF-HUB:x/y", "tu-local-dir:/etc", "tu-timm/resnet18",
-    "tu-/etc/passwd", "tu-../../x", "tu-resnet18.a1_in1k", "hf-hub:x/y", "smp-hub:x/y", "https://example.org/x", "tu-", "",
-    "resnet18:x", None, 7, ["resnet18"], {"class_path": "os.system"},
-]  # fmt: skip
+    "tu-hf-hub:timm/resnet18.a1_in1k",
+    "tu-hf_hub:timm/resnet18",
+    "tu-HF-HUB:x/y",
+    "tu-local-dir:/etc",
+    "tu-timm/resnet18",
+    "tu-/etc/passwd",
+    "tu-../../x",
+    "tu-resnet18.a1_in1k",
+    "hf-hub:x/y",
+    "smp-hub:x/y",
+    "https://example.org/x",
+    "tu-",
+    "",
+    "resnet18:x",
+    None,
+    7,
+    ["resnet18"],
+    {"class_path": "os.system"},
+]
 
 
 @pytest.fixture(autouse=True)
@@ -67,11 +82,15 @@ def test_no_other_argument_reaches_the_libraries(name: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "changes",
     [
-        {"output_stride": 3}, {"output_stride": "16"}, {"decoder_channels": 10**9}, {"decoder_channels": -1},
-        {"decoder_channels": 2.5}, {"decoder_channels": True},
+        {"output_stride": 3},
+        {"output_stride": "16"},
+        {"decoder_channels": 10**9},
+        {"decoder_channels": -1},
+        {"decoder_channels": 2.5},
+        {"decoder_channels": True},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_every_number_of_a_network_has_its_range(changes: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(PebalError, match=next(iter(changes))):
         load_model(with_info(tmp_path / "m.safetensors", network_args={"encoder": "resnet18", **changes}))
@@ -89,17 +108,48 @@ def test_a_network_larger_than_its_file_is_never_made(tmp_path: Path) -> None:
 
 
 BAD_INFO: list[dict[str, Any]] = [
-    {"network": "os.system"}, {"network": ""}, {"network": 3}, {"network": "\x1b[31m"}, {"network_args": []},
+    {"network": "os.system"},
+    {"network": ""},
+    {"network": 3},
+    {"network": "\x1b[31m"},
+    {"network_args": []},
     {"network_args": {"network": "kept_classes", "own_trunk": True}, "network": "kept_classes"},
-    {"class_names": []}, {"class_names": "road"}, {"class_names": ["a"] * 255}, {"class_names": ["[/red]"]},
-    {"class_names": ["\x1b[2J"]}, {"class_names": [None]}, {"palette": [[0, 0]]}, {"palette": [[0, 0, 256]]},
-    {"palette": 5}, {"mean": [0, 0]}, {"mean": ["a", 0, 0]}, {"mean": [float("nan")] * 3}, {"std": [0, 1, 1]},
-    {"std": None}, {"input_size": [0, 5]}, {"input_size": [-1, -1]}, {"input_size": [50000, 50000]}, {"input_size": [64.0, 64]},
-    {"input_size": "big"}, {"smoothing": "yes"}, {"threshold": float("inf")}, {"threshold": 10**400}, {"threshold": "0"},
-    {"threshold": True}, {"energy_range": [0, 0]}, {"energy_range": [1, 0]}, {"energy_range": [float("nan"), 0]},
-    {"threshold_note": 3}, {"training": []}, {"licence": {}}, {"origin": None}, {"export": "fp32"}, {"format": 99},
-    {"format": "x"}, {"format": None},
-]  # fmt: skip
+    {"class_names": []},
+    {"class_names": "road"},
+    {"class_names": ["a"] * 255},
+    {"class_names": ["[/red]"]},
+    {"class_names": ["\x1b[2J"]},
+    {"class_names": [None]},
+    {"palette": [[0, 0]]},
+    {"palette": [[0, 0, 256]]},
+    {"palette": 5},
+    {"mean": [0, 0]},
+    {"mean": ["a", 0, 0]},
+    {"mean": [float("nan")] * 3},
+    {"std": [0, 1, 1]},
+    {"std": None},
+    {"input_size": [0, 5]},
+    {"input_size": [-1, -1]},
+    {"input_size": [50000, 50000]},
+    {"input_size": [64.0, 64]},
+    {"input_size": "big"},
+    {"smoothing": "yes"},
+    {"threshold": float("inf")},
+    {"threshold": 10**400},
+    {"threshold": "0"},
+    {"threshold": True},
+    {"energy_range": [0, 0]},
+    {"energy_range": [1, 0]},
+    {"energy_range": [float("nan"), 0]},
+    {"threshold_note": 3},
+    {"training": []},
+    {"licence": {}},
+    {"origin": None},
+    {"export": "fp32"},
+    {"format": 99},
+    {"format": "x"},
+    {"format": None},
+]
 
 
 @pytest.mark.parametrize("changes", BAD_INFO, ids=lambda changes: f"{changes!s:.60}")
