@@ -73,6 +73,11 @@ class OnnxEngine:
         self.device_name = kind if kind == "cpu" else f"{kind}:{index}"
         self.timings: dict[str, float] = {}
 
+    @property
+    def notes(self) -> list[str]:
+        """See `Engine`: what was asked for runs, or loading failed."""
+        return []
+
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Engine`; the stages are the way to the device, the whole graph, and the way back."""
         started = time.perf_counter()
