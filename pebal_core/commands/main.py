@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"pebal {name}: {error}", file=sys.stderr)
         return 1
     except OSError as error:  # of whatever place a path leads to
-        place = f"'{str(error.filename):.100}'" if error.filename else "A file"
+        place = f"'{error.filename!s:.100}'" if error.filename else "A file"
         reason = error.strerror or str(error)
         print(f"pebal {name}: {place} cannot be used: {reason}; choose another place or free space.", file=sys.stderr)
         return 1
