@@ -8,6 +8,10 @@ class PebalError(Exception):
     """
 
 
+class CutShort(PebalError):
+    """A recording ended before all that it promises was read; what came before is good."""
+
+
 class EngineError(PebalError):
     """The engine's answer cannot be right, whatever the image: an overflow, a faulty device or a foreign graph.
 

@@ -6,6 +6,7 @@ and ``overlay.mp4`` where the source is a video.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ..errors import PebalError
+from ..model_file import write_atomically
 from ..render import VideoWriter, overlay, score_map
 from ..sources import FrameSource
 from .model_options import add_model_arguments, load_detector
@@ -34,23 +36,26 @@ def run(args: Namespace) -> None:
         _make_folder(args.out / kind)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     video = VideoWriter(args.out / "overlay.mp4", source.rate) if source.is_video else None
-    with Progress(*columns) as progress:
-        total = min(args.frames, source.count or args.frames) if args.frames else source.count
-        task = progress.add_task(f"{detector.engine_name} on {detector.device_name}", total=total)
-        for number, frame in enumerate(source, start=1):
-            result = detector(frame.image)
-            picture = overlay(frame.image, score_map(result.energy, low, high))
-            _write_image(args.out / "labels" / f"{frame.name}.png", result.labels)
-            np.save(args.out / "energy" / f"{frame.name}.npy", result.energy)
-            _write_image(args.out / "overlay" / f"{frame.name}.jpg", picture[..., ::-1])
-            if video is not None:
-                video.write(picture)
-            progress.advance(task)
-            if number == args.frames:
-                break
-    if video is not None:
-        video.close()
-    print(f"Results of {number} frames are in {args.out}")
+    number = 0
+    try:
+        with Progress(*columns) as progress:
+            total = min(args.frames, source.count or args.frames) if args.frames else source.count
+            task = progress.add_task(f"{detector.engine_name} on {detector.device_name}", total=total)
+            for number, frame in enumerate(source, start=1):
+                result = detector(frame.image)
+                picture = overlay(frame.image, score_map(result.energy, low, high))
+                _write_image(args.out / "labels" / f"{frame.name}.png", result.labels)
+                _write_array(args.out / "energy" / f"{frame.name}.npy", result.energy)
+                _write_image(args.out / "overlay" / f"{frame.name}.jpg", picture[..., ::-1])
+                if video is not None:
+                    video.write(picture)
+                progress.advance(task)
+                if number == args.frames:
+                    break
+    finally:  # what there is so far is kept, whatever ends the run
+        if video is not None:
+            video.close()
+        print(f"Results of {number} frames are in {args.out}")
 
 
 def _make_folder(folder: Path) -> None:
@@ -61,5 +66,13 @@ def _make_folder(folder: Path) -> None:
 
 
 def _write_image(path: Path, image: np.ndarray) -> None:
-    if not cv2.imwrite(str(path), image):
-        raise PebalError(f"{path} could not be written; free space or choose another --out.")
+    written, content = cv2.imencode(path.suffix, image)
+    if not written:
+        raise PebalError(f"{path} of {image.shape} cannot be encoded; use a smaller image.")
+    write_atomically(path, content.tobytes(), durable=False)
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    content = io.BytesIO()
+    np.save(content, array)
+    write_atomically(path, content.getvalue(), durable=False)

@@ -94,11 +94,18 @@ def test_arrays_of_any_layout(kind: str, detector: AnomalyDetector) -> None:
 
 
 BAD_ARRAYS: dict[str, Any] = {
-    "floats": np.zeros((32, 32, 3), np.float32), "grey": np.zeros((32, 32), np.uint8),
-    "RGBA": np.zeros((32, 32, 4), np.uint8), "empty": np.zeros((0, 0, 3), np.uint8), "flat": np.zeros((15, 900, 3), np.uint8),
-    "16 bits": np.zeros((32, 32, 3), np.uint16), "objects": np.zeros((32, 32, 3), object), "a number": np.array(3, np.uint8),
-    "two sizes": [np.zeros((32, 32, 3), np.uint8), np.zeros((32, 48, 3), np.uint8)], "no array": ["image"], "None": [None],
-}  # fmt: skip
+    "floats": np.zeros((32, 32, 3), np.float32),
+    "grey": np.zeros((32, 32), np.uint8),
+    "RGBA": np.zeros((32, 32, 4), np.uint8),
+    "empty": np.zeros((0, 0, 3), np.uint8),
+    "flat": np.zeros((15, 900, 3), np.uint8),
+    "16 bits": np.zeros((32, 32, 3), np.uint16),
+    "objects": np.zeros((32, 32, 3), object),
+    "a number": np.array(3, np.uint8),
+    "two sizes": [np.zeros((32, 32, 3), np.uint8), np.zeros((32, 48, 3), np.uint8)],
+    "no array": ["image"],
+    "None": [None],
+}
 
 
 @pytest.mark.parametrize("kind", BAD_ARRAYS)

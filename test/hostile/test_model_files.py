@@ -1,4 +1,4 @@
-"""Model files that were damaged or crafted: the weights are those that were written, or one sentence says what is wrong."""
+"""Damaged and crafted model files: the weights are those that were written, or one sentence says what is wrong."""
 
 from __future__ import annotations
 
