@@ -164,11 +164,11 @@ def _check(labels: np.ndarray, energy: np.ndarray, shape: tuple[int, ...]) -> No
     A comparison with NaN is false, so it would raise no alarm anywhere.
     """
     if labels.shape != shape or energy.shape != shape:
-        raise EngineError(f"The engine answered {labels.shape} and {energy.shape} to images {shape}; check the model.")
+        raise EngineError(f"The engine answers {labels.shape} and {energy.shape} to images {shape}; check the model.")
     with np.errstate(all="ignore"):
         total = energy.sum(dtype=np.float32)
     if not np.isfinite(total) and (bad := np.count_nonzero(~np.isfinite(energy))):
         raise EngineError(
-            f"{bad} of {energy.size} energies are not finite; set precision to fp32 if it is less, and check the device "
-            f"and the model."
+            f"{bad} of {energy.size} energies are not finite; set precision to fp32 if it is less, and check "
+            f"the device and the model."
         )

@@ -8,7 +8,7 @@ class PebalError(Exception):
     """
 
 
-class CutShort(PebalError):
+class CutShortError(PebalError):
     """A recording ended before all that it promises was read; what came before is good."""
 
 

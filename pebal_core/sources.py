@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 
 from .data.scenes import IMAGE_SUFFIXES, list_images, read_image
-from .errors import CutShort, PebalError
+from .errors import CutShortError, PebalError
 
 COUNTING = (".mp4", ".m4v", ".mov", ".avi")
-"""Containers that store their number of frames; that of others follows from duration and rate, to within one percent."""
+"""Containers that store their number of frames; that of others follows from duration and rate, within one percent."""
 FOLDER_RATE = 10.0
 """Hz at which a folder of images is taken to have been recorded."""
 
@@ -35,7 +35,7 @@ class FrameSource:
 
     Raises:
         PebalError: missing, unreadable or empty; while iterating, an image that cannot be read.
-        CutShort: after the last frame that could be read, if that is not the last one.
+        CutShortError: after the last frame that could be read, if that is not the last one.
     """
 
     rate: float
@@ -109,11 +109,11 @@ class FrameSource:
     def _check_end(self, read: int) -> None:
         """Compare the frames that were read with what the container promises."""
         if self.is_camera:
-            raise CutShort(f"The camera {self.source} gave no more after {read} frames; check the device.")
+            raise CutShortError(f"The camera {self.source} gave no more after {read} frames; check the device.")
         count = self.count or 0
         tolerated = 0 if Path(self.source).suffix.lower() in COUNTING else 1 + count // 100
         if read < count - tolerated:
-            raise CutShort(
+            raise CutShortError(
                 f"The video {self.source} promises {count} frames, but only {read} can be read: it is truncated or "
                 f"damaged; copy it again."
             )

@@ -20,7 +20,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
-from pebal_core.errors import CutShort, PebalError
+from pebal_core.errors import CutShortError, PebalError
 from pebal_core.sources import Frame, FrameSource
 
 from . import process
@@ -125,7 +125,7 @@ class CameraPlayer(Node):
                     number += 1
                     if number == self._count:
                         return
-            except CutShort as error:
+            except CutShortError as error:
                 self.get_logger().warning(str(error), once=True)
             if not self._loop:
                 return

@@ -16,6 +16,7 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColum
 
 from ..errors import PebalError
 from ..model_file import write_atomically
+from ..ranges import Whole
 from ..render import VideoWriter, overlay, score_map
 from ..sources import FrameSource
 from .model_options import add_model_arguments, load_detector
@@ -24,7 +25,7 @@ from .model_options import add_model_arguments, load_detector
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("source", type=str, help="video, folder of images, image, or camera index")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--frames", type=int, default=0, help="stop after this many; 0: all")
+    parser.add_argument("--frames", type=Whole(0, 10**9), default=0, help="stop after this many; 0: all")
     add_model_arguments(parser)
 
 

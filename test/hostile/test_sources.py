@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pebal_core.errors import CutShort, PebalError
+from pebal_core.errors import CutShortError, PebalError
 from pebal_core.model_file import ModelInfo, save_model
 from pebal_core.networks import build_network
 from pebal_core.sources import FrameSource
@@ -32,7 +32,7 @@ def test_a_truncated_video_is_not_taken_for_a_short_one(share: float, tmp_path: 
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     frames = []
-    with pytest.raises(CutShort, match=r"cut\.avi promises 30 frames, but only \d+ can be read"):
+    with pytest.raises(CutShortError, match=r"cut\.avi promises 30 frames, but only \d+ can be read"):
         for frame in FrameSource(path):
             frames.append(frame)
 
@@ -67,7 +67,7 @@ def test_a_real_drive_cut_off(shared_dir: Path, tmp_path: Path) -> None:
             source = FrameSource(path)
         except PebalError:
             continue  # its index is gone
-        with pytest.raises(CutShort, match="promises 221 frames"):
+        with pytest.raises(CutShortError, match="promises 221 frames"):
             list(source)
     assert len(list(FrameSource(whole))) == 221
 
