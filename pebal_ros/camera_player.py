@@ -20,7 +20,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
-from pebal_core.errors import PebalError
+from pebal_core.errors import CutShortError, PebalError
 from pebal_core.footage import Frame, FrameSource
 
 from . import process
@@ -122,11 +122,14 @@ class CameraPlayer(Node):
     def _frames(self) -> Iterator[Frame]:
         number = 0
         while True:
-            for frame in self._source:
-                yield frame
-                number += 1
-                if number == self._count:
-                    return
+            try:
+                for frame in self._source:
+                    yield frame
+                    number += 1
+                    if number == self._count:
+                        return
+            except CutShortError as error:
+                self.get_logger().warning(str(error), once=True)
             if not self._loop:
                 return
 

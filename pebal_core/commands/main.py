@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -112,7 +113,7 @@ def _parse(parser: Parser, words: Sequence[str]) -> Namespace:
     """The options; what cannot be read as a configuration is refused like any other."""
     try:
         return parser.parse_args(words)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError, ArgumentTypeError) as error:
         parser.error(f"{error!s:.200}")
 
 
