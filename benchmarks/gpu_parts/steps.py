@@ -57,7 +57,8 @@ def distributed(bench: Bench) -> None:
     expected.backward()  # type: ignore[no-untyped-call]
     if not bench.toy:
         torch.cuda.set_device(bench.device)
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=store, rank=0, world_size=1)
     try:
         objective = DistributedDataParallel(Objective(network), device_ids=None if bench.toy else [0])
         loss = objective(images, target)

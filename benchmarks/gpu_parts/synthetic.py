@@ -37,7 +37,7 @@ def write_scenes(root: Path, size: Size, count: int, unique: int) -> int:
     )
 
     def write(number: int) -> None:
-        noise = np.random.default_rng(number).normal(0, 1.5, (*size, 3))
+        noise = np.random.default_rng(number).normal(0, 1.2, (*size, 3))
         picture = (road + noise).clip(0, 255).astype(np.uint8)
         cv2.imwrite(str(images / f"{number:04d}_leftImg8bit.png"), picture[..., ::-1])
         cv2.imwrite(str(labels / f"{number:04d}_gtFine.png"), classes)

@@ -118,7 +118,8 @@ def measure(bench: Bench, network: SegmentationNetwork, way: Way, crop: int, cou
         for _ in range(2):
             step()
         bench.wait()
-        turns, started = [], time.perf_counter()
+        turns: list[float] = []
+        started = time.perf_counter()
         while len(turns) < 5 and (not turns or time.perf_counter() - started < (2 if bench.quick else 5)):
             before = time.perf_counter()
             step()

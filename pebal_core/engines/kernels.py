@@ -5,6 +5,9 @@ never exist at full resolution: 5 bytes are written per pixel, and not 80 more. 
 run on the CPU.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
+# Triton reads the types of a kernel's arguments off each call.
+
 from __future__ import annotations
 
 import torch
@@ -22,7 +25,7 @@ BLOCK = 256
 def _read(
     logits, labels, energy, rows, columns, height, width, row_step, column_step,
     image_stride, class_stride, row_stride, column_stride, classes: tl.constexpr, block: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Running maximum, its class, and sum of exponentials (relative to that maximum) over the classes."""
     x = tl.program_id(0) * block + tl.arange(0, block)
     y = tl.program_id(1)
@@ -39,8 +42,8 @@ def _read(
     near = left.to(tl.int64) * column_stride
     far = tl.minimum(left + 1, columns - 1).to(tl.int64) * column_stride
     highest = tl.full([block], -float("inf"), tl.float32)
-    total = tl.zeros([block], tl.float32)
-    label = tl.zeros([block], tl.int32)
+    total = tl.full([block], 0, tl.float32)
+    label = tl.full([block], 0, tl.int32)
     for k in range(classes):
         a = tl.load(first_row + near + k * class_stride, mask=inside, other=0.0).to(tl.float32)
         b = tl.load(first_row + far + k * class_stride, mask=inside, other=0.0).to(tl.float32)
@@ -56,8 +59,8 @@ def _read(
     tl.store(energy + pixel, -(highest + tl.log(total)), mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _reflect(i, size):  # type: ignore[no-untyped-def]
+@triton.jit
+def _reflect(i, size):
     """Index mirrored at both borders, which are not repeated."""
     i = tl.where(i < 0, -i, i)
     return tl.where(i >= size, 2 * size - 2 - i, i)
@@ -67,16 +70,16 @@ def _reflect(i, size):  # type: ignore[no-untyped-def]
 def _blur(
     energy, blurred, height, width, w0: tl.constexpr, w1: tl.constexpr, w2: tl.constexpr, w3: tl.constexpr,
     block: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """7×7 taps: weights w0 w1 w2 w3 w2 w1 w0 along both axes; the cache holds what the taps share."""
     x = tl.program_id(0) * block + tl.arange(0, block)
     y = tl.program_id(1)
     image = tl.program_id(2).to(tl.int64)
     inside = x < width
-    total = tl.zeros([block], tl.float32)
+    total = tl.full([block], 0, tl.float32)
     for i in tl.static_range(7):
         row = energy + (image * height + _reflect(y + i - 3, height)) * width
-        across = tl.zeros([block], tl.float32)
+        across = tl.full([block], 0, tl.float32)
         for j in tl.static_range(7):
             value = tl.load(row + _reflect(x + j - 3, width), mask=inside, other=0.0)
             across += (w3 if j == 3 else w2 if j == 2 or j == 4 else w1 if j == 1 or j == 5 else w0) * value
