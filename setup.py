@@ -49,7 +49,7 @@ setup(
         "safetensors>=0.4.3",
         "segmentation-models-pytorch>=0.5",
         "timm>=1.0.9",
-        "jsonargparse>=4.35",
+        "jsonargparse>=4.53",  # the first that can refuse to import what a configuration names
         "PyYAML>=6.0",
         "packaging>=23.0",
         "rich>=13.0",

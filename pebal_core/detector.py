@@ -91,6 +91,11 @@ class AnomalyDetector:
         return self.engine.device_name
 
     @property
+    def notes(self) -> list[str]:
+        """What runs slower on this machine than it could, and why, one sentence each."""
+        return self.engine.notes
+
+    @property
     def timings(self) -> dict[str, float]:
         """Seconds of the last call: preprocess, inference, postprocess."""
         return self.engine.timings

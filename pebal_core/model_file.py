@@ -9,7 +9,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from . import onnx_scan
 from .errors import PebalError
+from .integrity import DIGEST_KEY, check_fit, check_info, read_tensors, tensors_sha256
 from .labels import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
 
 METADATA_KEY = "pebal"
@@ -66,7 +70,7 @@ class ModelInfo:
         """Parse the metadata of a model file.
 
         Raises:
-            PebalError: not ours, damaged, or written by a newer version.
+            PebalError: not ours, damaged, written by a newer version, or with a value that cannot be.
         """
         try:
             values = json.loads(text)
@@ -74,9 +78,11 @@ class ModelInfo:
             if version > FORMAT_VERSION:
                 raise PebalError(f"{source} was written by a newer version (format {version}); update pebal_ros.")
             known = {f.name for f in fields(cls)}
-            return cls(**{key: value for key, value in values.items() if key in known})
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            info = cls(**{key: value for key, value in values.items() if key in known})
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise PebalError(f"The metadata of {source} is damaged ({error}); export the model again.") from error
+        check_info(info, source)
+        return info
 
 
 def resolve_model(name: str | Path) -> Path:
@@ -137,21 +143,21 @@ def load_model(name: str | Path) -> tuple[Any, ModelInfo]:
         (`SegmentationNetwork`, `ModelInfo`)
 
     Raises:
-        PebalError: missing, truncated or foreign file, or weights that do not fit the network it names.
+        PebalError: missing, truncated, altered or foreign file, or weights that do not fit the network it names.
     """
-    from safetensors.torch import load_file
+    import torch
 
-    from .networks import build_network
+    from .networks import build_network, describe_network
 
     path = resolve_model(name)
     if path.suffix == ONNX:
         raise PebalError(f"{path} is an exported model; this needs the .safetensors file that it was made from.")
     info = read_info(path)
+    tensors, _ = read_tensors(path)
+    # Before a network of that size is made: a few bytes of metadata must not take all memory.
+    check_fit(path, info.network, tensors, describe_network(info.network, info.num_outputs, **info.network_args))
     network = build_network(info.network, num_outputs=info.num_outputs, **info.network_args)
-    try:
-        network.load_state_dict(load_file(path))
-    except RuntimeError as error:
-        raise PebalError(f"The weights in {path} do not fit the network '{info.network}': {error}") from error
+    network.load_state_dict({name: torch.from_numpy(values) for name, values in tensors.items()})
     return network.eval(), info
 
 
@@ -164,13 +170,18 @@ def save_model(path: str | Path, network: Any, info: ModelInfo, half: bool = Fal
     Raises:
         PebalError: the folder cannot be written or the disk is full.
     """
-    from safetensors.torch import save
-
     path = Path(path)
-    tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    tensors = {key: value.detach().cpu().contiguous().numpy() for key, value in network.state_dict().items()}
     if half:
-        tensors = {key: value.half() if value.dim() == 4 else value for key, value in tensors.items()}
-    write_atomically(path, save(tensors, metadata={METADATA_KEY: info.to_json()}))
+        tensors = {key: value.astype(np.float16) if value.ndim == 4 else value for key, value in tensors.items()}
+    write_atomically(path, _serialised(tensors, info))
+
+
+def _serialised(tensors: dict[str, np.ndarray], info: ModelInfo) -> bytes:
+    """The content of a .safetensors file."""
+    from safetensors.numpy import save
+
+    return save(tensors, metadata={METADATA_KEY: info.to_json(), DIGEST_KEY: tensors_sha256(tensors)})
 
 
 def rewrite_info(source: str | Path, target: str | Path, info: ModelInfo) -> None:
@@ -183,11 +194,10 @@ def rewrite_info(source: str | Path, target: str | Path, info: ModelInfo) -> Non
     if (path.suffix == ONNX) != (target.suffix == ONNX):
         raise PebalError(f"'{target}' must end in {path.suffix}, as the model {path} does.")
     if path.suffix == ONNX:
-        return write_atomically(target, onnx_with_info(path.read_bytes(), info))
-    from safetensors.torch import load_file, save
-
-    tensors = load_file(path)
-    write_atomically(target, save(tensors, metadata={METADATA_KEY: info.to_json()}))
+        content = path.read_bytes()
+        onnx_scan.scan(content, str(path))
+        return write_atomically(target, onnx_with_info(content, info))
+    write_atomically(target, _serialised(read_tensors(path)[0], info))
 
 
 def onnx_with_info(content: bytes, info: ModelInfo) -> bytes:
@@ -201,7 +211,9 @@ def onnx_with_info(content: bytes, info: ModelInfo) -> bytes:
     except ModuleNotFoundError as error:
         raise PebalError("Writing an ONNX model needs the package onnx: pip install onnx.") from error
     model = onnx.load_from_string(content)
-    onnx.helper.set_model_props(model, {METADATA_KEY: info.to_json()})
+    del model.metadata_props[:]
+    digest = onnx_scan.scan(model.SerializeToString(), "the exported model").sha256
+    onnx.helper.set_model_props(model, {METADATA_KEY: info.to_json(), onnx_scan.DIGEST_KEY: digest})
     return model.SerializeToString()
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -120,4 +121,4 @@ def frames_with_object(source: FrameSource) -> Iterator[tuple[Frame, np.ndarray]
     cut_out = cut_out_object()
     for number, frame in enumerate(source):
         image, mask = place_object(frame.image, number, cut_out)
-        yield Frame(frame.name, image), mask
+        yield replace(frame, image=image), mask

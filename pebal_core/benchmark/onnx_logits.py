@@ -15,6 +15,7 @@ from ..engines.logits import Logits, LogitsEngine
 from ..errors import PebalError
 from ..labels import CITYSCAPES_CLASSES
 from ..model_file import METADATA_KEY, ModelInfo
+from ..onnx_scan import scan
 
 MULTIPLE = 32
 """Sides are padded to this where the network takes any size."""
@@ -79,6 +80,7 @@ def load_onnx(path: Path, input_size: tuple[int, int] | None = None) -> AnomalyD
         raise PebalError("Benchmarking an ONNX file needs ONNX Runtime: pip install onnxruntime.") from error
     if not path.is_file():
         raise PebalError(f"There is no model '{path}'.")
+    metadata = scan(path.read_bytes(), str(path)).metadata
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # the module's own exceptions have no common class
@@ -89,7 +91,6 @@ def load_onnx(path: Path, input_size: tuple[int, int] | None = None) -> AnomalyD
         raise PebalError(
             f"{path} gives no logits: it must have an input N×3×H×W float32 and an output N×K×h×w float32 with K fixed."
         )
-    metadata = session.get_modelmeta().custom_metadata_map
     if METADATA_KEY in metadata:
         info = ModelInfo.from_json(metadata[METADATA_KEY], path)
     elif channels[0] in (len(CITYSCAPES_CLASSES), len(CITYSCAPES_CLASSES) + 1):

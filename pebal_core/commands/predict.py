@@ -1,12 +1,14 @@
-"""``pebal predict SOURCE --out DIR``: labels, energy and overlays of images, folders, videos and recordings.
+"""``pebal predict SOURCE --out DIR``: labels, energy, objects and overlays of images, folders, videos and recordings.
 
-Writes ``labels/NAME.png`` (trainIds), ``energy/NAME.npy`` (float32 nats) and ``overlay/NAME.jpg`` for every frame,
-and ``overlay.mp4`` where the source is a video or a recording. Frames of a recording are named by their number and
-their stamp in nanoseconds.
+Writes ``labels/NAME.png`` (trainIds), ``energy/NAME.npy`` (float32 nats), ``objects/NAME.png`` (uint16 object numbers)
+and ``overlay/NAME.jpg`` for every frame, ``objects.jsonl`` with a line for every frame, and ``overlay.mp4`` where the
+source is a video or a recording. Frames of a recording are named by their number and their stamp in nanoseconds. Frames
+of a folder are taken to follow each other, ten in a second.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import cv2
@@ -16,8 +18,9 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColum
 
 from ..errors import PebalError
 from ..footage import FrameSource
-from ..render import VideoWriter, overlay, score_map
+from ..render import VideoWriter, draw_objects, overlay, score_map
 from .model_options import add_model_arguments, add_topic_argument, load_detector
+from .object_options import ObjectReader, add_object_arguments, number_map
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -26,23 +29,33 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--frames", type=int, default=0, help="stop after this many; 0: all")
     add_model_arguments(parser)
+    add_object_arguments(parser)
 
 
 def run(args: Namespace) -> int:
     source = FrameSource(args.source, args.topic)
     detector = load_detector(args)
     low, high = detector.info.energy_range
-    for kind in ("labels", "energy", "overlay"):
+    read_objects = ObjectReader(args, detector.info)
+    for kind in ("labels", "energy", "objects", "overlay"):
         _make_folder(args.out / kind)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     video = VideoWriter(args.out / "overlay.mp4", source.rate) if source.is_video else None
-    with Progress(*columns) as progress:
+    with Progress(*columns) as progress, (args.out / "objects.jsonl").open("w") as lines:
         total = min(args.frames, source.count or args.frames) if args.frames else source.count
         task = progress.add_task(f"{detector.engine_name} on {detector.device_name}", total=total)
         for number, frame in enumerate(source, start=1):
             result = detector(frame.image)
-            picture = overlay(frame.image, score_map(result.energy, low, high))
+            objects = read_objects(result, frame.seconds)
+            picture = draw_objects(overlay(frame.image, score_map(result.energy, low, high)), objects)
+            line = {
+                "name": frame.name,
+                "time": round(frame.seconds, 6),
+                "objects": [found.as_json() for found in objects],
+            }
+            lines.write(json.dumps(line) + "\n")
             _write_image(args.out / "labels" / f"{frame.name}.png", result.labels)
+            _write_image(args.out / "objects" / f"{frame.name}.png", number_map(objects, *result.energy.shape))
             np.save(args.out / "energy" / f"{frame.name}.npy", result.energy)
             _write_image(args.out / "overlay" / f"{frame.name}.jpg", picture[..., ::-1])
             if video is not None:

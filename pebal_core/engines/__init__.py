@@ -19,6 +19,11 @@ class Engine(Protocol):
     timings: dict[str, float]
     """Seconds that the last call spent in preprocess, inference and postprocess."""
 
+    @property
+    def notes(self) -> list[str]:
+        """What runs slower on this machine than it could, and why, one sentence each."""
+        ...
+
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Labels N×H×W uint8 and energies N×H×W float32 of images N×H×W×3 uint8 RGB."""
         ...

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .readout import Readout, smooth
+from .readout import Readout
 
 
 class Logits(NamedTuple):
@@ -42,6 +42,11 @@ class LogitsEngine(ABC):
         self.timings: dict[str, float] = {}
         self._readout = Readout()
 
+    @property
+    def notes(self) -> list[str]:
+        """See `Engine`."""
+        return []
+
     @abstractmethod
     def logits(self, images: np.ndarray, input_size: tuple[int, int] | None) -> Logits:
         """Logits of images N×H×W×3 uint8 RGB; sets the `timings` of preprocess and inference.
@@ -65,7 +70,7 @@ class LogitsEngine(ABC):
         started = time.perf_counter()
         labels, energy = self.read(logits, (images.shape[1], images.shape[2]))
         if self.smoothing:
-            energy = smooth(energy)
+            energy = self._readout.smooth(energy)
         result = labels.cpu().numpy(), energy.cpu().numpy()
         self.timings["postprocess"] = time.perf_counter() - started
         return result

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import PebalError
 from ..model_file import METADATA_KEY, ModelInfo
+from ..onnx_scan import scan
 from .machine import allotted_cores
 
 try:
@@ -56,6 +57,8 @@ class OnnxEngine:
         title = "the exported model" if isinstance(model, bytes) else str(model)
         self.info = read_metadata(model, title)
         self.precision = self.info.export.get("precision", "fp32")
+        if self.precision not in ("fp32", "fp16"):
+            raise PebalError(f"The metadata of {title} are damaged: its precision is {self.precision!r:.80}.")
         _require(self.info, title, precision, input_size, smoothing)
         wanted = [kind] if kind != "auto" else ["cuda", "cpu"] if PROVIDERS["cuda"] in _available() else ["cpu"]
         for kind in wanted:
@@ -65,9 +68,15 @@ class OnnxEngine:
                 break
         else:
             raise PebalError(_failure(kind))
+        _check_ends(self.session, title)
         self._memory, self._index = ("cpu", 0) if kind == "cpu" else ("cuda", index)
         self.device_name = kind if kind == "cpu" else f"{kind}:{index}"
         self.timings: dict[str, float] = {}
+
+    @property
+    def notes(self) -> list[str]:
+        """See `Engine`: what was asked for runs, or loading failed."""
+        return []
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Engine`; the stages are the way to the device, the whole graph, and the way back."""
@@ -122,12 +131,12 @@ def read_metadata(model: Path | bytes, title: str) -> ModelInfo:
         title: the model in messages.
 
     Raises:
-        PebalError: damaged, or not written by ``pebal export``.
+        PebalError: damaged, not written by ``pebal export``, or as `scan`.
     """
-    options = session_options()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # only to be read
-    session = _open(model, title, _providers("cpu", 0, model, "fp32"), options)
-    metadata = session.get_modelmeta().custom_metadata_map
+    try:
+        metadata = scan(model if isinstance(model, bytes) else model.read_bytes(), title).metadata
+    except OSError as error:
+        raise PebalError(f"{title} cannot be read: {error.strerror}.") from error
     if METADATA_KEY not in metadata:
         raise PebalError(f"{title} has no '{METADATA_KEY}' metadata: it was not written by 'pebal export'.")
     return ModelInfo.from_json(metadata[METADATA_KEY], Path(title))
@@ -177,6 +186,15 @@ def _open(
     except Exception as error:  # its exceptions have no common base
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise PebalError(f"{title} cannot be loaded by ONNX Runtime ({reason}); copy or export it again.") from error
+
+
+def _check_ends(session: onnxruntime.InferenceSession, title: str) -> None:
+    """Refuse a graph that is none of ``pebal export``."""
+    ends = [(end.name, end.type, len(end.shape)) for end in (*session.get_inputs(), *session.get_outputs())]
+    if ends != [("images", "tensor(uint8)", 4), ("labels", "tensor(uint8)", 3), ("energy", "tensor(float)", 3)]:
+        raise PebalError(
+            f"{title} does not lead from images to labels and energy; export it again with 'pebal export'."
+        )
 
 
 def _package() -> str:

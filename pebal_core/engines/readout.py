@@ -1,12 +1,13 @@
 """Labels and energy at the size of the image from logits at the network's own resolution.
 
-The K channels are upsampled band by band in buffers that stay in the processor's cache, so they never exist at full
-resolution as a whole.
+On the CPU, the K channels are upsampled band by band in buffers that stay in the processor's cache; on a GPU, in the
+registers of one kernel. So they never exist at full resolution as a whole.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ..networks.base import upsample
 from ..scores import free_energy, gaussian_blur
+from .cuda import Function, Guarded
 
 BAND_VALUES = 1 << 19
 """Values of one band, all channels: two megabytes. Smaller bands cost calls, larger ones leave the cache."""
@@ -28,6 +30,36 @@ class Readout:
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+        self._on_device: Function = read_plainly
+        self._blur: Function = lambda energy: (gaussian_blur(energy),)
+
+    def use_kernels(self) -> None:
+        """On a GPU, let kernels that write no full-resolution logits do it, where they can be compiled."""
+
+        def read(*arguments: Any) -> tuple[Tensor, ...]:
+            from . import kernels
+
+            return kernels.read(*arguments)
+
+        def blur(energy: Tensor) -> tuple[Tensor, ...]:
+            from . import kernels
+
+            return (kernels.blur(energy),)
+
+        self._on_device = Guarded("The fused readout", read, self._on_device)
+        self._blur = Guarded("The fused Gaussian", blur, self._blur)
+
+    @property
+    def guarded(self) -> list[Guarded]:
+        """The kernels in use; each knows whether it gave up."""
+        return [part for part in (self._on_device, self._blur) if isinstance(part, Guarded)]
+
+    def smooth(self, energy: Tensor) -> Tensor:
+        """The 7×7 Gaussian (sigma 1, reflected borders) on energies N×H×W; OpenCV's where they are on the CPU."""
+        if energy.device.type != "cpu":
+            (energy,) = self._blur(energy)
+            return energy
+        return torch.from_numpy(np.stack([smooth_array(image) for image in energy.numpy()]))
 
     def __call__(self, logits: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Read the answer for a batch.
@@ -42,8 +74,8 @@ class Readout:
         """
         height, width = size
         if logits.device.type != "cpu":
-            full = upsample(logits.float(), padded)[..., :height, :width]
-            return full[:, :-1].argmax(dim=1).to(torch.uint8), free_energy(full)
+            labels, energy = self._on_device(logits, padded, size)
+            return labels, energy
         labels = torch.empty((len(logits), height, width), dtype=torch.uint8)
         energy = torch.empty((len(logits), height, width))
         for i, image in enumerate(logits[:, :-1].float()):
@@ -91,11 +123,10 @@ class Readout:
         return self._buffers[shape]
 
 
-def smooth(energy: Tensor) -> Tensor:
-    """The 7×7 Gaussian (sigma 1, reflected borders) on energies N×H×W; OpenCV's where the energies are on the CPU."""
-    if energy.device.type != "cpu":
-        return gaussian_blur(energy)
-    return torch.from_numpy(np.stack([smooth_array(image) for image in energy.numpy()]))
+def read_plainly(logits: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The same by way of full-resolution logits; arguments and answer as of `Readout`."""
+    full = upsample(logits.float(), padded)[..., : size[0], : size[1]]
+    return full[:, :-1].argmax(dim=1).to(torch.uint8), free_energy(full)
 
 
 def smooth_array(energy: np.ndarray) -> np.ndarray:

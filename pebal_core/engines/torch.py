@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from ..networks import SegmentationNetwork
 from ..networks.centring import use_centring
 from ..networks.folding import fold, round_kernels
 from ..networks.winograd import use_winograd
+from .cuda import Answer, Function, Graphed, Guarded, Transfers
 from .logits import Logits, LogitsEngine
 from .machine import allotted_cores, keep_freed_memory, release_freed_memory
 
@@ -32,6 +34,8 @@ class TorchEngine(LogitsEngine):
         precision: ``auto`` (fp16 on CUDA, fp32 on CPU), ``fp32``, ``fp16`` or ``bf16``.
         input_size: (height, width) at which the network runs; None = the image's own size.
         smoothing: whether the energy passes the 7×7 Gaussian.
+        accelerate: on CUDA, whether to use graphs, fused kernels for the readout, and pinned and overlapped copies;
+            what of it cannot be had on a machine is left out, as `notes` then say.
 
     Raises:
         PebalError: a named device that is missing; there is no silent fallback.
@@ -47,6 +51,7 @@ class TorchEngine(LogitsEngine):
         precision: str = "auto",
         input_size: tuple[int, int] | None = None,
         smoothing: bool = True,
+        accelerate: bool = True,
     ) -> None:
         super().__init__(input_size, smoothing)
         self.device = find_device(device)
@@ -74,26 +79,70 @@ class TorchEngine(LogitsEngine):
         self.mean = 255 * torch.tensor(info.mean, device=self.device).view(1, 3, 1, 1)
         self.scale = 1 / (255 * torch.tensor(info.std, device=self.device).view(1, 3, 1, 1))
         self._pixels = torch.empty(0, device=self.device)
+        self._forward: Function = self._plain_forward
+        self._transfers: Transfers | None = None
         if self.device.type == "cpu":
             release_freed_memory()
+        elif accelerate:
+            self._forward = Graphed("the network", self._plain_forward)
+            self._transfers = Transfers(self.device)
+            self._readout.use_kernels()
+
+    @property
+    def notes(self) -> list[str]:
+        parts = (self._forward, self._transfers, *self._readout.guarded)
+        return [part.reason for part in parts if isinstance(part, (Graphed, Transfers, Guarded)) and part.reason]
+
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return super().__call__(images) if self._transfers is None else self.start(images)()
+
+    @torch.inference_mode()
+    def start(self, images: np.ndarray) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+        """Begin to answer images N×H×W×3 uint8 RGB; what is returned gives the answer when called.
+
+        On CUDA, the device computes in the meantime, so that whoever begins one batch before asking for the answer to
+        the one before keeps it busy. Elsewhere the answer is complete at once.
+        """
+        if self._transfers is None:
+            answer = super().__call__(images)
+            return lambda: answer
+        started = time.perf_counter()
+        pixels, begin = self._transfers.upload(images)
+        waited = time.perf_counter() - started
+        stream = torch.cuda.current_stream(self.device)
+        prepared, inferred = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        batch = self._preprocess(pixels, self.input_size)
+        prepared.record(stream)
+        (values,) = self._forward(batch)
+        inferred.record(stream)
+        size = (images.shape[1], images.shape[2])
+        seen = self.input_size or size
+        labels, energy = self.read(Logits(values, (batch.shape[-2], batch.shape[-1]), seen), size)
+        if self.smoothing:
+            energy = self._readout.smooth(energy)
+        copies, end = self._transfers.download((labels, energy))
+        return Answer(copies, [begin, prepared, inferred, end], waited, self.timings)
 
     @torch.inference_mode()
     def logits(self, images: np.ndarray, input_size: tuple[int, int] | None) -> Logits:
         started = time.perf_counter()
-        batch = self._preprocess(images, input_size)
+        batch = self._preprocess(torch.from_numpy(images).to(self.device), input_size)
         self._wait()
         prepared = time.perf_counter()
-        values = self.network.head(self.network.trunk(batch))
+        (values,) = self._forward(batch)
         self._wait()
         self.timings = {"preprocess": prepared - started, "inference": time.perf_counter() - prepared}
         return Logits(values, (batch.shape[-2], batch.shape[-1]), input_size or (images.shape[1], images.shape[2]))
 
-    def _preprocess(self, images: np.ndarray, input_size: tuple[int, int] | None) -> Tensor:
-        """N×H×W×3 uint8 → normalised and padded N×3×h×w on the device; the bytes are already channels last.
+    def _plain_forward(self, batch: Tensor) -> tuple[Tensor, ...]:
+        return (self.network.head(self.network.trunk(batch)),)
+
+    def _preprocess(self, images: Tensor, input_size: tuple[int, int] | None) -> Tensor:
+        """N×H×W×3 uint8 → normalised and padded N×3×h×w; the bytes are already channels last.
 
         Shrinking is antialiased: small obstacles otherwise fall between the samples, and those that do not flicker.
         """
-        pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
+        pixels = images.permute(0, 3, 1, 2)
         if input_size is not None and tuple(pixels.shape[-2:]) != input_size:
             pixels = F.interpolate(pixels.float(), input_size, mode="bilinear", antialias=True)
         if self._pixels.shape != pixels.shape:

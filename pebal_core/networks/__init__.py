@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+from torch import Tensor
+
 from ..errors import PebalError
 from .base import SegmentationNetwork, upsample
 from .espnetv2 import ESPNetv2
@@ -41,8 +44,21 @@ def build_network(name: str, num_outputs: int = 20, **arguments: object) -> Segm
         raise PebalError(f"Unknown network '{name}'; choose one of: {', '.join(sorted(NETWORKS))}.")
     try:
         return NETWORKS[name](num_outputs=num_outputs, **arguments)
-    except (TypeError, ValueError, KeyError) as error:
-        raise PebalError(f"Network '{name}' cannot be built with {arguments}: {error}") from error
+    except PebalError:
+        raise
+    except Exception as error:  # the arguments may come from a file, and libraries fail at them in many ways
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise PebalError(f"Network '{name}' cannot be built with {arguments!s:.200}: {reason:.200}") from error
 
 
-__all__ = ["NETWORKS", "KeptClasses", "SegmentationNetwork", "build_network", "upsample"]
+def describe_network(name: str, num_outputs: int = 20, **arguments: object) -> dict[str, Tensor]:
+    """State dict of a network on PyTorch's meta device: names, shapes and types without values, in no memory.
+
+    Raises:
+        PebalError: as `build_network`.
+    """
+    with torch.device("meta"):
+        return build_network(name, num_outputs, **arguments).state_dict()
+
+
+__all__ = ["NETWORKS", "KeptClasses", "SegmentationNetwork", "build_network", "describe_network", "upsample"]

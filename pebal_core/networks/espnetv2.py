@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import PebalError
 from .base import SegmentationNetwork, upsample
 
 BRANCHES = 4
@@ -252,7 +253,10 @@ class ESPNetv2(SegmentationNetwork):
 
     Args:
         num_outputs: K + 1 channels.
-        scale: width multiplier; checkpoints exist for 0.5, 1.0, 1.25, 1.5 and 2.0.
+        scale: width multiplier, 0.1 to 8; checkpoints exist for 0.5, 1.0, 1.25, 1.5 and 2.0.
+
+    Raises:
+        PebalError: a scale that is none.
 
     Logits come at half resolution (odd sides: rounded up). Any input size is accepted: the decoder upsamples
     to the size of the encoder's features, which is plain doubling wherever the sides are multiples of 16.
@@ -263,6 +267,8 @@ class ESPNetv2(SegmentationNetwork):
 
     def __init__(self, num_outputs: int = 20, scale: float = 2.0) -> None:
         super().__init__()
+        if type(scale) not in (int, float) or not 0.1 <= scale <= 8:
+            raise PebalError(f"The scale of an ESPNetv2 is a number from 0.1 to 8, not {scale!r:.80}.")
         self.num_outputs = num_outputs
         self.base_net = Encoder(scale)
         one, two, three, four = self.base_net.widths

@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import cv2
 import numpy as np
+import yaml
 
 from ..errors import PebalError
 
@@ -50,6 +52,30 @@ class CameraModel:
                 f"The calibration of the camera has the focal lengths {fx:g} and {fy:g}; they must be positive. Is the "
                 "camera calibrated?"
             )
+
+    @classmethod
+    def read(cls, path: Path) -> CameraModel:
+        """Read a calibration as ROS's camera_calibration writes it.
+
+        Raises:
+            PebalError: no such file, or it lacks a value.
+        """
+        try:
+            content = yaml.safe_load(path.expanduser().read_text())
+            return cls(
+                int(content["image_width"]),
+                int(content["image_height"]),
+                np.array(content["camera_matrix"]["data"], np.float64).reshape(3, 3),
+                np.array(content["distortion_coefficients"]["data"], np.float64),
+                str(content.get("distortion_model", "plumb_bob")),
+            )
+        except OSError as error:
+            raise PebalError(f"The calibration {path} cannot be read: {error.strerror}.") from error
+        except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+            raise PebalError(
+                f"{path} is no calibration as ROS writes it, with image_width, image_height, camera_matrix and "
+                f"distortion_coefficients ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})."
+            ) from error
 
     def rays(self, pixels: np.ndarray) -> np.ndarray:
         """Directions of pixels in the optical frame.

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pebal_core.engines.machine import allotted_cores
-from pebal_core.engines.readout import Readout, smooth
+from pebal_core.engines.readout import Readout
 from pebal_core.engines.torch import TorchEngine
 from pebal_core.model_file import ModelInfo, load_model
 from pebal_core.networks import SegmentationNetwork, build_network, upsample
@@ -158,7 +158,7 @@ def test_of_equal_logits_the_first_is_the_label() -> None:
 @given(count=st.integers(1, 3), height=st.integers(4, 40), width=st.integers(4, 40), seed=st.integers(0, 2**31))
 def test_both_gaussians_are_one(count: int, height: int, width: int, seed: int) -> None:
     energy = 5 * torch.randn(count, height, width, generator=torch.Generator().manual_seed(seed)) - 10
-    torch.testing.assert_close(smooth(energy), gaussian_blur(energy), atol=1e-4, rtol=0)
+    torch.testing.assert_close(Readout().smooth(energy), gaussian_blur(energy), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(

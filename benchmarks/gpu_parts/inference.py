@@ -1,0 +1,163 @@
+"""What an image costs, bytes in, labels and energy out: the engine beside the straightforward way."""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from pebal_core.engines.readout import Readout, read_plainly
+from pebal_core.engines.torch import TorchEngine
+from pebal_core.scores import gaussian_blur
+
+from .bench import Bench, Size, Straightforward, load, scenes
+
+IN_FLIGHT = 2
+"""Batches that are begun before the answer to the first is asked for."""
+KERNELS = 8
+"""Kernels that are listed with the time they take."""
+
+
+def run(bench: Bench) -> None:
+    size, large = (Size(64, 96), Size(64, 128)) if bench.toy else (Size(512, 1024), Size(1024, 2048))
+    batch = 2 if bench.toy else 16
+    alone = {"goal": 3.0, "what": "ms alone"}
+    if not (bench.toy and bench.quick):
+        single(bench, "wide_resnet38", large, {"goal": 40.0, "what": "ms"})
+    for name in ("starter", "espnetv2"):
+        single(bench, name, size, alone)
+        batches(bench, name, size, batch)
+    readouts(bench, size, large)
+
+
+def engine_of(name: str, bench: Bench, precision: str, accelerate: bool = True) -> TorchEngine:
+    return TorchEngine(*load(name), str(bench.device), precision, accelerate=accelerate)
+
+
+def single(bench: Bench, name: str, size: Size, goal: dict[str, Any]) -> None:
+    """One image at a time."""
+    images, _ = scenes(size, 1)
+    runs = 3 if bench.toy else 10 if bench.quick or name == "wide_resnet38" else 30
+    milliseconds: dict[str, float] = {}
+
+    def measure(way: str, answer: Callable[[np.ndarray], Any], **more: Any) -> None:
+        megabytes = bench.peak_megabytes(lambda: answer(images))
+        milliseconds[way] = 1e3 * bench.seconds(lambda: answer(images), runs)
+        faster = milliseconds["straightforward fp32"] / milliseconds[way]
+        figures = {"ms": milliseconds[way], "times_faster": faster, "peak_mb": megabytes}
+        bench.row(f"{name} {size}, {way}", **figures, **more)
+
+    for half in (False, True) if not bench.toy else (False,):
+        way = f"straightforward {'fp16' if half else 'fp32'}"
+        measure(way, Straightforward(*load(name), bench.device, half))
+        bench.free()
+    if bench.toy:
+        precisions = ["fp32"]
+    else:
+        precisions = ["fp16"] if bench.quick else ["fp32", "bf16", "fp16"]
+    for precision in precisions:
+        for accelerate in (False, True):
+            engine = engine_of(name, bench, precision, accelerate)
+            stages: dict[str, list[float]] = {}
+
+            def answer(batch: np.ndarray, engine: TorchEngine = engine, stages: Any = stages) -> None:
+                engine(batch)
+                for stage, seconds in engine.timings.items():
+                    stages.setdefault(stage, []).append(1e3 * seconds)
+
+            best = accelerate and precision == precisions[-1]
+            way = f"engine {precision}" + ("" if accelerate else ", eager")
+            measure(way, answer, notes=engine.notes)
+            medians = {f"{stage}_ms": statistics.median(values[-runs:]) for stage, values in stages.items()}
+            bench.row(f"{name} {size}, {way}: stages", **medians, notes=engine.notes)
+            if best:
+                met = milliseconds[way] <= goal["goal"]
+                bench.row(
+                    f"{name} {size}: goal",
+                    ms=milliseconds[way],
+                    goal=f"at most {goal['goal']:g} {goal['what']}",
+                    met=met,
+                )
+                if not bench.toy:
+                    bench.row(f"{name} {size}, {way}: kernels", **kernels(lambda e=engine: e(images)))  # type: ignore[misc]
+            del engine, answer
+            bench.free()
+
+
+def kernels(call: Callable[[], Any]) -> dict[str, float]:
+    """Milliseconds on the device of the kernels that take the most."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        call()
+    times = [(event.key, event.self_device_time_total / 1e3) for event in profile.key_averages()]
+    times = [(key, milliseconds) for key, milliseconds in times if milliseconds > 0]
+    longest = sorted(times, key=lambda pair: -pair[1])[:KERNELS]
+    return {key[:80]: milliseconds for key, milliseconds in longest} | {"all": sum(m for _, m in times)}
+
+
+def batches(bench: Bench, name: str, size: Size, count: int) -> None:
+    """Images per second of full batches, one after the other and overlapped."""
+    images, _ = scenes(size, count)
+    rounds = 2 if bench.toy else 10
+    plain = Straightforward(*load(name), bench.device, half=not bench.toy)
+    rates = {"straightforward": count / bench.seconds(lambda: plain(images), rounds // 2, 1)}
+    del plain
+    bench.free()
+    engine = engine_of(name, bench, "auto")
+    rates["engine"] = count / bench.seconds(lambda: engine(images), rounds)
+
+    def overlapped() -> None:
+        begun: deque[Callable[[], Any]] = deque()
+        for _ in range(rounds):
+            begun.append(engine.start(images))
+            if len(begun) == IN_FLIGHT:
+                begun.popleft()()
+        while begun:
+            begun.popleft()()
+
+    rates["engine, overlapped"] = rounds * count / bench.seconds(overlapped, 3, 1)
+    for way, rate in rates.items():
+        goal = {"goal": "at least 1000 images per second", "met": rate >= 1000} if "overlapped" in way else {}
+        bench.row(
+            f"{name} {size}, batches of {count}, {way} {engine.precision}",
+            images_per_second=rate,
+            times_faster=rate / rates["straightforward"],
+            notes=engine.notes,
+            **goal,
+        )
+
+
+def readouts(bench: Bench, *sizes: Size) -> None:
+    """Upsampling, energy, argmax and Gaussian: with full-resolution logits, and without."""
+    for size, shrink in zip(sizes, (4, 2)):
+        logits = torch.randn(1, 20, size.height // shrink, size.width // shrink, device=bench.device)
+        if not bench.toy:
+            logits = logits.half().to(memory_format=torch.channels_last)
+        readout = Readout()
+        readout.use_kernels()
+
+        def ours(logits: torch.Tensor = logits, size: Size = size, readout: Readout = readout) -> None:
+            _, energy = readout(logits, size, size)
+            readout.smooth(energy)
+
+        def eager(logits: torch.Tensor = logits, size: Size = size) -> None:
+            _, energy = read_plainly(logits, size, size)
+            gaussian_blur(energy)
+
+        runs = 3 if bench.toy else 30
+        with torch.inference_mode():
+            before, after = (1e3 * bench.seconds(call, runs) for call in (eager, ours))
+            megabytes = [bench.peak_megabytes(call) for call in (eager, ours)]
+        bench.row(
+            f"readout {size} from 1/{shrink}",
+            eager_ms=before,
+            fused_ms=after,
+            times_faster=before / after,
+            eager_mb=megabytes[0],
+            fused_mb=megabytes[1],
+            notes=[part.reason for part in readout.guarded if part.reason],
+        )

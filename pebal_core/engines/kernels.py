@@ -1,0 +1,111 @@
+"""Triton kernels that read labels and energy from logits on a GPU in one pass.
+
+Each output pixel mixes its four neighbouring logits of one class after the other in registers, so the K channels never
+exist at full resolution: per pixel 5 bytes are written in place of 80. With TRITON_INTERPRET=1 they also run on the CPU.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..scores import GAUSSIAN
+
+BLOCK = 256
+"""Pixels of one row that a program computes."""
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _read(
+    logits, labels, energy, rows, columns, height, width, row_step, column_step,
+    image_stride, class_stride, row_stride, column_stride, CLASSES: tl.constexpr, BLOCK: tl.constexpr,
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Running maximum, its class, and sum of exponentials (relative to that maximum) over the classes."""
+    x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    y = tl.program_id(1)
+    image = tl.program_id(2).to(tl.int64)
+    inside = x < width
+    at_row = y.to(tl.float32) * row_step
+    at_column = x.to(tl.float32) * column_step
+    top = tl.minimum(at_row.to(tl.int32), rows - 1)
+    left = tl.minimum(at_column.to(tl.int32), columns - 1)
+    down = at_row - top.to(tl.float32)
+    right = at_column - left.to(tl.float32)
+    first_row = logits + image * image_stride + top.to(tl.int64) * row_stride
+    second_row = logits + image * image_stride + tl.minimum(top + 1, rows - 1).to(tl.int64) * row_stride
+    near = left.to(tl.int64) * column_stride
+    far = tl.minimum(left + 1, columns - 1).to(tl.int64) * column_stride
+    highest = tl.full([BLOCK], -float("inf"), tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    label = tl.zeros([BLOCK], tl.int32)
+    for k in range(CLASSES):
+        a = tl.load(first_row + near + k * class_stride, mask=inside, other=0.0).to(tl.float32)
+        b = tl.load(first_row + far + k * class_stride, mask=inside, other=0.0).to(tl.float32)
+        c = tl.load(second_row + near + k * class_stride, mask=inside, other=0.0).to(tl.float32)
+        d = tl.load(second_row + far + k * class_stride, mask=inside, other=0.0).to(tl.float32)
+        value = (1 - down) * ((1 - right) * a + right * b) + down * ((1 - right) * c + right * d)
+        peak = tl.maximum(highest, value)
+        total = total * tl.exp(highest - peak) + tl.exp(value - peak)
+        label = tl.where(value > highest, k, label)
+        highest = peak
+    pixel = (image * height + y) * width + x
+    tl.store(labels + pixel, label.to(tl.uint8), mask=inside)
+    tl.store(energy + pixel, -(highest + tl.log(total)), mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _reflect(i, size):  # type: ignore[no-untyped-def]
+    """Index mirrored at both borders, which are not repeated."""
+    i = tl.where(i < 0, -i, i)
+    return tl.where(i >= size, 2 * size - 2 - i, i)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _blur(
+    energy, blurred, height, width, W0: tl.constexpr, W1: tl.constexpr, W2: tl.constexpr, W3: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    """7×7 taps: weights W0 W1 W2 W3 W2 W1 W0 along both axes; the cache holds what the taps share."""
+    x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    y = tl.program_id(1)
+    image = tl.program_id(2).to(tl.int64)
+    inside = x < width
+    total = tl.zeros([BLOCK], tl.float32)
+    for i in tl.static_range(7):
+        row = energy + (image * height + _reflect(y + i - 3, height)) * width
+        across = tl.zeros([BLOCK], tl.float32)
+        for j in tl.static_range(7):
+            value = tl.load(row + _reflect(x + j - 3, width), mask=inside, other=0.0)
+            across += (W3 if j == 3 else W2 if j == 2 or j == 4 else W1 if j == 1 or j == 5 else W0) * value
+        total += (W3 if i == 3 else W2 if i == 2 or i == 4 else W1 if i == 1 or i == 5 else W0) * across
+    tl.store(blurred + (image * height + y) * width + x, total, mask=inside)
+
+
+def read(logits: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Labels N×H×W uint8 and energies N×H×W float32; arguments as of `Readout`. Any strides, any floating type."""
+    count, channels, rows, columns = logits.shape
+    labels = torch.empty((count, *size), dtype=torch.uint8, device=logits.device)
+    energy = torch.empty((count, *size), device=logits.device)
+    row_step, column_step = ((i - 1) / (o - 1) if o > 1 else 0.0 for i, o in zip((rows, columns), padded, strict=True))
+    with torch.cuda.device_of(logits):
+        _read[_grid(count, size)](
+            logits, labels, energy, rows, columns, *size, row_step, column_step, *logits.stride(),
+            CLASSES=channels - 1, BLOCK=BLOCK,
+        )  # fmt: skip
+    return labels, energy
+
+
+def blur(energy: Tensor) -> Tensor:
+    """The 7×7 Gaussian (sigma 1, reflected borders) on energies N×H×W float32, both sides at least 4."""
+    energy = energy.contiguous()
+    blurred = torch.empty_like(energy)
+    count, height, width = energy.shape
+    with torch.cuda.device_of(energy):
+        _blur[_grid(count, (height, width))](energy, blurred, height, width, *GAUSSIAN[:4], BLOCK=BLOCK)
+    return blurred
+
+
+def _grid(count: int, size: tuple[int, int]) -> tuple[int, int, int]:
+    return -(-size[1] // BLOCK), size[0], count

@@ -1,0 +1,149 @@
+"""What an ONNX file refers to, read from its bytes before ONNX Runtime sees it; needs neither onnx nor protobuf.
+
+A file of this format may name other files, in which tensors or compiled parts lie: ONNX Runtime would open them. Field
+numbers are those of onnx.proto, the encoding is that of Protocol Buffers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .errors import PebalError
+
+DIGEST_KEY = "pebal.graph.sha256"
+"""Metadata beside the description: `Scan.sha256`."""
+METADATA_PROPS = 14
+REFERRING = (b"EPContext",)
+"""Operations that load what another file holds, or hand compiled code to a GPU."""
+FLOATS = {1: np.dtype("<f4"), 10: np.dtype("<f2"), 11: np.dtype("<f8")}
+"""Data types of TensorProto by number."""
+DEEPEST = 32
+"""Graphs within graphs."""
+
+# Where messages lie within messages: field number → kind of the message.
+_FIELDS: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {},
+}
+
+
+class Scan(NamedTuple):
+    """What was found in a file that refers to no other."""
+
+    sha256: str
+    """Of all but the metadata."""
+    metadata: dict[str, str]
+
+
+def scan(content: bytes, title: str) -> Scan:
+    """Look through a model.
+
+    Args:
+        title: the model in messages.
+
+    Raises:
+        PebalError: damaged bytes, a reference to another file, a compiled part, weights that are not finite, or another
+            digest than the stored one.
+    """
+    digest, metadata = hashlib.sha256(), dict[str, str]()
+    view = memoryview(content)
+    try:
+        for number, value, start, stop in _fields(view):
+            if number == METADATA_PROPS:
+                pair = {n: bytes(v).decode() for n, v, *_ in _fields(value)}
+                metadata[pair[1]] = pair[2]
+            else:
+                digest.update(view[start:stop])
+                if (kind := _FIELDS["model"].get(number)) is not None:
+                    _look(value, kind, title, 0)
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise PebalError(f"{title} is damaged or no ONNX model ({error}); copy or export it again.") from error
+    if metadata.get(DIGEST_KEY, digest.hexdigest()) != digest.hexdigest():
+        raise PebalError(
+            f"The graph of {title} is not the one that was written: its SHA-256 differs from the stored one; copy or "
+            f"export it again."
+        )
+    return Scan(digest.hexdigest(), metadata)
+
+
+def _look(message: Any, kind: str, title: str, depth: int) -> None:
+    """Refuse what must not be in a message of this kind, and in those that it holds."""
+    if depth > DEEPEST:
+        raise ValueError(f"more than {DEEPEST} levels of graphs")
+    if kind == "tensor":
+        return _look_at_tensor(message, title)
+    for number, value, *_ in _fields(message):
+        if kind == "node" and number == 4 and bytes(value) in REFERRING:
+            raise PebalError(f"{title} holds a compiled part ({_word(value)}), which is never loaded; export it again.")
+        if (inner := _FIELDS[kind].get(number)) is not None:
+            _look(value, inner, title, depth + 1)
+
+
+def _look_at_tensor(message: Any, title: str) -> None:
+    dimensions, kind, raw, name = 0, 0, None, ""
+    for number, value, *_ in _fields(message):
+        if number == 13 or (number == 14 and value == 1):
+            raise PebalError(
+                f"{title} keeps tensors in other files, which are never opened: save it as one file, in Python "
+                f"onnx.save_model(onnx.load(…), …, save_as_external_data=False)."
+            )
+        if number == 1:
+            dimensions += len(value) if isinstance(value, memoryview) else 1
+        elif number == 2:
+            kind = value
+        elif number == 8:
+            name = _word(value)
+        elif number == 9:
+            raw = value
+    # Bounds and fill values may be infinite, weights may not.
+    if (
+        raw is not None
+        and dimensions > 1
+        and kind in FLOATS
+        and not np.isfinite(np.frombuffer(raw, FLOATS[kind])).all()
+    ):
+        raise PebalError(f"The tensor '{name}' of {title} holds values that are not finite; export the model again.")
+
+
+def _fields(message: Any) -> Iterator[tuple[int, Any, int, int]]:
+    """Number, value, and first and last byte of each field; values are integers or parts of the message."""
+    position, end = 0, len(message)
+    while position < end:
+        start = position
+        key, position = _varint(message, position)
+        number, wire = key >> 3, key & 7
+        if wire == 0:
+            value, position = _varint(message, position)
+        elif wire in (1, 2, 5):
+            length, position = (8 if wire == 1 else 4, position) if wire != 2 else _varint(message, position)
+            value, position = message[position : position + length], position + length
+        else:
+            raise ValueError(f"wire type {wire}")
+        if position > end:
+            raise ValueError("it ends early")
+        yield number, value, start, position
+
+
+def _varint(message: Any, position: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = message[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise ValueError("a number of more than ten bytes")
+
+
+def _word(value: Any) -> str:
+    return bytes(value[:80]).decode(errors="replace")
