@@ -7,26 +7,34 @@ Resumes where it was killed. Shared over processes, on one machine or on many th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..benchmark.protocols import PROTOCOLS
 from ..benchmark.run import Request, run_benchmark
+from ..benchmark.sequences import RESULTS, evaluate_sequences, table, write_results
+from ..data.sequences import SequenceFrame, open_sequences
+from ..errors import PebalError
 from ..labels import VOID
+from ..objects import ObjectRules, TrackRules
 from ..scores import SCORES
-from .model_options import add_model_arguments
+from .model_options import add_model_arguments, load_detector
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--dataset",
         action="append",
-        required=True,
+        default=[],
         type=str,
         metavar="NAME=PATH",
         help="a set known by name (docs/benchmark.md), or any name for a folder with images/ and labels/; repeatable",
     )
+    parser.add_argument("--sequences", type=Path, help="folder of labelled sequences: objects over time")
     parser.add_argument("--out", type=Path, required=True, help="results folder")
     parser.add_argument("--protocol", choices=sorted(PROTOCOLS), default="fishyscapes")
     parser.add_argument(
@@ -44,6 +52,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
+    if args.sequences:
+        _run_sequences(args)
+    if not args.dataset:
+        if not args.sequences:
+            raise PebalError("Nothing to do: name a set with --dataset NAME=PATH, or give --sequences FOLDER.")
+        return 0
     request = Request(
         model=args.model,
         engine=args.engine,
@@ -61,3 +75,17 @@ def run(args: Namespace) -> int:
         patience=args.patience,
     )
     return run_benchmark(request)
+
+
+def _run_sequences(args: Namespace) -> None:
+    sequences = open_sequences(args.sequences)
+    detector = load_detector(args)
+    rules = ObjectRules.for_model(detector.info)
+    with Progress(TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn()) as bar:
+
+        def shown(frames: Iterable[SequenceFrame], name: str, count: int) -> Iterable[SequenceFrame]:
+            return bar.track(frames, total=count, description=name)
+
+        results = evaluate_sequences(detector, sequences, rules, TrackRules(), progress=shown)
+    write_results(args.out / RESULTS, args.model, rules.threshold, results)
+    Console().print(table(results))

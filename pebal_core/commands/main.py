@@ -22,6 +22,7 @@ COMMANDS = {
     "pretrain": "train a segmentation network from labelled images",
     "prepare-coco": "outlier masks from COCO's annotations, for training",
     "paste-outliers": "write the validation scenes with pasted objects of a training as images and labels",
+    "paste-sequences": "write labelled sequences in which an object comes nearer, from clips of drives",
     "train": "PEBAL fine-tuning of a segmentation network",
     "suggest-margins": "energy histograms of a network, and the margins that follow from them",
     "ablate": "train and compare the variants of the objective",

@@ -1,0 +1,78 @@
+"""Objects over time on labelled sequences, with and without the rule that an object must last."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.table import Table
+
+from ..data.sequences import LabelledSequence, SequenceFrame
+from ..detector import AnomalyDetector
+from ..metrics.sequences import SequenceMetrics, SequenceResult
+from ..model_file import write_atomically
+from ..objects import IgnoreMask, ObjectRules, ObjectTracker, TrackRules, find_objects
+
+RESULTS = "sequences.json"
+CONFIRMED, AT_ONCE = "confirmed", "at once"
+"""Reports after the temporal rule, and of everything that a frame shows."""
+
+
+def evaluate_sequences(
+    detector: AnomalyDetector,
+    sequences: list[LabelledSequence],
+    rules: ObjectRules,
+    tracks: TrackRules,
+    mask: IgnoreMask | None = None,
+    progress: Callable[[Iterable[SequenceFrame], str, int], Iterable[SequenceFrame]] = lambda frames, *_: frames,
+) -> dict[str, SequenceResult]:
+    """Find and track the objects of every sequence as the node does.
+
+    Args:
+        rules: what counts as an object in one frame.
+        tracks: when an object is confirmed.
+        mask: where nothing may alarm.
+        progress: wraps the frames of a sequence; it is given the name and the number of frames.
+
+    Returns:
+        figures for `CONFIRMED` objects, and for all that are seen `AT_ONCE`.
+    """
+    metrics = {CONFIRMED: SequenceMetrics(), AT_ONCE: SequenceMetrics()}
+    for sequence in sequences:
+        tracker = ObjectTracker(tracks)
+        for each in metrics.values():
+            each.begin(sequence.rate, len(sequence))
+        for frame in progress(sequence, sequence.name, len(sequence)):
+            result = detector(frame.image)
+            ignore = mask.at(*result.energy.shape) if mask is not None else None
+            objects = tracker.update(find_objects(result.energy, result.labels, rules, ignore).objects, frame.seconds)
+            metrics[AT_ONCE].update(objects, frame.objects, frame.seconds)
+            metrics[CONFIRMED].update([one for one in objects if one.confirmed], frame.objects, frame.seconds)
+    return {name: each.compute() for name, each in metrics.items()}
+
+
+def write_results(path: Path, model: str, threshold: float, results: dict[str, SequenceResult]) -> None:
+    """Write the figures as JSON."""
+    content = {"model": model, "threshold": threshold, **{name: asdict(figures) for name, figures in results.items()}}
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def table(results: dict[str, SequenceResult]) -> Table:
+    """The figures for the terminal."""
+    rows = Table("reported", *results, title="Objects over time")
+
+    def show(value: float | None, digits: int) -> str:
+        return "–" if value is None else f"{value:.{digits}f}"
+
+    for title, key, digits in (
+        ("share of objects", "share_reported", 3),
+        ("seconds to report", "seconds_to_report", 2),
+        ("width at report, pixels", "width_at_report", 0),
+        ("id switches", "id_switches", 0),
+        ("false objects per minute", "false_per_minute", 1),
+        ("false objects per frame", "false_per_frame", 3),
+    ):
+        rows.add_row(title, *(show(getattr(figures, key), digits) for figures in results.values()))
+    return rows
