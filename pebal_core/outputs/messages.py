@@ -94,6 +94,15 @@ def compressed(pixels: np.ndarray, codec: str, header: Message) -> Message:
     return message(COMPRESSED_IMAGE, header=header, format=name, data=data.data.cast("B"))
 
 
+def copy_of_image(original: Any, header: Message) -> Message:
+    """An image message of either kind that came from a recording, with the same pixels or data."""
+    fields = {"header": header, "data": memoryview(original.data).cast("B")}
+    if hasattr(original, "encoding"):
+        names = ("height", "width", "encoding", "is_bigendian", "step")
+        return Message(IMAGE, {**fields, **{name: getattr(original, name) for name in names}})
+    return message(COMPRESSED_IMAGE, **fields, format=original.format)
+
+
 def number(value: float) -> Message:
     """std_msgs/Float32; its time is that at which it is recorded."""
     return message("std_msgs/msg/Float32", data=float(np.float32(value)))
