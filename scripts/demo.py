@@ -20,16 +20,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 import rclpy
-from demo_footage import fetch_drive, frames_with_object
+from demo_footage import APPROACH, fetch_drive, frames_with_object
 from demo_listener import Listener
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from pebal_core.data.scenes import read_ids, read_image
+from pebal_core.engines.selection import model_info
 from pebal_core.errors import PebalError
 from pebal_core.footage import FrameSource
 from pebal_core.metrics.pooled import PooledMetrics
+from pebal_core.metrics.sequences import SequenceMetrics
+from pebal_core.objects import ObjectRules, ObjectTracker, TrackRules, find_objects
 from pebal_core.render import VideoWriter
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -124,10 +127,10 @@ def prepare_folder(out: Path) -> Path:
 
 
 def composite(source: FrameSource, frames: int, out: Path) -> None:
-    """Write the first frames with the object on the road to ``camera/``, its masks to ``masks/``."""
-    for frame, mask in islice(frames_with_object(source), frames):
+    """Write the first frames with the object on the road to ``camera/``, its numbers to ``masks/``."""
+    for number, (frame, mask) in enumerate(islice(frames_with_object(source), frames)):
         cv2.imwrite(str(out / "camera" / f"{frame.name}.jpg"), frame.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
-        cv2.imwrite(str(out / "masks" / f"{frame.name}.png"), mask)
+        cv2.imwrite(str(out / "masks" / f"{frame.name}.png"), mask * (number // APPROACH.frames + 1))
 
 
 def start(executable: str, **parameters: object) -> subprocess.Popen[bytes]:
@@ -191,6 +194,7 @@ def summarise(listener: Listener, out: Path, with_object: bool) -> dict[str, obj
         "stages_ms": listener.stage_times(),
         "model": listener.model,
         "quality": quality(listener.folder, sent, out / "masks") if with_object else None,
+        "objects": objects(listener, sent, out / "masks" if with_object else None),
     }
 
 
@@ -199,10 +203,42 @@ def quality(energies: Path, sent: dict[int, str], masks: Path) -> dict[str, obje
     metrics = PooledMetrics()
     for path in sorted(energies.glob("*.npy")):
         name = sent[int(path.stem)]
-        metrics.update(np.load(path), read_ids(masks / f"{name}.png"), name=name)
+        metrics.update(np.load(path), (read_ids(masks / f"{name}.png") > 0).astype(np.uint8), name=name)
     result = metrics.compute()
     return {"auroc": result.auroc, "ap": result.ap, "fpr95": result.fpr95, "frames": result.images,
             "object_pixels": result.outliers, "other_pixels": result.inliers}  # fmt: skip
+
+
+def objects(listener: Listener, sent: dict[int, str], masks: Path | None) -> dict[str, object]:
+    """What the confirmed objects of the answered frames are worth, found and tracked as the node does it.
+
+    The object of the default footage is labelled; on other footage every object counts as false.
+    """
+    info = model_info(Path(listener.model["model"]))
+    tracker, rules, metrics = ObjectTracker(TrackRules()), ObjectRules.for_model(info), SequenceMetrics()
+    stamps = sorted(int(path.stem) for path in listener.folder.glob("*.npy"))
+    seconds = [1e-9 * (stamp - stamps[0]) for stamp in stamps]
+    metrics.begin(len(stamps) / max(seconds[-1], 1e-9), len(stamps))
+    for stamp, second in zip(stamps, seconds):
+        energy = np.load(listener.folder / f"{stamp}.npy")
+        labels = listener.folder / f"{stamp}_labels.png"
+        if not labels.is_file():
+            continue
+        name = sent[stamp]
+        truth = read_ids(masks / f"{name}.png") if masks is not None else np.zeros(energy.shape, np.uint8)
+        found = tracker.update(find_objects(energy, read_ids(labels), rules).objects, second)
+        metrics.update([one for one in found if one.confirmed], truth, second)
+    figures = metrics.compute()
+    seen = [truth.confirmed for truth in metrics.truths if truth.confirmed is not None]
+    return {
+        "objects": figures.objects,
+        "confirmed": figures.reported,
+        "first confirmed in frame": sent[stamps[seconds.index(seen[0])]] if seen else None,
+        "width in pixels when first confirmed": figures.width_at_report,
+        "seconds from its appearance": figures.seconds_to_report,
+        "false objects": figures.false_objects,
+        "false objects per minute": figures.false_per_minute,
+    }
 
 
 def write_pictures(out: Path) -> None:

@@ -27,7 +27,8 @@ class Listener(Node):
     """Receives the node's outputs and diagnostics.
 
     Args:
-        folder: energies are kept there as STAMP.npy, pictures as STAMP_overlay.png and STAMP_label_colors.png.
+        folder: energies are kept there as STAMP.npy, labels and pictures as STAMP_labels.png, STAMP_overlay.png and
+            STAMP_label_colors.png.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -95,7 +96,10 @@ class Listener(Node):
         stamp = stamp_of(message.header)
         self._received[name] += 1
         self._last_arrival = time.monotonic()
-        if name == "energy":
+        if name == "labels":
+            labels = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width)
+            cv2.imwrite(str(self.folder / f"{stamp}_labels.png"), labels)
+        elif name == "energy":
             self._latencies.append((time.time_ns() - stamp) * 1e-6)
             energy = np.frombuffer(message.data, np.float32).reshape(message.height, message.width)
             np.save(self.folder / f"{stamp}.npy", energy)

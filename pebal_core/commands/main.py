@@ -38,6 +38,8 @@ DEEPEST = 50
 """Lists and mappings within each other."""
 CODE = {"class_path", "init_args", "dict_kwargs"}
 """Keys by which jsonargparse would make an object of a class that a configuration names."""
+LISTED_TYPES = ["pebal_core.training.samples.SceneSource"]
+"""Dataclasses of which a configuration holds lists: jsonargparse looks them up by name, though no value names them."""
 _load_yaml = get_loader("yaml")
 
 
@@ -86,7 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     command = importlib.import_module(f".{name.replace('-', '_')}", __package__)
     # Configurations are data: nothing is imported or made because a value names it.
-    set_parsing_settings(import_path_denylist=["*"], instantiate_subclass_spec_in_any=False)
+    set_parsing_settings(
+        import_path_denylist=["*"], import_path_allowlist=LISTED_TYPES, instantiate_subclass_spec_in_any=False
+    )
     set_loader("yaml", load_data, exceptions=(yaml.YAMLError,))
     parser = Parser(prog=f"pebal {name}", description=COMMANDS[name])
     command.add_arguments(parser)

@@ -1,8 +1,8 @@
 """``pebal paste-sequences CLIP … --outliers OUTLIERS --to OUT``: labelled sequences with objects that come nearer.
 
 Every clip becomes one sequence without an object and ``--each`` sequences with one: an object of the held-back
-categories stands on the road and grows as the camera approaches. The geometry of the road is stated in pixels of a frame
-that is 960 wide; the defaults fit the drives of the demo.
+categories stands on the road and grows as the camera approaches. The geometry of the road is stated in pixels of a
+frame that is 960 wide; the defaults fit the drives of the demo.
 """
 
 from __future__ import annotations

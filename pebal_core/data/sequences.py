@@ -49,6 +49,8 @@ class Approach:
     """Metres."""
     lateral: float = 0.0
     """Metres to the right of the camera."""
+    relight: float = 0.3
+    """Share by which the object's colours move towards those around it."""
 
     def distance(self, frame: int) -> float:
         """Metres at a frame of the approach, which begins anew after `frames`."""
@@ -86,7 +88,7 @@ def place(
     result *= 1 - cv2.GaussianBlur(shadow, (blur, blur), 0)[..., None]
 
     around = image[max(0, top - RING) : bottom + RING, max(0, left - RING) : left + width + RING].reshape(-1, 3)
-    lit = harmonise(shrunk, around, 0.3)
+    lit = harmonise(shrunk, around, approach.relight)
     y0, y1, x0, x1 = max(top, 0), min(bottom, image.shape[0]), max(left, 0), min(left + width, image.shape[1])
     if y0 < y1 and x0 < x1:
         source, window = (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)), (slice(y0, y1), slice(x0, x1))
