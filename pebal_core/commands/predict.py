@@ -12,19 +12,16 @@ and viewers, and no folder unless ``--out`` is given as well.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ..detector import Result
 from ..errors import PebalError
 from ..footage import FrameSource
-from ..model_file import ModelInfo
-from ..outputs import ClassMap, PictureSettings, Products, Sighting
+from ..outputs import ObjectReader
 from .model_options import add_model_arguments, add_topic_argument, load_detector
-from .object_options import ObjectReader, add_object_arguments
+from .object_options import add_object_arguments, object_options
 from .results import CHOICES, DEFAULT_OUTPUTS, BagResults, FolderResults, Results
 
 
@@ -52,13 +49,12 @@ def run(args: Namespace) -> int:
         raise PebalError("There is no place for the results: give --out FOLDER, --out-bag FILE.mcap, or both.")
     source = FrameSource(args.source, args.topic)
     detector = load_detector(args)
-    settings = PictureSettings.of_model(detector.info, args.threshold)
-    read_objects = ObjectReader(args, detector.info, source)
+    read = ObjectReader(object_options(args, detector.info), detector.info, source)
     places: list[Results] = []
     if args.out is not None:
         places.append(FolderResults(args.out, source))
     if args.out_bag is not None:
-        alarms = settings.threshold is not None
+        alarms = read.settings.threshold is not None
         places.append(BagResults(args.out_bag, source, args.outputs, args.with_images, alarms))
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress, ExitStack() as stack:
@@ -67,9 +63,7 @@ def run(args: Namespace) -> int:
         total = min(args.frames, source.count or args.frames) if args.frames else source.count
         task = progress.add_task(f"{detector.engine_name} on {detector.device_name}", total=total)
         for number, frame in enumerate(source, start=1):
-            result = detector(frame.image)
-            sight = partial(_sight, read_objects, result, frame.seconds, settings, detector.info)
-            products = Products(frame.image, result, settings, detector.info.palette, sight)
+            products = read(frame, detector(frame.image))
             for place in places:
                 place.write(frame, products)
             progress.advance(task)
@@ -79,11 +73,3 @@ def run(args: Namespace) -> int:
     where = " and ".join(str(path) for path in (args.out, args.out_bag) if path is not None)
     print(f"Results of {number} frames are in {where}{left_out}.")
     return 1 if source.skipped else 0
-
-
-def _sight(
-    read_objects: ObjectReader, result: Result, seconds: float, settings: PictureSettings, info: ModelInfo
-) -> Sighting:
-    objects = read_objects(result, seconds)
-    locator = read_objects.locator(*result.energy.shape)
-    return Sighting.of(objects, settings, info.class_names, ClassMap.read("", info.class_names), locator)

@@ -4,8 +4,21 @@
 """
 
 from .messages import Message
+from .reading import ObjectOptions, ObjectReader
 from .registry import OUTPUTS, SERIES, Output, Products, encode
 from .settings import PictureSettings
 from .sighting import ClassMap, Sighting
 
-__all__ = ["OUTPUTS", "SERIES", "ClassMap", "Message", "Output", "PictureSettings", "Products", "Sighting", "encode"]
+__all__ = [
+    "OUTPUTS",
+    "SERIES",
+    "ClassMap",
+    "Message",
+    "ObjectOptions",
+    "ObjectReader",
+    "Output",
+    "PictureSettings",
+    "Products",
+    "Sighting",
+    "encode",
+]
