@@ -51,6 +51,7 @@ setup(
         "timm>=1.0.9",
         "jsonargparse>=4.53",  # the first that can refuse to import what a configuration names
         "PyYAML>=6.0",
+        "packaging>=23.0",
         "rich>=13.0",
         "rosbags>=0.11",
         "Jinja2>=3.1",

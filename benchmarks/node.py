@@ -30,7 +30,7 @@ from std_msgs.msg import Header
 
 from pebal_core import render
 from pebal_core.detector import AnomalyDetector
-from pebal_ros.images import to_message
+from pebal_ros.messages import to_message
 
 OURS, NAIVE = "/benchmark/node", "/benchmark/naive"
 WARM_UP = 3  # frames for each

@@ -24,7 +24,7 @@ from pebal_core.errors import CutShortError, PebalError
 from pebal_core.footage import Frame, FrameSource
 
 from . import process
-from .images import to_message
+from .messages import to_message
 from .parameters import Spec, declare
 from .process import Finish
 from .qos import BEST_EFFORT, RELIABLE, keep_last, try_publish

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from diagnostic_msgs.msg import DiagnosticStatus
 
+from pebal_core.outputs import OUTPUTS
+
 from .camera import Camera
 from .camera_input import TopicState
-from .outputs import OUTPUTS
 from .parameters import NO_MOUNTING, Settings
 from .stream_statistics import RATE_WINDOW
 

@@ -11,9 +11,9 @@ from pebal_core.detector import Result
 from pebal_core.errors import PebalError
 from pebal_core.model_file import ModelInfo
 from pebal_core.objects import IgnoreMask, Locator, ObjectTracker, TrackRules, find_objects
+from pebal_core.outputs import ClassMap, Sighting
 
 from .ground import CameraGround, TransformSource
-from .object_messages import ClassMap, Sighting
 from .parameters import BY_TF, NO_MOUNTING, Settings
 
 
@@ -93,14 +93,9 @@ class ObjectStage:
                 no_geometry = str(error)
         confirmed = sum(one.confirmed for one in objects)
         self.report = ObjectReport(len(objects), confirmed, found.left_out, no_geometry, no_mask)
-        span = settings.score_max - settings.score_min
-        names = self._context.info.class_names
-        return Sighting(
-            objects,
-            [min(max((one.mean_energy - settings.score_min) / span, 0.0), 1.0) for one in objects],
-            [self._context.class_map(names[one.label]) for one in objects],
-            locator,
-            settings.ground_frame,
+        context = self._context
+        return Sighting.of(
+            objects, settings, context.info.class_names, context.class_map, locator, settings.ground_frame
         )
 
     def _locator(self, settings: Settings, info: CameraInfo | None, frame_id: str) -> Locator:

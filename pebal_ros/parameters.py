@@ -19,6 +19,7 @@ from rclpy.node import Node
 from pebal_core.errors import PebalError
 from pebal_core.model_file import ModelInfo
 from pebal_core.objects import Mounting, ObjectRules, TrackRules
+from pebal_core.outputs import PictureSettings
 
 from .qos import BEST_EFFORT, RELIABLE
 
@@ -168,14 +169,9 @@ PARAMETERS: tuple[Spec, ...] = (
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(PictureSettings):
     """The run-time parameters, with every "auto" replaced by what the model file says."""
 
-    threshold: float | None
-    """Nats; None: the model stores none and none was given, so there is no mask."""
-    score_min: float
-    score_max: float
-    overlay_alpha: float
     max_rate: float
     max_age: float
     object_rules: ObjectRules | None

@@ -16,9 +16,9 @@ from sensor_msgs.msg import CameraInfo
 from pebal_core.detector import AnomalyDetector
 from pebal_core.errors import EngineError, PebalError
 from pebal_core.footage.ros_images import RgbImage
+from pebal_core.outputs import Products
 
 from .camera import Camera, ReceivedFrame
-from .outputs import Products
 from .parameters import Settings
 
 FAILURES_BEFORE_GIVING_UP = 5

@@ -4,89 +4,76 @@ Writes ``labels/NAME.png`` (trainIds), ``energy/NAME.npy`` (float32 nats), ``obj
 and ``overlay/NAME.jpg`` for every frame, ``objects.jsonl`` with a line for every frame, and ``overlay.mp4`` where the
 source is a video or a recording. Frames of a recording are named by their number and their stamp in nanoseconds. Frames
 of a folder are taken to follow each other, ten in a second.
+
+With ``--out-bag FILE.mcap`` it writes a recording with the topics that the node would publish, for ``ros2 bag play``
+and viewers, and no folder unless ``--out`` is given as well.
 """
 
 from __future__ import annotations
 
-import io
-import json
+from contextlib import ExitStack
 from pathlib import Path
 
-import cv2
-import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ..errors import PebalError
 from ..footage import FrameSource
-from ..model_file import write_atomically
+from ..outputs import ObjectReader
 from ..ranges import Whole
-from ..render import VideoWriter, draw_objects, overlay, score_map
 from .model_options import add_model_arguments, add_topic_argument, load_detector
-from .object_options import ObjectReader, add_object_arguments, number_map
+from .object_options import add_object_arguments, object_options
+from .results import CHOICES, DEFAULT_OUTPUTS, BagResults, FolderResults, Results
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("source", type=str, help="video, recording, folder of images, image, or camera index")
     add_topic_argument(parser)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--out", type=Path, help="folder for the results")
+    parser.add_argument("--out-bag", type=Path, help="recording (.mcap) for the results as topics of the node")
+    parser.add_argument(
+        "--outputs",
+        nargs="+",
+        choices=CHOICES,
+        default=list(DEFAULT_OUTPUTS),
+        metavar="NAME",
+        help=f"topics of --out-bag, of: {', '.join(CHOICES)}; default: {' '.join(DEFAULT_OUTPUTS)}",
+    )
+    parser.add_argument("--with-images", action="store_true", help="copy the camera's images to --out-bag as well")
     parser.add_argument("--frames", type=Whole(0, 10**9), default=0, help="stop after this many; 0: all")
     add_model_arguments(parser)
     add_object_arguments(parser)
 
 
 def run(args: Namespace) -> int:
+    if args.out is None and args.out_bag is None:
+        raise PebalError("There is no place for the results: give --out FOLDER, --out-bag FILE.mcap, or both.")
     source = FrameSource(args.source, args.topic)
     detector = load_detector(args)
-    low, high = detector.info.energy_range
-    read_objects = ObjectReader(args, detector.info)
-    for kind in ("labels", "energy", "objects", "overlay"):
-        _make_folder(args.out / kind)
+    read = ObjectReader(object_options(args, detector.info), detector.info, source)
+    places: list[Results] = []
+    if args.out is not None:
+        places.append(FolderResults(args.out, source))
+    if args.out_bag is not None:
+        alarms = read.settings.threshold is not None
+        places.append(BagResults(args.out_bag, source, args.outputs, args.with_images, alarms))
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    video = VideoWriter(args.out / "overlay.mp4", source.rate) if source.is_video else None
     number = 0
     try:
-        with Progress(*columns) as progress, (args.out / "objects.jsonl").open("w") as lines:
+        with Progress(*columns) as progress, ExitStack() as stack:
+            for place in places:
+                stack.enter_context(place)
             total = min(args.frames, source.count or args.frames) if args.frames else source.count
             task = progress.add_task(f"{detector.engine_name} on {detector.device_name}", total=total)
             for number, frame in enumerate(source, start=1):
-                result = detector(frame.image)
-                objects = read_objects(result, frame.seconds)
-                picture = draw_objects(overlay(frame.image, score_map(result.energy, low, high)), objects)
-                line = {"name": frame.name, "time": round(frame.seconds, 6)}
-                lines.write(json.dumps({**line, "objects": [found.as_json() for found in objects]}) + "\n")
-                _write_image(args.out / "labels" / f"{frame.name}.png", result.labels)
-                _write_image(args.out / "objects" / f"{frame.name}.png", number_map(objects, *result.energy.shape))
-                _write_array(args.out / "energy" / f"{frame.name}.npy", result.energy)
-                _write_image(args.out / "overlay" / f"{frame.name}.jpg", picture[..., ::-1])
-                if video is not None:
-                    video.write(picture)
+                products = read(frame, detector(frame.image))
+                for place in places:
+                    place.write(frame, products)
                 progress.advance(task)
                 if number == args.frames:
                     break
     finally:  # what there is so far is kept, whatever ends the run
-        if video is not None:
-            video.close()
         left_out = f"; {source.skipped} malformed images were skipped" if source.skipped else ""
-        print(f"Results of {number} frames are in {args.out}{left_out}.")
+        where = " and ".join(str(path) for path in (args.out, args.out_bag) if path is not None)
+        print(f"Results of {number} frames are in {where}{left_out}.")
     return 1 if source.skipped else 0
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PebalError(f"The folder {folder} cannot be made: {error.strerror}; choose another --out.") from error
-
-
-def _write_image(path: Path, image: np.ndarray) -> None:
-    written, content = cv2.imencode(path.suffix, image)
-    if not written:
-        raise PebalError(f"{path} of {image.shape} cannot be encoded; use a smaller image.")
-    write_atomically(path, content.tobytes(), durable=False)
-
-
-def _write_array(path: Path, array: np.ndarray) -> None:
-    content = io.BytesIO()
-    np.save(content, array)
-    write_atomically(path, content.getvalue(), durable=False)

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from rosbags.rosbag1 import Reader as Reader1
     from rosbags.rosbag2 import Reader as Reader2
 
-RAW, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+IMAGES = RAW, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 SUFFIXES = (".mcap", ".db3", ".bag")
 METADATA = "metadata.yaml"
 REMEDIES = {".bag": "rosbag reindex", ".mcap": "mcap recover"}
@@ -68,7 +69,7 @@ class BagImages:
         self.skipped = 0
         with self._open() as reader:
             self.topic = choose_topic(reader.connections, topic, path)
-            self.count = sum(one.msgcount for one in self._chosen(reader))
+            self.count = sum(one.msgcount for one in _on(reader, self.topic, IMAGES))
             if not self.count:
                 raise PebalError(f"The topic {self.topic} of the recording {path} holds no image.")
             stamps = [
@@ -101,20 +102,40 @@ class BagImages:
         if self.skipped == self.count:
             raise PebalError(f"None of the {self.count} images on {self.topic} of {self.path} could be decoded.")
 
+    def camera_info(self) -> Any:
+        """The first CameraInfo of this camera.
+
+        Raises:
+            PebalError: there is none beside the images.
+        """
+        topic = f"{self.prefix}camera_info"
+        with self._open() as reader:
+            for message, _ in self._messages(reader, topic, (CAMERA_INFO,)):
+                if not isinstance(message, PebalError):
+                    return message
+        raise PebalError(f"The recording {self.path} has no calibration on {topic}: name a file of its camera.")
+
+    @property
+    def prefix(self) -> str:
+        """What precedes the names of this camera's topics, such as ``/front/``."""
+        return f"{self.topic.removesuffix('/compressed').rpartition('/')[0]}/"
+
     def _skip(self, number: int, error: PebalError) -> None:
         self.skipped += 1
         if self.skipped <= REPORTED:
             logger.warning("%s: image %d on %s was skipped: %s", self.path, number, self.topic, error)
 
-    def _chosen(self, reader: Reader1 | Reader2) -> list[Connection]:
-        return [one for one in reader.connections if one.topic == self.topic and one.msgtype in (RAW, COMPRESSED)]
-
-    def _messages(self, reader: Reader1 | Reader2) -> Iterator[tuple[Any | PebalError, int]]:
-        """Messages of the topic with their times; in the place of one that cannot be parsed, the reason."""
+    def _messages(
+        self, reader: Reader1 | Reader2, topic: str = "", types: Sequence[str] = IMAGES
+    ) -> Iterator[tuple[Any | PebalError, int]]:
+        """Messages of a topic (default: the images) with their times; of one that cannot be parsed, the reason."""
+        chosen = _on(reader, topic or self.topic, types)
+        if not chosen:
+            return  # of no connection, rosbags would give the messages of all
         ros1 = self.path.suffix.lower() == ".bag"
         store = _typestore(ros1)
         parse = store.deserialize_ros1 if ros1 else store.deserialize_cdr
-        messages = iter(reader.messages(self._chosen(reader)))
+        messages = iter(reader.messages(chosen))
         while True:
             try:
                 connection, log_ns, data = next(messages)
@@ -135,6 +156,10 @@ class BagImages:
             yield reader
         finally:
             reader.close()
+
+
+def _on(reader: Reader1 | Reader2, topic: str, types: Sequence[str]) -> list[Connection]:
+    return [one for one in reader.connections if one.topic == topic and one.msgtype in types]
 
 
 def open_reader(path: Path) -> Reader1 | Reader2:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..data.scenes import IMAGE_SUFFIXES, list_images, read_image
 from ..errors import CutShortError, PebalError
+from ..objects import CameraModel
 from .bags import BagImages, is_recording
 
 COUNTING = (".mp4", ".m4v", ".mov", ".avi")
@@ -110,9 +111,29 @@ class FrameSource:
         return [self._bag.topic] if self._bag is not None else []
 
     @property
+    def prefix(self) -> str:
+        """What precedes the names of this camera's topics in ROS: of a recording that of its images, else ``/``."""
+        return self._bag.prefix if self._bag is not None else "/"
+
+    @property
     def skipped(self) -> int:
         """Malformed images that the last iteration left out; each of the first was reported to the log."""
         return self._bag.skipped if self._bag is not None else 0
+
+    def calibration(self) -> CameraModel:
+        """The camera's calibration as recorded beside its images.
+
+        Raises:
+            PebalError: the source is no recording, or it holds none.
+        """
+        if self._bag is None:
+            raise PebalError(f"{self.source} is no recording and holds no calibration: name a file of its camera.")
+        info = self._bag.camera_info()
+        # ROS 1 writes the names of both matrices in capitals.
+        matrix, distortion = (
+            np.array(getattr(info, name if hasattr(info, name) else name.upper())) for name in ("k", "d")
+        )
+        return CameraModel(info.width, info.height, matrix.reshape(3, 3), distortion, info.distortion_model)
 
     def _probe(self, source: str | int, kind: str) -> float:
         """Rate of a capture that yields at least one frame."""

@@ -53,6 +53,16 @@ class Messages:
         data = cv2.imencode(f".{codec}", pixels[..., ::-1])[1].ravel()
         return self.store.types["sensor_msgs/msg/CompressedImage"](self.header(stamp_ns, frame_id), codec, data)
 
+    def camera_info(self, height: int, width: int, stamp_ns: int, focal: float = 150.0) -> Any:
+        zeros = {"r": np.eye(3).ravel(), "p": np.zeros(12), "d": np.zeros(5)}
+        zeros["k"] = np.array([focal, 0, width / 2, 0, focal, height / 2, 0, 0, 1])
+        region = self.store.types["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False)
+        return self.store.types["sensor_msgs/msg/CameraInfo"](
+            header=self.header(stamp_ns, "front"), height=height, width=width, distortion_model="plumb_bob",
+            binning_x=0, binning_y=0, roi=region,
+            **{name.upper() if self.ros1 else name: values for name, values in zeros.items()},
+        )  # fmt: skip
+
     def text(self, data: str) -> Any:
         return self.store.types["std_msgs/msg/String"](data)
 

@@ -24,7 +24,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import Image
 
-from pebal_ros.images import to_message
+from pebal_ros.messages import to_message
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 60.0  # seconds; every wait ends as soon as it can, so this only matters when something is broken

@@ -16,7 +16,7 @@ from std_msgs.msg import Header
 
 from pebal_core.errors import PebalError
 from pebal_core.footage.ros_images import ENCODINGS, from_compressed, to_rgb
-from pebal_ros.images import to_compressed
+from pebal_ros.messages import to_compressed
 
 from .conftest import Rig
 from .harness import Inbox, TestCamera, picture, values

@@ -10,7 +10,7 @@ from builtin_interfaces.msg import Time
 from sensor_msgs.msg import Image
 
 from pebal_ros.camera_input import CameraInput
-from pebal_ros.images import to_message
+from pebal_ros.messages import to_message
 
 from .harness import Client, picture, wait_until
 

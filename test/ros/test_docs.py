@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 
 import yaml
 
+from pebal_core.outputs import OUTPUTS
 from pebal_ros import findings
-from pebal_ros.outputs import OUTPUTS
 from pebal_ros.parameters import documentation
 
 from .conftest import Rig

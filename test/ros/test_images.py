@@ -12,7 +12,7 @@ from std_msgs.msg import Header
 
 from pebal_core.errors import PebalError
 from pebal_core.footage.ros_images import ENCODINGS, from_compressed, to_rgb
-from pebal_ros.images import to_compressed, to_message
+from pebal_ros.messages import to_compressed, to_message
 
 from .harness import picture
 

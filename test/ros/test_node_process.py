@@ -13,7 +13,7 @@ from lifecycle_msgs.msg import Transition, TransitionEvent
 from lifecycle_msgs.srv import ChangeState
 from sensor_msgs.msg import CompressedImage
 
-from pebal_ros.images import to_compressed
+from pebal_ros.messages import to_compressed
 
 from .conftest import start_rig
 from .harness import PROMPT, STARTUP, Client, NodeProcess, frame_counts, picture, stamp_of, wait_until

@@ -15,7 +15,10 @@ import pytest
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from visualization_msgs.msg import Marker, MarkerArray
 
-from pebal_ros import object_messages
+from pebal_core.errors import PebalError
+from pebal_core.outputs import ClassMap
+from pebal_core.outputs.messages import DETECTIONS
+from pebal_ros.messages import message_class
 
 from .conftest import Rig, start_rig
 from .harness import Stamp, set_parameter, values
@@ -220,19 +223,19 @@ def test_an_ignore_mask_hides_and_must_fit(tiny_model: Path, tmp_path: Path) -> 
 def test_class_mappings_that_cannot_be_used(tmp_path: Path, content: str, sentence: str) -> None:
     path = tmp_path / "classes.yaml"
     path.write_text(content)
-    with pytest.raises(object_messages.PebalError, match=sentence):
-        object_messages.ClassMap.read(str(path), ["road", "car"])
+    with pytest.raises(PebalError, match=sentence):
+        ClassMap.read(str(path), ["road", "car"])
 
 
 def test_a_class_mapping_names_objects(tmp_path: Path) -> None:
     path = tmp_path / "classes.yaml"
     path.write_text("default: HAZARD\ncar: UNKNOWN\n")
-    names = object_messages.ClassMap.read(str(path), ["road", "car"])
+    names = ClassMap.read(str(path), ["road", "car"])
     assert (names("car"), names("road")) == ("UNKNOWN", "HAZARD")
-    assert object_messages.ClassMap.read("", ["road"])("road") == "anomaly"
+    assert ClassMap.read("", ["road"])("road") == "anomaly"
 
 
-@pytest.mark.skipif(object_messages.DETECTIONS is None, reason="vision_msgs is not installed")
+@pytest.mark.skipif(message_class(DETECTIONS) is None, reason="vision_msgs is not installed")
 def test_detections_carry_box_class_and_covariance(shown: Scene) -> None:
     from vision_msgs.msg import Detection2DArray
 

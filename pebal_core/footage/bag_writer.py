@@ -1,0 +1,161 @@
+"""Recordings written without ROS: MCAP that ``ros2 bag play``, Foxglove and Rerun open."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import PebalError
+from ..outputs import Message
+
+if TYPE_CHECKING:
+    from rosbags.interfaces import Connection
+
+SUFFIX = ".mcap"
+VISION_MSGS = {
+    "Point2D": "float64 x\nfloat64 y\n",
+    "Pose2D": "vision_msgs/Point2D position\nfloat64 theta\n",
+    "BoundingBox2D": "vision_msgs/Pose2D center\nfloat64 size_x\nfloat64 size_y\n",
+    "ObjectHypothesis": "string class_id\nfloat64 score\n",
+    "ObjectHypothesisWithPose": "vision_msgs/ObjectHypothesis hypothesis\ngeometry_msgs/PoseWithCovariance pose\n",
+    "Detection2D": "std_msgs/Header header\nvision_msgs/ObjectHypothesisWithPose[] results\n"
+    "vision_msgs/BoundingBox2D bbox\nstring id\n",
+    "Detection2DArray": "std_msgs/Header header\nvision_msgs/Detection2D[] detections\n",
+}
+"""Fields of the messages of vision_msgs 4 that are written; rosbags knows ROS's own packages only."""
+
+
+class BagWriter:
+    """Writes messages of `pebal_core.outputs` to an MCAP file, which appears whole or not at all.
+
+    with BagWriter(Path("result.mcap")) as bag:
+        bag.write("/front/labels", message, log_ns)
+
+    Raises:
+        PebalError: another suffix than .mcap, rosbags is not installed, or the place cannot be written. An error inside
+            the block, Ctrl-C among them, leaves nothing behind.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if path.suffix != SUFFIX:
+            raise PebalError(f"The recording {path} must end in {SUFFIX}, the only kind that is written.")
+        try:
+            from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+        except ModuleNotFoundError as error:
+            raise PebalError(f"Writing the recording {path} needs the package rosbags: pip install rosbags.") from error
+        self.path = path
+        # rosbags writes a folder, of which the file inside is complete in itself.
+        self._folder = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self._writer = Writer(self._folder, version=9, storage_plugin=StoragePlugin.MCAP)
+        # Of the kinds of compression, all viewers read that of chunks.
+        self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
+        self._connections: dict[str, Connection] = {}
+
+    def __enter__(self) -> BagWriter:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        try:
+            self._writer.open()
+        except OSError as error:
+            raise self._unwritable(error) from error
+        return self
+
+    def add_topic(self, topic: str, type_name: str) -> None:
+        """Announce a topic, so that the recording has it even where no message comes."""
+        if topic not in self._connections:
+            self._connections[topic] = self._writer.add_connection(topic, type_name, typestore=typestore())
+
+    def write(self, topic: str, message: Message, log_ns: int) -> None:
+        """Add a message.
+
+        Args:
+            log_ns: time of recording, in nanoseconds since the epoch.
+
+        Raises:
+            PebalError: the disk is full.
+        """
+        self.add_topic(topic, message.type)
+        try:
+            self._writer.write(self._connections[topic], log_ns, serialize(message))
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._writer.close()
+                (self._folder / f"{self._folder.name}{SUFFIX}").replace(self.path)
+            else:
+                self._writer.abort()
+        except OSError as failure:
+            if error is None:
+                raise self._unwritable(failure) from failure
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _unwritable(self, error: OSError) -> PebalError:
+        return PebalError(
+            f"The recording {self.path} could not be written: {error.strerror}; free space or choose another place."
+        )
+
+
+def serialize(message: Message) -> memoryview:
+    """The bytes of a message as the middleware carries them (CDR, little-endian)."""
+    return typestore().serialize_cdr(_filled(message.type, message), message.type)
+
+
+@functools.cache
+def typestore() -> Any:
+    """The message types of rosbags and those of `VISION_MSGS`."""
+    from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+
+    store = get_typestore(Stores.ROS2_JAZZY)
+    for name, definition in VISION_MSGS.items():
+        store.register(get_types_from_msg(definition, f"vision_msgs/msg/{name}"))
+    return store
+
+
+def _filled(type_name: str, message: Message | None) -> Any:
+    """A message of rosbags, which has no defaults: every field that is not given is zero, empty or false."""
+    given = {} if message is None else message.fields
+    store = typestore()
+    values = {}
+    for name, kind in store.fielddefs[type_name][1]:
+        values[name] = _value(kind, given.get(name), _default(type_name, name))
+    return store.types[type_name](**values)
+
+
+def _default(type_name: str, name: str) -> Any:
+    """A message definition's own default where it is not zero: quaternions are the identity."""
+    return 1.0 if (type_name, name) == ("geometry_msgs/msg/Quaternion", "w") else None
+
+
+def _value(kind: tuple[Any, Any], given: Any, default: Any = None) -> Any:
+    """A field's value as rosbags wants it: numpy arrays for numbers, lists for everything else."""
+    from rosbags.interfaces import Nodetype
+
+    shape, detail = kind
+    if shape == Nodetype.NAME:
+        return _filled(detail, given)
+    if shape == Nodetype.BASE:
+        if given is not None:
+            return given
+        return default if default is not None else "" if detail[0] == "string" else False if detail[0] == "bool" else 0
+    (inner, item), length = detail
+    if shape == Nodetype.SEQUENCE:
+        length = 0
+    if inner == Nodetype.NAME:
+        items = given if given is not None else [None] * length
+        return [_filled(item, one) for one in items]
+    if item[0] == "string":
+        return list(given) if given is not None else [""] * length
+    if isinstance(given, memoryview):
+        return np.frombuffer(given, np.dtype(item[0]))
+    return np.zeros(length, np.dtype(item[0])) if given is None else np.asarray(given, np.dtype(item[0]))

@@ -1,0 +1,105 @@
+"""Frames of one source, one after the other, with their objects: what the node does for a camera, offline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..detector import Result
+from ..errors import PebalError
+from ..footage import Frame, FrameSource
+from ..model_file import ModelInfo
+from ..objects import (
+    CameraModel,
+    GroundPlane,
+    IgnoreMask,
+    Locator,
+    Mounting,
+    ObjectRules,
+    ObjectTracker,
+    RoadObject,
+    TrackRules,
+    find_objects,
+)
+from .registry import Products
+from .settings import PictureSettings
+from .sighting import ClassMap, Sighting
+
+BY_TOPIC = "topic"
+"""In place of a calibration file: the camera_info beside the images of a recording."""
+
+
+@dataclass(frozen=True)
+class ObjectOptions:
+    """How objects are found and located."""
+
+    threshold: float | None = None
+    """Nats; None: the model's."""
+    ignore_mask: str = ""
+    """Image file that is not black where nothing may alarm; empty: none."""
+    calibration: str = ""
+    """YAML file as ROS writes it, or `BY_TOPIC`; empty: objects have no distance."""
+    mounting: Mounting = field(default_factory=lambda: Mounting(1.5))
+
+
+class ObjectReader:
+    """Finds, tracks and locates the objects of the frames of one source.
+
+    Args:
+        source: whose calibration is taken where the options say so.
+
+    Raises:
+        PebalError: an option cannot be used.
+    """
+
+    def __init__(self, options: ObjectOptions, info: ModelInfo, source: FrameSource) -> None:
+        self.settings = PictureSettings.of_model(info, options.threshold)
+        self._info, self._class_map = info, ClassMap.read("", info.class_names)
+        self._rules: ObjectRules | None = None
+        if self.settings.threshold is not None:
+            self._rules = ObjectRules.for_model(info, options.threshold)
+        self._mask = IgnoreMask.read(options.ignore_mask) if options.ignore_mask else None
+        self._ground: GroundPlane | None = None
+        if options.calibration:
+            from_topic = options.calibration == BY_TOPIC
+            camera = source.calibration() if from_topic else CameraModel.read(Path(options.calibration))
+            self._ground = GroundPlane.from_mounting(camera, options.mounting)
+        self._tracker = ObjectTracker(TrackRules())
+
+    def __call__(self, frame: Frame, result: Result) -> Products:
+        """What can be made of the next frame, its objects included.
+
+        Raises:
+            PebalError: the ignore mask or the calibration is of another camera.
+        """
+        sighting = self._sight(result, frame.seconds)
+        return Products(frame.image, result, self.settings, self._info.palette, lambda: sighting)
+
+    def _sight(self, result: Result, stamp: float) -> Sighting:
+        height, width = result.energy.shape
+        ignore, locator = self.ignored(height, width), self._locator(height, width)
+        objects: list[RoadObject] = []
+        if self._rules is not None:
+            found = find_objects(result.energy, result.labels, self._rules, ignore).objects
+            objects = self._tracker.update(found, stamp)
+        if locator is not None:
+            objects = locator.locate(objects)
+        return Sighting.of(objects, self.settings, self._info.class_names, self._class_map, locator)
+
+    def ignored(self, height: int, width: int) -> np.ndarray | None:
+        """H×W bool, where nothing may alarm; None: everywhere it may."""
+        return self._mask.at(height, width) if self._mask is not None else None
+
+    def _locator(self, height: int, width: int) -> Locator | None:
+        """What puts the objects of frames of this size on the ground; None: no calibration was given."""
+        if self._ground is None:
+            return None
+        camera = self._ground.camera
+        if abs(width * camera.height / (height * camera.width) - 1) > 0.01:
+            raise PebalError(
+                f"The calibration is of {camera.width}×{camera.height} pixels but the frames are {width}×{height}: give"
+                " the calibration of this camera as --camera-info."
+            )
+        return Locator(self._ground, (camera.width / width, camera.height / height))

@@ -1,0 +1,126 @@
+"""The registry of outputs, and the results of one frame from which they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from .. import render
+from ..detector import Result
+from . import messages
+from .messages import Message
+from .settings import PictureSettings
+from .sighting import Sighting
+
+
+class Products:
+    """Everything that can be made of one image and its result, each made when first asked for.
+
+    Args:
+        image: H×W×3 RGB as the camera sent it.
+        result: labels and energy of the detector.
+        palette: RGB per class.
+        sight: finds the objects; called at most once, and never without a threshold.
+    """
+
+    def __init__(
+        self,
+        image: np.ndarray,
+        result: Result,
+        settings: PictureSettings,
+        palette: Sequence[Sequence[int]],
+        sight: Callable[[], Sighting],
+    ) -> None:
+        self._image, self._result, self._settings, self._palette = image, result, settings, palette
+        self._sight = sight
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self._result.labels
+
+    @property
+    def energy(self) -> np.ndarray:
+        return self._result.energy
+
+    @cached_property
+    def score(self) -> np.ndarray:
+        return render.score_map(self.energy, self._settings.score_min, self._settings.score_max)
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        assert self._settings.threshold is not None, "without a threshold nobody asks for the mask"
+        return (self.energy >= self._settings.threshold).view(np.uint8) * np.uint8(255)
+
+    @cached_property
+    def overlay(self) -> np.ndarray:
+        picture = render.overlay(self._image, self.score, self._settings.overlay_alpha)
+        return picture if self._settings.threshold is None else render.draw_objects(picture, self.sighting.objects)
+
+    @cached_property
+    def label_colors(self) -> np.ndarray:
+        return render.label_colors(self.labels, self._palette)
+
+    @cached_property
+    def sighting(self) -> Sighting:
+        return self._sight()
+
+
+@dataclass(frozen=True)
+class Output:
+    """How an output is made and how it travels."""
+
+    type: str
+    """Of its message."""
+    encode: Callable[[Products, Message], Message]
+    """Makes the message; the second argument is the header of the camera image."""
+    compress: Callable[[Products, Message], Message] | None = None
+    """Makes the message of its compressed twin; None: there is none."""
+    needs_threshold: bool = False
+
+
+def _image(name: str, encoding: str, codec: str = "", needs_threshold: bool = False) -> Output:
+    """An output of pixels; label ids never travel as JPEG, which would blend them."""
+    return Output(
+        messages.IMAGE,
+        lambda products, header: messages.image(getattr(products, name), encoding, header),
+        (lambda products, header: messages.compressed(getattr(products, name), codec, header)) if codec else None,
+        needs_threshold,
+    )
+
+
+OUTPUTS: dict[str, Output] = {
+    "labels": _image("labels", "mono8", "png"),
+    "energy": _image("energy", "32FC1"),
+    "score": _image("score", "mono8", "png"),
+    "mask": _image("mask", "mono8", "png", needs_threshold=True),
+    "overlay": _image("overlay", "rgb8", "jpeg"),
+    "label_colors": _image("label_colors", "rgb8", "jpeg"),
+    "objects": Output(messages.DETECTIONS, lambda p, h: messages.detections(p.sighting, h), needs_threshold=True),
+    "obstacles": Output(messages.CLOUD, lambda p, h: messages.obstacles(p.sighting, h), needs_threshold=True),
+    "markers": Output(messages.MARKERS, lambda p, h: messages.markers(p.sighting, h), needs_threshold=True),
+}
+"""Every output by its name in the node's parameter `outputs`."""
+
+SERIES: dict[str, Output] = {
+    "peak_energy": Output("std_msgs/msg/Float32", lambda p, _: messages.number(float(p.energy.max()))),
+    "alarm_share": Output(
+        "std_msgs/msg/Float32", lambda p, _: messages.number(float((p.mask != 0).mean())), needs_threshold=True
+    ),
+    "confirmed_objects": Output(
+        "std_msgs/msg/Float32", lambda p, _: messages.number(len(p.sighting.confirmed)), needs_threshold=True
+    ),
+}
+"""One number per frame, for plots of a recording: the highest energy in nats, the share of pixels at or above the
+threshold, and the number of confirmed objects."""
+
+
+def encode(key: str, products: Products, header: Message) -> Message:
+    """Message of an output ``NAME``, its compressed twin ``NAME/compressed``, or a series."""
+    name, _, twin = key.partition("/")
+    output = OUTPUTS[name] if name in OUTPUTS else SERIES[name]
+    make = output.compress if twin else output.encode
+    assert make is not None, "only what has a compressed twin is asked for one"
+    return make(products, header)
