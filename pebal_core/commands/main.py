@@ -6,9 +6,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from jsonargparse import ArgumentParser
-
 from ..errors import PebalError
+from ..installation import explained_imports
 
 COMMANDS = {
     "predict": "labels, energy and overlays of images, folders and videos",
@@ -39,10 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"pebal: there is no command '{name}'; choose one of: {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
-    command = importlib.import_module(f".{name.replace('-', '_')}", __package__)
-    parser = ArgumentParser(prog=f"pebal {name}", description=COMMANDS[name])
-    command.add_arguments(parser)
     try:
+        with explained_imports():
+            from jsonargparse import ArgumentParser
+
+            command = importlib.import_module(f".{name.replace('-', '_')}", __package__)
+        parser = ArgumentParser(prog=f"pebal {name}", description=COMMANDS[name])
+        command.add_arguments(parser)
         return command.run(parser.instantiate(parser.parse_args(words[1:]))) or 0
     except PebalError as error:
         print(f"pebal {name}: {error}", file=sys.stderr)
