@@ -20,7 +20,7 @@ from pebal_core.detector import Result
 
 from .images import RgbImage, to_compressed, to_message
 from .parameters import Settings
-from .qos import try_publish, unmet_request
+from .qos import create_publisher, try_publish, unmet_request
 
 
 class Products:
@@ -95,12 +95,12 @@ class CameraOutputs:
         for name in names:
             # Like image_transport: the suffix follows the name after remapping.
             topic = node.resolve_topic_name(prefix + name)
-            self._publishers[name] = node.create_publisher(Image, topic, qos)
+            self._publishers[name] = create_publisher(node, Image, topic, qos)
             if FORMATS[name].codec:
-                self._publishers[f"{name}/compressed"] = node.create_publisher(
-                    CompressedImage, f"{topic}/compressed", qos
+                self._publishers[f"{name}/compressed"] = create_publisher(
+                    node, CompressedImage, f"{topic}/compressed", qos
                 )
-        self._camera_info = node.create_publisher(CameraInfo, f"{prefix}camera_info_out", qos)
+        self._camera_info = create_publisher(node, CameraInfo, f"{prefix}camera_info_out", qos)
 
     def destroy(self) -> None:
         for publisher in (*self._publishers.values(), self._camera_info):
