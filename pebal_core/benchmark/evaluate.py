@@ -158,6 +158,8 @@ class SetBenchmark:
         )
         if self.data.ids.classes:
             segmentation = self._segmentation()
+            if self.operating.rules is None:
+                return SetResult(info, segmentation=segmentation)
             reason = "not defined: a set of classes labels no outliers"
             score = Score(segmentation.images, segmentation.pixels, 0, reason, objects=self._objects())
             return SetResult(info, {self.main: score}, segmentation)
@@ -203,8 +205,9 @@ class SetBenchmark:
         assert forward.confidence is not None
         calibration.update(forward.confidence, forward.labels, frame.target, name=name)
         main, inliers = forward.scores[self.main], np.where(frame.target == VOID, VOID, INLIER).astype(np.uint8)
-        objects = self.operating.plain(main, inliers, frame.target, name)
+        objects: Record = {}
         if self.operating.rules is not None:
+            objects.update(self.operating.plain(main, inliers, frame.target, name))
             objects.update(self.operating.after_rules(main, main, inliers, forward.labels, frame.target, name))
         spent = time.perf_counter() - scored
         miou = segmentation.labelled_miou()

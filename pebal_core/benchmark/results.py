@@ -225,7 +225,8 @@ class Run:
 class SetResult:
     """Everything of one data set; `segmentation` is empty where the set labels no classes.
 
-    A set of classes has the main score alone, whose only figures are its `objects`: every one reported is false.
+    A set of classes has the main score alone, if a threshold is stored for it. Its only figures are its `objects`: all
+    that are reported are false.
     """
 
     set: SetInfo

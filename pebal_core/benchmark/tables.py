@@ -173,9 +173,10 @@ def terminal_tables(results: Results) -> list[Table]:
         for row in rows:
             tables[-1].add_row(*row, style="bold" if row[2] == results.run.main_score else "")
     if objects := object_rows(results, with_intervals=False):
-        tables.append(Table(*OBJECT_HEAD, title=f"{title}, objects"))
+        shown = OBJECT_HEAD.index("FROC score") + 1  # the recalls at each rate would not fit
+        tables.append(Table(*OBJECT_HEAD[:shown], title=f"{title}, objects"))
         for row in objects:
-            tables[-1].add_row(*row)
+            tables[-1].add_row(*row[:shown])
     if classes := class_rows(results):
         tables.append(Table(*CLASS_HEAD, title=title))
         for row in classes:
