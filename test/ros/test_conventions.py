@@ -1,4 +1,4 @@
-"""What users of ROS expect of every node: qos_overrides, namespaces and remappings (use_sim_time: test_diagnostics.py)."""
+"""What users of ROS expect of every node: qos_overrides, namespaces, remappings (use_sim_time: test_diagnostics)."""
 
 from __future__ import annotations
 
