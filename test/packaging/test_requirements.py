@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -20,7 +21,14 @@ OPENCV = (
     "The package opencv-python-headless is too old: 4.6.0 is installed, 4.8 or newer is needed: "
     "pip install 'opencv-python-headless>=4.8'"
 )
-JSONARGPARSE = "The package jsonargparse is missing (4.35 or newer is needed): pip install 'jsonargparse>=4.35'"
+NEEDED = next(
+    requirement.partition(">=")[2].strip()
+    for requirement in importlib.metadata.requires("pebal_ros") or []
+    if requirement.startswith("jsonargparse") and "extra" not in requirement
+)
+JSONARGPARSE = (
+    f"The package jsonargparse is missing ({NEEDED} or newer is needed): pip install 'jsonargparse>={NEEDED}'"
+)
 TORCH = "The package torch is too old: 1.13.1 is installed, 2.4 or newer is needed: pip install 'torch>=2.4'"
 
 
