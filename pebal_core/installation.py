@@ -1,7 +1,7 @@
 """One sentence in place of a traceback where an installed package is missing, too old, or made for another NumPy.
 
-    with explained_imports():
-        import torch
+with explained_imports():
+    import torch
 """
 
 from __future__ import annotations
