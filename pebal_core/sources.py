@@ -11,6 +11,7 @@ import numpy as np
 
 from .data.scenes import IMAGE_SUFFIXES, list_images, read_image
 from .errors import CutShortError, PebalError
+from .model_file import user_path
 
 COUNTING = (".mp4", ".m4v", ".mov", ".avi")
 """Containers that store their number of frames; that of others follows from duration and rate, within one percent."""
@@ -46,7 +47,7 @@ class FrameSource:
     def __init__(self, source: str | Path) -> None:
         self.source = str(source)
         self._files: list[Path] = []
-        path = Path(source).expanduser()
+        path = user_path(source)
         self.is_camera = self.source.isdecimal() and not path.exists()
         if self.is_camera:
             self.rate, self.count = self._probe(int(self.source), "The camera"), None
