@@ -30,7 +30,7 @@ from .passes import Outcome, Pass, Workers
 from .pictures import draw_frames
 from .protocols import SMALL_OBJECTS, Protocol
 from .results import STAGES, Components, Objects, Score, Segmentation, SetInfo, SetResult, save_curve
-from .shards import CountShards, Records, write_once
+from .shards import CountShards, Records, trusting, write_once
 
 FILTERED = "filtered"
 """Name beside the scores of the main score after the object rules, whose pooled figures give only a threshold."""
@@ -260,8 +260,9 @@ class SetBenchmark:
         """What `sum_up` wrote, if it holds for the images that are done."""
         if not self._figures.is_file():
             return None
-        values = json.loads(self._figures.read_text())
-        return values if values["images"] == len(self.first.records.done()) else None
+        with trusting(self._figures):
+            values = json.loads(self._figures.read_text())
+            return values if values["images"] == len(self.first.records.done()) else None
 
     def _pooled(self) -> dict[str, PooledResult]:
         values = self._summed_up() or {"scores": {}}

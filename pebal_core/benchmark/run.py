@@ -43,7 +43,7 @@ from .passes import Outcome, Pass, Workers
 from .protocols import PROTOCOLS
 from .report import write_report
 from .results import RESULTS, RUN, Results, Run
-from .shards import Records, write_once
+from .shards import Records, trusting, write_once
 from .tables import markdown, terminal_tables
 
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "onnxruntime")
@@ -114,9 +114,11 @@ def run_benchmark(request: Request) -> int:
             for benchmark in benchmarks:
                 bar.name(f"{benchmark.name}: figures")
                 benchmark.first.join(workers)
-                benchmark.sum_up()
+                with trusting(benchmark.folder):
+                    benchmark.sum_up()
         for benchmark in benchmarks:
-            second = benchmark.prepare_components(workers)
+            with trusting(benchmark.folder):
+                second = benchmark.prepare_components(workers)
             if second is not None:
                 bar.add(second)
                 second.work(workers)
@@ -130,8 +132,10 @@ def run_benchmark(request: Request) -> int:
                 benchmark.second.join(workers)
             bar.name(f"{benchmark.name}: intervals and pictures")
             bar.update()
-            failed += benchmark.failures().values()
-            if (result := benchmark.result()) is not None:
+            with trusting(benchmark.folder):
+                failed += benchmark.failures().values()
+                result = benchmark.result()
+            if result is not None:
                 results.sets[benchmark.name] = result
     results.run = replace(run, seconds=time.monotonic() - clock)
     results.save(request.out)
@@ -287,9 +291,10 @@ def _max_logits(statistics: Pass, reader: ScoreReader) -> tuple[Tensor, Tensor]:
     if failures:
         raise PebalError(f"{len(failures)} training images failed; the first: {next(iter(failures.values()))}")
     total = MaxLogitStatistics(len(reader.detector.info.class_names))
-    for index in statistics.records.done():
-        total.merge(MaxLogitStatistics.from_state(statistics.records.read(index)))
-    return total.compute()
+    with trusting(statistics.records.folder):
+        for index in statistics.records.done():
+            total.merge(MaxLogitStatistics.from_state(statistics.records.read(index)))
+        return total.compute()
 
 
 def _describe(

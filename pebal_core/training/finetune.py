@@ -36,7 +36,7 @@ from ..networks import KeptClasses, SegmentationNetwork, upsample
 from ..ranges import COUNT, RATE, SHARE, SIDE, check_ranges
 from ..scores import free_energy
 from .calibrate import calibrate
-from .run import AveragedWeights, RunConfig, TrainingModule, find_checkpoint, make_trainer
+from .run import AveragedWeights, RunConfig, TrainingModule, find_checkpoint, fit, make_trainer
 from .samples import DataConfig, TrainingSamples, ValidationScenes, open_outliers
 from .stream import Sample
 
@@ -128,7 +128,7 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
     trainer = make_trainer(config.trainer, out, averaging)
     if checkpoint is None:
         trainer.validate(module, verbose=False)
-    trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+    fit(trainer, module, checkpoint)
     if trainer.is_global_zero and trainer.global_step == config.trainer.steps:
         save_model(out / "last.safetensors", module.answering[0], info)
         for name in ("best", "last"):
