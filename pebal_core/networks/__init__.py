@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..errors import PebalError
+from .anomaly_branch import AnomalyBranch
 from .base import SegmentationNetwork, upsample
 from .espnetv2 import ESPNetv2
 from .kept_classes import KeptClasses
@@ -18,7 +19,13 @@ def kept_classes(num_outputs: int = 20, *, network: str, own_trunk: bool, **argu
     return KeptClasses(energy, classes, own_trunk)
 
 
+def anomaly_branch(num_outputs: int = 20, *, network: str, width: int = 48, **arguments: object) -> AnomalyBranch:
+    """`AnomalyBranch` on a network of this name and arguments."""
+    return AnomalyBranch(build_network(network, num_outputs, **arguments), width)
+
+
 NETWORKS: dict[str, Callable[..., SegmentationNetwork]] = {
+    "anomaly_branch": anomaly_branch,
     "deeplabv3plus": DeepLabV3Plus,
     "deeplabv3plus_wide_resnet38": DeepLabV3PlusWideResNet38,
     "espnetv2": ESPNetv2,
@@ -45,4 +52,4 @@ def build_network(name: str, num_outputs: int = 20, **arguments: object) -> Segm
         raise PebalError(f"Network '{name}' cannot be built with {arguments}: {error}") from error
 
 
-__all__ = ["NETWORKS", "KeptClasses", "SegmentationNetwork", "build_network", "upsample"]
+__all__ = ["NETWORKS", "AnomalyBranch", "KeptClasses", "SegmentationNetwork", "build_network", "upsample"]
