@@ -21,9 +21,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--min-side", type=int, default=480, help="leave out images with a shorter side (pixels)")
     parser.add_argument(
         "--rule",
-        choices=("images", "instances"),
+        choices=("images", "instances", "known"),
         default="images",
-        help="leave out whole images that show a road user or traffic sign (reference), or only those instances",
+        help="leave out whole images that show a road user or traffic sign (reference), or only those instances; "
+        "known: the people and vehicles alone, for data.known",
     )
 
 
