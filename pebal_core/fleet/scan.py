@@ -1,0 +1,139 @@
+"""One source of a triage: its moments in a folder of their own, which appears whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ..data.scenes import IMAGE_SUFFIXES
+from ..detector import AnomalyDetector
+from ..errors import PebalError
+from ..footage import Frame, FrameSource, is_recording
+from ..footage.bags import METADATA
+from ..outputs import ObjectOptions, ObjectReader
+from .events import EventFinder, Moment, batches
+
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg")
+VERSION = 1
+"""Of what a scan stores; another one is computed anew."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of every source."""
+
+    top: int
+    """Moments that are kept of each source."""
+    topic: str
+    rate: float
+    """Frames per second that are looked at; 0: all."""
+    batch: int
+    objects: ObjectOptions
+
+
+def expand(paths: list[str]) -> list[str]:
+    """Sources behind the paths, each once: a folder that is no recording and holds no images stands for its content.
+
+    Raises:
+        PebalError: a folder without any source.
+    """
+    found: list[str] = []
+    for given in paths:
+        path = Path(given).expanduser()
+        within = _within(path) if path.is_dir() else [given]
+        if not within:
+            raise PebalError(f"The folder {path} holds neither recordings nor videos nor images.")
+        found += within
+    return list(dict.fromkeys(found))
+
+
+def _within(folder: Path) -> list[str]:
+    entries = sorted(folder.iterdir())
+    if any(entry.name == METADATA for entry in entries):
+        return [str(folder)]
+    if any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in entries if entry.is_file()):
+        return [str(folder)]
+    found = []
+    for entry in entries:
+        if entry.is_file() and (is_recording(entry) or entry.suffix.lower() in VIDEO_SUFFIXES):
+            found.append(str(entry))
+        elif entry.is_dir():
+            found += _within(entry)
+    return found
+
+
+def key(source: str, request: Request, model_sha256: str) -> str:
+    """Name of the source's folder: another file, model or setting has another."""
+    path = Path(source).expanduser()
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    identity = json.dumps([VERSION, str(path.resolve()), stats, asdict(request), model_sha256], sort_keys=True)
+    return f"{path.name or path.resolve().name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+
+
+def scan(
+    source: str, folder: Path, request: Request, detector: AnomalyDetector, advance: Callable[[int], None]
+) -> None:
+    """Look at every frame of a source and write its moments to a folder.
+
+    Args:
+        folder: does not exist yet; it appears with everything in it.
+        advance: called with the number of frames done.
+
+    Raises:
+        PebalError: the source cannot be read to its end, or the disk is full.
+    """
+    footage = FrameSource(source, request.topic if is_recording(Path(source).expanduser()) else "")
+    if footage.is_camera:
+        raise PebalError(f"The source {source} is a camera, which never ends: record it first.")
+    read = ObjectReader(request.objects, detector.info, footage)
+    finder = EventFinder(source, request.top, read.settings.threshold)
+    for batch in batches(_thinned(footage, request.rate), request.batch):
+        images = [frame.image for frame in batch]
+        results = [detector(images[0])] if len(images) == 1 else detector(images)
+        for frame, result in zip(batch, results):
+            finder.add(frame, read(frame, result), read.ignored(*result.energy.shape))
+        advance(len(batch))
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        part.mkdir(parents=True)
+        moments = []
+        for number, kept in enumerate(finder.finish()):
+            (part / f"{number:04d}.jpg").write_bytes(kept.image)
+            (part / f"{number:04d}_overlay.jpg").write_bytes(kept.overlay)
+            moments.append(kept.moment.as_json())
+        (part / "moments.json").write_text(
+            json.dumps({"source": source, "skipped": footage.skipped, "moments": moments}, indent=1)
+        )
+        part.rename(folder)
+    except OSError as error:
+        raise PebalError(f"{folder} could not be written: {error.strerror}; free space or choose another --out.") from (
+            error
+        )
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def stored(folder: Path) -> list[tuple[Moment, Path]]:
+    """Moments that a scan wrote, with the path of the image of each; ``NAME_overlay.jpg`` lies beside it."""
+    content = json.loads((folder / "moments.json").read_text())
+    moments = [Moment.from_json(values) for values in content["moments"]]
+    return [(moment, folder / f"{number:04d}.jpg") for number, moment in enumerate(moments)]
+
+
+def _thinned(footage: FrameSource, rate: float) -> Iterator[Frame]:
+    """Frames at the given rate at most; 0: all."""
+    due = 0.0
+    last = 0.0
+    for frame in footage:
+        if frame.seconds < last:
+            due = frame.seconds  # the clock was set back
+        last = frame.seconds
+        if not rate or frame.seconds >= due - 1e-9:
+            due = max(due + 1 / rate, frame.seconds) if rate else 0.0
+            yield frame
