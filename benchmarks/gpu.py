@@ -13,6 +13,7 @@ Medians after a warm-up, by clocks that wait for the device; stages by the devic
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import multiprocessing
@@ -24,11 +25,9 @@ import sys
 import tempfile
 import time
 import traceback
+from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-# The first look for GPUs must not start CUDA in this process, from which the parts are forked.
-os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 import cv2
 import numpy as np
@@ -39,11 +38,17 @@ BUDGETS = {
     # seconds of a whole run, and of a quick one
     "machine": (20, 15),
     "parity": (60, 30),
-    "inference": (90, 40),
-    "node": (45, 20),
+    "inference": (120, 50),
+    "training": (50, 25),
+    "node": (40, 15),
+    "steps": (30, 20),
+    "loading": (75, 35),
+    "onnx": (40, 20),
+    "compiled": (60, 30),
 }
 """The parts in their order."""
 REQUIRED = ("machine",)
+FORK = multiprocessing.get_context("fork")
 
 
 def main() -> None:
@@ -54,10 +59,9 @@ def main() -> None:
     parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto", help="cpu: at toy size")
     parser.add_argument("--seconds", type=float, help="budget of the whole run; 350, or 115 with --quick")
     arguments = parser.parse_args()
-    end = time.monotonic() + (arguments.seconds or (115 if arguments.quick else 350))
-    device = arguments.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    allowed = arguments.seconds if arguments.seconds is not None else 115 if arguments.quick else 350
+    end = time.monotonic() + allowed
+    device = find_device() if arguments.device == "auto" else arguments.device
     report: dict[str, Any] = {
         "command": " ".join(sys.argv),
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -65,23 +69,37 @@ def main() -> None:
         "toy": device == "cpu",
         "parts": {},
     }
+    log = arguments.out.with_suffix(".log")
+    log.write_text("")
     for name in BUDGETS:
         if name in (*REQUIRED, *arguments.parts):
             budget = min(BUDGETS[name][arguments.quick], end - time.monotonic())
-            report["parts"][name] = part = run_part(name, device, arguments.quick, budget)
+            report["parts"][name] = part = run_part(name, device, arguments.quick, budget, log)
             write(arguments.out, report)
             show(name, part)
-    print(f"\n{arguments.out} holds all of this.")
+    goals = [(name, row) for name, part in report["parts"].items() for row in part["rows"] if "goal" in row]
+    print("\n### Goals\n\n| part | what | goal | met |\n|---|---|---|---|")
+    for name, row in goals:
+        print(f"| {name} | {row['name']} | {row['goal']} | {'yes' if row['met'] else 'NO'} |")
+    print(f"\n{arguments.out} holds all of this, {log} what the parts printed.")
 
 
-def run_part(name: str, device: str, quick: bool, budget: float) -> dict[str, Any]:
+def find_device() -> str:
+    """Looked for in another process: CUDA must not start in this one, from which the parts are forked."""
+    process = FORK.Process(target=lambda: sys.exit(0 if torch.cuda.is_available() else 1))
+    process.start()
+    process.join()
+    return "cpu" if process.exitcode else "cuda"
+
+
+def run_part(name: str, device: str, quick: bool, budget: float, log: Path) -> dict[str, Any]:
     """Status, reason, seconds and rows of a part, which runs in a process of its own."""
     if budget <= 1:
         return {"status": "skipped", "reason": "the time of the whole run is over", "seconds": 0.0, "rows": []}
     with tempfile.TemporaryDirectory() as folder:
         rows, problem = Path(folder) / "rows", Path(folder) / "problem"
         started = time.monotonic()
-        process = multiprocessing.get_context("fork").Process(target=work, args=(name, device, quick, rows, problem))
+        process = FORK.Process(target=work, args=(name, device, quick, rows, problem, log))
         process.start()
         process.join(budget)
         status, reason = "done", ""
@@ -97,9 +115,13 @@ def run_part(name: str, device: str, quick: bool, budget: float) -> dict[str, An
         return {"status": status, "reason": reason, "seconds": round(time.monotonic() - started, 1), "rows": found}
 
 
-def work(name: str, device: str, quick: bool, rows: Path, problem: Path) -> None:
+def work(name: str, device: str, quick: bool, rows: Path, problem: Path, log: Path) -> None:
     """In the process of a part."""
     os.setsid()  # so that it can be ended with all its workers
+    with log.open("a") as stream:
+        for number in (1, 2):
+            os.dup2(stream.fileno(), number)
+    print(f"### {name}", flush=True)
     bench = Bench(device, quick, rows)
     try:
         if name == "machine":
@@ -119,10 +141,8 @@ def work(name: str, device: str, quick: bool, rows: Path, problem: Path) -> None
 def stop(process: multiprocessing.process.BaseProcess) -> None:
     """End a part and whatever it started."""
     assert process.pid is not None
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.join()
 
 
@@ -130,11 +150,11 @@ def machine(bench: Bench) -> None:
     """Device, driver and versions, and how fast the device multiplies and copies."""
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     versions["opencv"] = cv2.__version__
-    for package in ("triton", "onnxruntime", "lightning"):
+    for package in ("triton", "onnxruntime", "onnxruntime-gpu", "lightning"):
         try:
-            versions[package] = str(importlib.import_module(package).__version__)
-        except ImportError as error:
-            versions[package] = f"none ({error})"
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "none"
     bench.row("versions", **versions)
     cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
     bench.row("processor", model=cpu.partition(": ")[2], cores=len(os.sched_getaffinity(0)))
@@ -148,12 +168,12 @@ def machine(bench: Bench) -> None:
             driver = f"unknown ({error})"
         bench.row(
             "device",
-            name=properties.name,
+            model=properties.name,
             memory_gb=properties.total_memory / 1e9,
             capability=f"{properties.major}.{properties.minor}",
             driver_power_clock=driver,
             cuda=torch.version.cuda,
-            cudnn=torch.backends.cudnn.version(),
+            cudnn=torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         )
     one, other = (torch.randn(side, side, device=bench.device, dtype=kind) for _ in range(2))
     seconds = bench.seconds(lambda: one @ other, 10)

@@ -7,7 +7,7 @@ ros2 launch pebal_ros anomaly.launch.py source:=drive.mp4 rviz:=true
 import os
 from pathlib import Path
 
-from ament_index_python.packages import get_package_share_directory
+from ament_index_python.packages import get_package_share_directory, get_packages_with_prefixes
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable, Shutdown
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
@@ -48,6 +48,10 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     # launch_ros only warns, and the node would run with other parameters than the user thinks.
     if not Path(given["params_file"]).is_file():
         raise FileNotFoundError(f"There is no parameter file '{given['params_file']}': correct params_file.")
+
+    if given["rviz"].lower() == "true" and "rviz2" not in get_packages_with_prefixes():
+        line = f"sudo apt install ros-{os.environ.get('ROS_DISTRO', 'DISTRO')}-rviz2"
+        raise FileNotFoundError(f"rviz:=true needs rviz2, which is not installed: {line}, or leave rviz out.")
 
     # Images need larger shared memory than Fast DDS has by default. Up to Jazzy it knows only the old name of the
     # variable; later ones take both, and complain when both name one file.

@@ -7,6 +7,8 @@ result.labels, result.energy  # H×W uint8 trainIds, H×W float32 nats
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,8 @@ import numpy as np
 
 from .engines import Engine
 from .engines.selection import Settings, select
-from .errors import PebalError
+from .errors import EngineError, PebalError
+from .integrity import SIDES
 from .model_file import ModelInfo, file_sha256, resolve_model
 
 ENGINES = ("auto", "torch", "onnxruntime")
@@ -37,6 +40,8 @@ class Result:
 class AnomalyDetector:
     """A model, loaded on one engine and device.
 
+    Threads may share it: one after the other gets its answer. A forked process may not, and is told so.
+
     Args:
         engine: runs the network.
         info: description of the model.
@@ -47,6 +52,8 @@ class AnomalyDetector:
     def __init__(self, engine: Engine, info: ModelInfo, model_path: Path, reason: str = "") -> None:
         self.engine, self.info, self.model_path, self.reason = engine, info, model_path, reason
         self.model_sha256 = file_sha256(model_path)
+        self._process = os.getpid()
+        self._turn = threading.Lock()  # engines reuse their buffers from call to call
 
     @classmethod
     def load(
@@ -77,6 +84,8 @@ class AnomalyDetector:
             raise PebalError(f"There is no engine '{engine}'; choose one of: {', '.join(ENGINES)}.")
         if precision not in PRECISIONS:
             raise PebalError(f"There is no precision '{precision}'; choose one of: {', '.join(PRECISIONS)}.")
+        if input_size is not None:
+            check_input_size(input_size)
         settings = Settings(device, precision, input_size, smoothing)
         return cls(*select(resolve_model(model), engine, settings))
 
@@ -108,12 +117,16 @@ class AnomalyDetector:
         """Labels and energy of one image H×W×3 uint8 RGB, or of a list of images of one size as one batch.
 
         Raises:
-            PebalError: wrong type or shape, sides under 16 pixels, or images of different sizes.
+            PebalError: wrong type or shape, sides under 16 pixels, images of different sizes, or a process that was
+                forked after loading.
+            EngineError: energies that are not finite, or an answer of another shape.
         """
         batch = [images] if isinstance(images, np.ndarray) else list(images)
         if not batch:
             return []
         for image in batch:
+            if not isinstance(image, np.ndarray):
+                raise PebalError(f"An image must be a NumPy array H×W×3 uint8 RGB, not {type(image).__name__}.")
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 raise PebalError(f"An image must be H×W×3 uint8 RGB; this one is {image.shape} {image.dtype}.")
             if min(image.shape[:2]) < MIN_SIDE:
@@ -121,10 +134,46 @@ class AnomalyDetector:
             if image.shape != batch[0].shape:
                 raise PebalError(f"Images of one batch must have one size; got {batch[0].shape} and {image.shape}.")
         stacked = batch[0][None] if len(batch) == 1 else np.stack(batch)
-        labels, energy = self.engine(np.require(stacked, requirements=["C", "W"]))
+        if os.getpid() != self._process:  # whose threads and GPU contexts this one has not: it would hang
+            raise PebalError("The detector was loaded before this process was forked; load it here, or start by spawn.")
+        with self._turn:
+            labels, energy = self.engine(np.require(stacked, requirements=["C", "W"]))
+        _check(labels, energy, stacked.shape[:3])
         results = [Result(*pair) for pair in zip(labels, energy)]
         return results[0] if isinstance(images, np.ndarray) else results
 
     def warm_up(self, height: int, width: int) -> None:
         """Run once at this size, so that the first real frame is not the slow one."""
         self(np.zeros((height, width, 3), np.uint8))
+
+
+def check_input_size(size: tuple[int, int]) -> None:
+    """Refuse a (height, width) at which no network runs.
+
+    Raises:
+        PebalError: it is neither (0, 0), the image's own size, nor two sides within `SIDES`.
+    """
+    low, high = SIDES
+    if list(size) != [0, 0] and (
+        len(size) != 2 or any(type(side) is not int or not low <= side <= high for side in size)
+    ):
+        raise PebalError(
+            f"The input size must be two sides of {low} to {high} pixels, or 0 0 for the image's own; it is "
+            f"{' '.join(map(str, size))}."
+        )
+
+
+def _check(labels: np.ndarray, energy: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Refuse an answer that cannot be one; a sum tells of NaN and infinity in a hundredth of the time of a frame.
+
+    A comparison with NaN is false, so it would raise no alarm anywhere.
+    """
+    if labels.shape != shape or energy.shape != shape:
+        raise EngineError(f"The engine answers {labels.shape} and {energy.shape} to images {shape}; check the model.")
+    with np.errstate(all="ignore"):
+        total = energy.sum(dtype=np.float32)
+    if not np.isfinite(total) and (bad := np.count_nonzero(~np.isfinite(energy))):
+        raise EngineError(
+            f"{bad} of {energy.size} energies are not finite; set precision to fp32 if it is less, and check "
+            f"the device and the model."
+        )

@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from .errors import PebalError
 from .labels import OUTLIER, VOID
 from .networks.base import upsample
+from .ranges import NATS, WEIGHT, check_ranges
 from .scores import gaussian_blur
 
 OUTLIER_ABSTENTION_WEIGHT = 0.1
@@ -70,6 +71,15 @@ class LossConfig:
     sparsity_weight: float = 5e-4
 
     def __post_init__(self) -> None:
+        weights = ("entropy", "energy", "hinge", "smoothness", "sparsity")
+        check_ranges(
+            self,
+            penalty=WEIGHT,
+            penalty_floor=WEIGHT,
+            inlier_margin=NATS,
+            outlier_margin=NATS,
+            **{f"{name}_weight": WEIGHT for name in weights},
+        )
         if self.penalty is not None and self.penalty <= 0:
             raise PebalError(f"The abstention penalty must be positive, not {self.penalty}; null makes it adaptive.")
         if self.penalty_floor <= 0:

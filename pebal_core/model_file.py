@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -217,8 +218,11 @@ def onnx_with_info(content: bytes, info: ModelInfo) -> bytes:
     return model.SerializeToString()
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
     """Write to a temporary name beside the target and rename.
+
+    Args:
+        durable: wait until the disk has it, so that it outlasts a loss of power too.
 
     Raises:
         PebalError: the folder cannot be written or the disk is full.
@@ -229,11 +233,14 @@ def write_atomically(path: Path, content: bytes) -> None:
         with temporary.open("wb") as stream:
             stream.write(content)
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         temporary.replace(path)
-    except OSError as error:
-        if temporary.exists():
-            temporary.unlink()
+    except BaseException as error:  # Ctrl-C among them
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise PebalError(
             f"{path} could not be written: {error.strerror}; free space or choose another place."
         ) from error

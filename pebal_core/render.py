@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def label_colors(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.nda
 
 
 class VideoWriter:
-    """MP4 of RGB frames; the size follows from the first.
+    """MP4 of RGB frames; the size follows from the first. The file appears, whole, when it is closed.
 
     Raises:
         PebalError: the file cannot be written, or a frame has another size than the first.
@@ -68,6 +69,7 @@ class VideoWriter:
 
     def __init__(self, path: Path, rate: float) -> None:
         self.path, self.rate = path, rate
+        self._part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
         self._writer: cv2.VideoWriter | None = None
         self._shape: tuple[int, ...] = ()
 
@@ -75,7 +77,7 @@ class VideoWriter:
         if self._writer is None:
             self._shape = image.shape
             fourcc = cv2.VideoWriter.fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(str(self.path), fourcc, self.rate, (image.shape[1], image.shape[0]))
+            self._writer = cv2.VideoWriter(str(self._part), fourcc, self.rate, (image.shape[1], image.shape[0]))
             if not self._writer.isOpened():
                 raise PebalError(f"The video {self.path} cannot be written; choose another folder.")
         if image.shape != self._shape:
@@ -85,3 +87,4 @@ class VideoWriter:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.release()
+            self._part.replace(self.path)

@@ -20,14 +20,14 @@ from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
-from pebal_core.errors import PebalError
+from pebal_core.errors import CutShortError, PebalError
 from pebal_core.footage import Frame, FrameSource
 
 from . import process
 from .messages import to_message
 from .parameters import Spec, declare
 from .process import Finish
-from .qos import BEST_EFFORT, RELIABLE, keep_last, try_publish
+from .qos import BEST_EFFORT, RELIABLE, create_publisher, keep_last, try_publish
 
 Decoded: TypeAlias = "tuple[Frame, Time | None] | PebalError | None"
 """A frame and, from a webcam, when it was read; or what ended the source: an error, or None for its end."""
@@ -76,8 +76,8 @@ class CameraPlayer(Node):
         self._frame_id = self.get_parameter("frame_id").value
         self._period = 1 / (self.get_parameter("rate").value or self._source.rate)
         qos = keep_last(self.get_parameter("reliability").value, KEPT)
-        self._images = self.create_publisher(Image, "image", qos)
-        self._infos = self.create_publisher(CameraInfo, "camera_info", qos)
+        self._images = create_publisher(self, Image, "image", qos)
+        self._infos = create_publisher(self, CameraInfo, "camera_info", qos)
         self._stopping = threading.Event()
         self._decoded: queue.Queue[Decoded] = queue.Queue(DECODED_AHEAD)
         self._decoding = threading.Thread(target=self._decode, name="decoding")
@@ -122,11 +122,14 @@ class CameraPlayer(Node):
     def _frames(self) -> Iterator[Frame]:
         number = 0
         while True:
-            for frame in self._source:
-                yield frame
-                number += 1
-                if number == self._count:
-                    return
+            try:
+                for frame in self._source:
+                    yield frame
+                    number += 1
+                    if number == self._count:
+                        return
+            except CutShortError as error:
+                self.get_logger().warning(str(error), once=True)
             if not self._loop:
                 return
 

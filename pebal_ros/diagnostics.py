@@ -154,6 +154,7 @@ def model_values(detector: AnomalyDetector, settings: Settings) -> dict[str, str
         "network": detector.info.network,
         "engine": detector.engine_name,
         "device": detector.device_name,
+        "engine notes": " ".join(detector.notes) or "none",
         "threshold (nats)": "none" if settings.threshold is None else f"{settings.threshold:g}",
         "score limits (nats)": f"{settings.score_min:g} … {settings.score_max:g}",
     }

@@ -16,7 +16,7 @@ from pebal_core.outputs import OUTPUTS, Products, encode
 
 from .messages import message_class, plain, to_ros
 from .parameters import Settings
-from .qos import try_publish, unmet_request
+from .qos import create_publisher, try_publish, unmet_request
 
 
 class CameraOutputs:
@@ -39,12 +39,12 @@ class CameraOutputs:
                 continue
             # Like image_transport: the suffix follows the name after remapping.
             topic = node.resolve_topic_name(prefix + name)
-            self._publishers[name] = node.create_publisher(kind, topic, qos)
+            self._publishers[name] = create_publisher(node, kind, topic, qos)
             if output.compress is not None:
-                self._publishers[f"{name}/compressed"] = node.create_publisher(
-                    CompressedImage, f"{topic}/compressed", qos
+                self._publishers[f"{name}/compressed"] = create_publisher(
+                    node, CompressedImage, f"{topic}/compressed", qos
                 )
-        self._camera_info = node.create_publisher(CameraInfo, f"{prefix}camera_info_out", qos)
+        self._camera_info = create_publisher(node, CameraInfo, f"{prefix}camera_info_out", qos)
 
     def destroy(self) -> None:
         for publisher in (*self._publishers.values(), self._camera_info):

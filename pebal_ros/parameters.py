@@ -279,7 +279,8 @@ def declare(node: Node, specs: Sequence[Spec]) -> None:
 def unknown_names(given: Iterable[str], specs: Sequence[Spec]) -> list[str]:
     """Names of parameters given at start that neither a table nor rclpy itself declares."""
     known = {spec.name for spec in specs} | RCLPY_PARAMETERS
-    return sorted(name for name in given if name not in known and not name.startswith("qos_overrides."))
+    # Only publishers declare theirs: which QoS the node asks of a camera, input_reliability decides.
+    return sorted(name for name in given if name not in known and not re.match(r"qos_overrides\..*\.publisher", name))
 
 
 def refusal(specs: Sequence[Spec], name: str, value: Any) -> str | None:

@@ -14,7 +14,7 @@ from rclpy.impl.rcutils_logger import RcutilsLogger
 from sensor_msgs.msg import CameraInfo
 
 from pebal_core.detector import AnomalyDetector
-from pebal_core.errors import PebalError
+from pebal_core.errors import EngineError, PebalError
 from pebal_core.footage.ros_images import RgbImage
 from pebal_core.outputs import Products
 
@@ -158,6 +158,9 @@ class Pipeline:
                 jobs = [job for job in jobs if not self._superseded(job)]
             images = [job.image for job in jobs]
             results = [self._detector(images[0])] if len(images) == 1 else self._detector(images)
+        except EngineError as error:
+            self._fail(jobs, error)
+            return
         except PebalError as error:  # the image's fault, not the engine's
             for job in jobs:
                 self._refuse(job.camera, str(error))

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+from rclpy.exceptions import InvalidParameterTypeException
+from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSDurabilityPolicy, QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+
+from pebal_core.errors import PebalError
 
 RELIABLE = "reliable"
 BEST_EFFORT = "best_effort"
@@ -18,6 +24,20 @@ def keep_last(reliability: str, depth: int = 1) -> QoSProfile:
         depth=depth,
         reliability=QoSReliabilityPolicy.RELIABLE if reliability == RELIABLE else QoSReliabilityPolicy.BEST_EFFORT,
     )
+
+
+def create_publisher(node: Node, message_type: type, topic: str, qos: QoSProfile) -> Publisher[Any]:
+    """A publisher whose history, depth and reliability the parameters `qos_overrides.TOPIC.publisher.…` override.
+
+    Raises:
+        PebalError: an override is not acceptable.
+    """
+    options = QoSOverridingOptions.with_default_policies()
+    try:  # rclpy writes the overrides into the profile it is given
+        return node.create_publisher(message_type, topic, copy.copy(qos), qos_overriding_options=options)
+    except (RuntimeError, InvalidParameterTypeException) as error:
+        where = f"qos_overrides.{node.resolve_topic_name(topic)}.publisher"
+        raise PebalError(f"A parameter of {where} is not acceptable: {error}.") from error
 
 
 def reliability_name(profile: QoSProfile) -> str:

@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("setup.py", "setup.cfg", "pyproject.toml", "constraints.txt", "scripts/install.py")
+SOURCES = ("setup.py", "requirements.txt", "setup.cfg", "pyproject.toml", "constraints.txt", "scripts/install.py")
 DISK_NEEDED = 12.0
 """GB: what is installed, and what pip keeps of the downloads."""
 MODULES = (

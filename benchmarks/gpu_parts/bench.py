@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import json
 import statistics
 import time
@@ -50,6 +52,7 @@ class Bench:
     def __init__(self, device: str, quick: bool, out: Path) -> None:
         self.device, self.quick, self.out = torch.device(device), quick, out
         self.toy = device == "cpu"
+        self._loaded: dict[str, tuple[SegmentationNetwork, ModelInfo]] = {}
 
     def row(self, name: str, **figures: Any) -> None:
         """Report figures: numbers, texts or lists of them."""
@@ -73,21 +76,38 @@ class Bench:
             turns.append(time.perf_counter() - started)
         return statistics.median(turns)
 
-    def peak_megabytes(self, call: Callable[[], Any]) -> float | None:
-        """Greatest memory that tensors held on the GPU during a call, weights included; None on the CPU."""
+    def peak_megabytes(self, call: Callable[[], Any], reserved: bool = False) -> float | None:
+        """Greatest memory that tensors held on the GPU during a call, weights included; None on the CPU.
+
+        Args:
+            reserved: what PyTorch took from the GPU instead: with it comes what graphs hold for their activations.
+        """
         if self.toy:
             call()
             return None
         self.wait()
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self.device)
         call()
         self.wait()
-        return torch.cuda.max_memory_allocated(self.device) / 1e6
+        peak = torch.cuda.max_memory_reserved if reserved else torch.cuda.max_memory_allocated
+        return peak(self.device) / 1e6
 
     def free(self) -> None:
         """Give back what PyTorch keeps of the GPU's memory."""
         if not self.toy:
+            gc.collect()
             torch.cuda.empty_cache()
+
+    def goal(self, text: str, met: bool) -> dict[str, Any]:
+        """Part of a row: a goal and whether it is met; nothing at toy size, where no speed means anything."""
+        return {} if self.toy else {"goal": text, "met": bool(met)}
+
+    def load(self, name: str) -> tuple[SegmentationNetwork, ModelInfo]:
+        """A network of `NETWORKS` on the CPU, in eval mode, the caller's own."""
+        if name not in self._loaded:
+            self._loaded[name] = make(name, self.device)
+        return copy.deepcopy(self._loaded[name])
 
 
 def _plain(value: Any) -> Any:
@@ -96,8 +116,8 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (int, str, bool, list, dict, type(None))) else str(value)
 
 
-def load(name: str) -> tuple[SegmentationNetwork, ModelInfo]:
-    """A network of `NETWORKS` on the CPU, in eval mode: the shipped starter, or random weights.
+def make(name: str, device: torch.device) -> tuple[SegmentationNetwork, ModelInfo]:
+    """A network of `NETWORKS` on the CPU, in eval mode: the shipped starter, or random weights, drawn on a device.
 
     Random weights get the BatchNorm statistics of a photograph and logits that spread over some nats, so that
     activations have the size that those of a trained network have, and labels are not decided by rounding.
@@ -106,14 +126,15 @@ def load(name: str) -> tuple[SegmentationNetwork, ModelInfo]:
         network, info = load_model("starter")
         return network.eval(), info
     torch.manual_seed(0)
-    network, info = build_network(NETWORKS[name]), ModelInfo(NETWORKS[name])
+    with device:
+        network, info = build_network(NETWORKS[name]), ModelInfo(NETWORKS[name])
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         elif isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # statistics of all that is seen
     network.train()
-    images = normalised(photograph(Size(96, 160))[None], info)
+    images = normalised(photograph(Size(96, 160))[None], info).to(device)
     with torch.no_grad():
         network(images)
         last = [module for module in network.eval().modules() if isinstance(module, nn.Conv2d)][-1]
@@ -121,9 +142,9 @@ def load(name: str) -> tuple[SegmentationNetwork, ModelInfo]:
         scale = 4 / logits.std()
         last.weight.mul_(scale)
         if last.bias is None:
-            last.bias = nn.Parameter(torch.zeros(last.out_channels))
+            last.bias = nn.Parameter(torch.zeros(last.out_channels, device=device))
         last.bias.copy_(6 - scale * logits.mean((0, 2, 3)))
-    return network, info
+    return network.cpu(), info
 
 
 def photograph(size: Size) -> np.ndarray:

@@ -16,7 +16,7 @@ from pebal_core.labels import OUTLIER, VOID
 from pebal_core.losses import pebal_loss
 from pebal_core.networks import SegmentationNetwork
 
-from .bench import Bench, Size, Straightforward, average_precision, load, normalised, scenes
+from .bench import Bench, Size, Straightforward, average_precision, normalised, scenes
 
 ALLOWED = 1e-3
 """Greatest difference in fp32 without TF32, as a share of the standard deviation."""
@@ -37,7 +37,7 @@ def run(bench: Bench) -> None:
     size = Size(64, 96) if bench.toy else Size(256, 512)
     names = ["starter", "espnetv2"] if bench.toy and bench.quick else ["starter", "espnetv2", "wide_resnet38"]
     for name in names:
-        network, info = load(name)
+        network, info = bench.load(name)
         images, masks = scenes(size, 2)
         with tf32(False):
             logits_and_gradients(bench, name, network, normalised(images, info), masks)
@@ -94,12 +94,11 @@ def logits_and_gradients(
 
 def energies(bench: Bench, name: str, images: np.ndarray, masks: np.ndarray) -> None:
     """The engine in every precision beside the straightforward way in fp32 on the CPU."""
-    labels, energy = Straightforward(*load(name), torch.device("cpu"), half=False)(images)
+    labels, energy = Straightforward(*bench.load(name), torch.device("cpu"), half=False)(images)
     before = average_precision(energy, masks)
     for precision in ("fp32", "tf32", "fp16", "bf16"):
         with tf32(precision != "fp32"):
-            network, info = load(name)
-            engine = TorchEngine(network, info, str(bench.device), precision.replace("tf32", "fp32"))
+            engine = TorchEngine(*bench.load(name), str(bench.device), precision.replace("tf32", "fp32"))
             answer = [engine(images) for _ in range(2)][-1]  # the second comes from a graph, where there is one
         moved = np.abs(answer[1] - energy)
         ap = average_precision(answer[1], masks)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..detector import AnomalyDetector
+from ..detector import AnomalyDetector, check_input_size
 from ..engines.logits import Logits, LogitsEngine
 from ..errors import PebalError
 from ..labels import CITYSCAPES_CLASSES
@@ -80,6 +80,8 @@ def load_onnx(path: Path, input_size: tuple[int, int] | None = None) -> AnomalyD
         raise PebalError("Benchmarking an ONNX file needs ONNX Runtime: pip install onnxruntime.") from error
     if not path.is_file():
         raise PebalError(f"There is no model '{path}'.")
+    if input_size is not None:
+        check_input_size(input_size)
     metadata = scan(path.read_bytes(), str(path)).metadata
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from ..losses import LossConfig
 from ..model_file import write_atomically
+from ..ranges import Number
 from ..training.finetune import FinetuneConfig, finetune
 from .train import read_config
 
@@ -42,7 +43,10 @@ def variants(loss: LossConfig, fixed_penalty: float) -> dict[str, LossConfig]:
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--config", action="config", help="a configuration of pebal train")
     parser.add_argument(
-        "--fixed-penalty", type=float, default=144.0, help="a of the fixed penalty; E² at an energy of -12 by default"
+        "--fixed-penalty",
+        type=Number(1e-6, 1e6),
+        default=144.0,
+        help="a of the fixed penalty; E² at an energy of -12 by default",
     )
     parser.add_argument("--one-class", type=str, default="laptop", help="COCO category of the one-class run")
     parser.add_argument("--variants", type=str, nargs="+", help="names of the variants to run; default: all")

@@ -21,6 +21,7 @@ from ..data.sequences import SequenceFrame, open_sequences
 from ..errors import PebalError
 from ..labels import VOID
 from ..objects import ObjectRules, TrackRules
+from ..ranges import Number, Whole
 from ..scores import SCORES
 from .model_options import add_model_arguments, load_detector
 
@@ -44,10 +45,14 @@ def add_arguments(parser: ArgumentParser) -> None:
         help=f"of {', '.join(SCORES)}, each also with _raw or _smoothed; default: all, both ways",
     )
     parser.add_argument("--sml-images", type=Path, help="folder of training images, for the statistics of sml")
-    parser.add_argument("--inlier-ids", type=int, nargs="+", default=[0], help="in the labels of a folder pair")
-    parser.add_argument("--anomaly-ids", type=int, nargs="+", default=[1])
-    parser.add_argument("--void-ids", type=int, nargs="*", default=[VOID])
-    parser.add_argument("--patience", type=float, default=600.0, help="seconds until silent processes count as dead")
+    parser.add_argument(
+        "--inlier-ids", type=Whole(0, 255), nargs="+", default=[0], help="in the labels of a folder pair"
+    )
+    parser.add_argument("--anomaly-ids", type=Whole(0, 255), nargs="+", default=[1])
+    parser.add_argument("--void-ids", type=Whole(0, 255), nargs="*", default=[VOID])
+    parser.add_argument(
+        "--patience", type=Number(1, 1e6), default=600.0, help="seconds until silent processes count as dead"
+    )
     add_model_arguments(parser)
 
 

@@ -17,6 +17,7 @@ from rich.progress import track
 from ..data.scenes import SCENE_SETS, open_scenes
 from ..footage import FrameSource
 from ..model_file import rewrite_info
+from ..ranges import Number, Whole
 from ..training.calibrate import calibrate
 from .model_options import add_model_arguments, add_topic_argument, load_detector
 
@@ -25,8 +26,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("source", type=str, help="footage without anomalies, or with --layout a data set's folder")
     add_topic_argument(parser)
     parser.add_argument("--out", type=Path, required=True, help="the model file to write")
-    parser.add_argument("--false-alarms", type=float, default=0.01, help="share of inlier pixels above the threshold")
-    parser.add_argument("--frames", type=int, help="use this many frames at most (a camera needs it)")
+    parser.add_argument(
+        "--false-alarms", type=Number(1e-6, 0.5), default=0.01, help="share of inlier pixels above the threshold"
+    )
+    parser.add_argument("--frames", type=Whole(1, 10**9), help="use this many frames at most (a camera needs it)")
     parser.add_argument("--layout", choices=sorted(SCENE_SETS), help="the source is a labelled data set")
     parser.add_argument("--split", type=str, default="val", help="of the labelled data set")
     add_model_arguments(parser)

@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from ..checkpoints import load_checkpoint
 from ..errors import PebalError
 from ..model_file import save_model
+from ..ranges import Whole
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -16,7 +17,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("out", type=Path, help="the .safetensors file to write")
     parser.add_argument("--source", type=str, default="", help="where the checkpoint came from; kept in the model file")
     parser.add_argument("--licence", type=str, default="", help="of the weights; kept in the model file")
-    parser.add_argument("--seed", type=int, default=0, help="of the abstention row, where the checkpoint has none")
+    parser.add_argument(
+        "--seed", type=Whole(0, 2**32 - 1), default=0, help="of the abstention row, where the checkpoint has none"
+    )
 
 
 def run(args: Namespace) -> None:

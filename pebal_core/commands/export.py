@@ -15,6 +15,8 @@ from jsonargparse import ArgumentParser, Namespace
 from ..data.anomaly_sets import open_set
 from ..data.scenes import list_images, read_image
 from ..errors import PebalError
+from ..integrity import SIDES
+from ..ranges import Whole
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 """Of scikit-image: those in colour."""
@@ -26,7 +28,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
         "--input-size",
-        type=int,
+        type=Whole(*SIDES),
         nargs=2,
         metavar=("H", "W"),
         help="size at which the network runs, whatever the image's; default: as the model says, else --dynamic",

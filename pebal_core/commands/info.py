@@ -6,10 +6,12 @@ from dataclasses import fields
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..engines.selection import model_info
-from ..model_file import ModelInfo, file_sha256, resolve_model
+from ..integrity import read_tensors
+from ..model_file import ONNX, ModelInfo, file_sha256, resolve_model
 
 _UNITS = {"threshold": " nats", "energy_range": " nats"}
 
@@ -21,9 +23,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> None:
     path = resolve_model(args.model)
     info = model_info(path)
-    table = Table("field", "value", title=str(path), show_header=False)
+    table = Table("field", "value", title=_plain(str(path)), show_header=False)
     table.add_row("size", f"{path.stat().st_size / 1e6:.1f} MB")
     table.add_row("sha256", file_sha256(path))
+    if path.suffix != ONNX:  # whose graph `model_info` has verified
+        confirmed = read_tensors(path)[1]
+        table.add_row(
+            "tensors", "as they were written" if confirmed else "plausible; the file stores no digest of them"
+        )
     for name in (f.name for f in fields(ModelInfo) if f.name != "palette"):
         value = getattr(info, name)
         if isinstance(value, dict):
@@ -32,5 +39,10 @@ def run(args: Namespace) -> None:
             text = ", ".join(map(str, value))
         else:
             text = "-" if value in (None, "") else str(value)
-        table.add_row(name, text + (_UNITS.get(name, "") if value is not None else ""))
+        table.add_row(name, _plain(text + (_UNITS.get(name, "") if value is not None else "")))
     Console().print(table)
+
+
+def _plain(text: str) -> str:
+    """Text of a file without anything that a terminal would obey."""
+    return escape("".join(c if c.isprintable() or c == "\n" else "�" for c in text))

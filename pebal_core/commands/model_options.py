@@ -7,6 +7,8 @@ import sys
 from jsonargparse import ArgumentParser, Namespace
 
 from ..detector import ENGINES, PRECISIONS, AnomalyDetector
+from ..integrity import SIDES
+from ..ranges import Whole
 
 
 def add_topic_argument(parser: ArgumentParser) -> None:
@@ -22,7 +24,7 @@ def add_model_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     parser.add_argument(
         "--input-size",
-        type=int,
+        type=Whole(0, SIDES[1]),
         nargs=2,
         metavar=("H", "W"),
         help="size at which the network runs; default: as the model says, 0 0: the image's own",

@@ -20,6 +20,7 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColum
 from ..errors import PebalError
 from ..footage import FrameSource
 from ..outputs import ObjectReader
+from ..ranges import Whole
 from .model_options import add_model_arguments, add_topic_argument, load_detector
 from .object_options import add_object_arguments, object_options
 from .results import CHOICES, DEFAULT_OUTPUTS, BagResults, FolderResults, Results
@@ -39,7 +40,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help=f"topics of --out-bag, of: {', '.join(CHOICES)}; default: {' '.join(DEFAULT_OUTPUTS)}",
     )
     parser.add_argument("--with-images", action="store_true", help="copy the camera's images to --out-bag as well")
-    parser.add_argument("--frames", type=int, default=0, help="stop after this many; 0: all")
+    parser.add_argument("--frames", type=Whole(0, 10**9), default=0, help="stop after this many; 0: all")
     add_model_arguments(parser)
     add_object_arguments(parser)
 
@@ -57,19 +58,22 @@ def run(args: Namespace) -> int:
         alarms = read.settings.threshold is not None
         places.append(BagResults(args.out_bag, source, args.outputs, args.with_images, alarms))
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns) as progress, ExitStack() as stack:
-        for place in places:
-            stack.enter_context(place)
-        total = min(args.frames, source.count or args.frames) if args.frames else source.count
-        task = progress.add_task(f"{detector.engine_name} on {detector.device_name}", total=total)
-        for number, frame in enumerate(source, start=1):
-            products = read(frame, detector(frame.image))
+    number = 0
+    try:
+        with Progress(*columns) as progress, ExitStack() as stack:
             for place in places:
-                place.write(frame, products)
-            progress.advance(task)
-            if number == args.frames:
-                break
-    left_out = f"; {source.skipped} malformed images were skipped" if source.skipped else ""
-    where = " and ".join(str(path) for path in (args.out, args.out_bag) if path is not None)
-    print(f"Results of {number} frames are in {where}{left_out}.")
+                stack.enter_context(place)
+            total = min(args.frames, source.count or args.frames) if args.frames else source.count
+            task = progress.add_task(f"{detector.engine_name} on {detector.device_name}", total=total)
+            for number, frame in enumerate(source, start=1):
+                products = read(frame, detector(frame.image))
+                for place in places:
+                    place.write(frame, products)
+                progress.advance(task)
+                if number == args.frames:
+                    break
+    finally:  # what there is so far is kept, whatever ends the run
+        left_out = f"; {source.skipped} malformed images were skipped" if source.skipped else ""
+        where = " and ".join(str(path) for path in (args.out, args.out_bag) if path is not None)
+        print(f"Results of {number} frames are in {where}{left_out}.")
     return 1 if source.skipped else 0

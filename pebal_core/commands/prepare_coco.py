@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.progress import track
 
 from ..data.coco import prepare_coco
+from ..ranges import Whole
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -18,7 +19,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--only", type=str, nargs="+", default=[], metavar="CATEGORY", help="keep these categories alone"
     )
-    parser.add_argument("--min-side", type=int, default=480, help="leave out images with a shorter side (pixels)")
+    parser.add_argument(
+        "--min-side", type=Whole(0, 65_536), default=480, help="leave out images with a shorter side (pixels)"
+    )
     parser.add_argument(
         "--rule",
         choices=("images", "instances"),

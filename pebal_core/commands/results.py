@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import numpy as np
 from ..errors import PebalError
 from ..footage import Frame, FrameSource
 from ..footage.bag_writer import BagWriter
+from ..model_file import write_atomically
 from ..outputs import OUTPUTS, SERIES, Message, Products, encode, messages
 from ..render import VideoWriter
 from .object_options import number_map
@@ -68,7 +70,7 @@ class FolderResults:
         self._lines.write(json.dumps(line) + "\n")
         _write_image(self.folder / "labels" / f"{frame.name}.png", products.labels)
         _write_image(self.folder / "objects" / f"{frame.name}.png", number_map(objects, *products.energy.shape))
-        np.save(self.folder / "energy" / f"{frame.name}.npy", products.energy)
+        _write_array(self.folder / "energy" / f"{frame.name}.npy", products.energy)
         _write_image(self.folder / "overlay" / f"{frame.name}.jpg", products.overlay[..., ::-1])
         if self._video is not None:
             self._video.write(products.overlay)
@@ -133,5 +135,13 @@ def _make_folder(folder: Path) -> None:
 
 
 def _write_image(path: Path, image: np.ndarray) -> None:
-    if not cv2.imwrite(str(path), image):
-        raise PebalError(f"{path} could not be written; free space or choose another --out.")
+    written, content = cv2.imencode(path.suffix, image)
+    if not written:
+        raise PebalError(f"{path} of {image.shape} cannot be encoded; use a smaller image.")
+    write_atomically(path, content.tobytes(), durable=False)
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    content = io.BytesIO()
+    np.save(content, array)
+    write_atomically(path, content.getvalue(), durable=False)

@@ -17,6 +17,7 @@ from rich.table import Table
 from ..detector import AnomalyDetector
 from ..errors import PebalError
 from ..labels import OUTLIER, VOID
+from ..ranges import Whole
 from ..training.finetune import FinetuneConfig
 from ..training.samples import TrainingSamples, open_outliers
 from .train import read_config
@@ -28,7 +29,9 @@ BAR = 28
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--config", action="config", help="a configuration of pebal train; its model and data are used")
-    parser.add_argument("--samples", type=int, default=100, help="number of training samples to look at")
+    parser.add_argument(
+        "--samples", type=Whole(1, 1_000_000), default=100, help="number of training samples to look at"
+    )
     parser.add_class_arguments(FinetuneConfig)
 
 

@@ -4,7 +4,7 @@ Writes ``index.html`` (a page that needs no other file), ``moments.csv``, ``clip
 images, ready for labelling or training. Moments with confirmed objects come first, then the energy decides; what
 belongs to one event is one moment, and what looks like a moment that is shown is left out. A run that was killed goes
 on where it stopped: what is done of each source lies in ``sources/``. A source that cannot be read is named, the others
-are done, and the exit status is 1.
+are done, and the exit status is 1; so it is where a source ends early, of which what came before counts.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ..errors import PebalError
 from ..fleet.scan import Request
 from ..fleet.triage import triage
+from ..ranges import Number, Whole
 from .model_options import add_model_arguments, add_topic_argument, load_detector
 from .object_options import add_object_arguments, object_options
 
@@ -26,16 +26,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     add_topic_argument(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--top", type=int, default=50, help="moments to show")
-    parser.add_argument("--rate", type=float, default=0.0, help="frames per second to look at; 0: all")
-    parser.add_argument("--batch", type=int, default=1, help="frames that go through the network at once")
+    parser.add_argument("--top", type=Whole(1, 100_000), default=50, help="moments to show")
+    parser.add_argument("--rate", type=Number(0, 1000), default=0.0, help="frames per second to look at; 0: all")
+    parser.add_argument("--batch", type=Whole(1, 1024), default=1, help="frames that go through the network at once")
     add_model_arguments(parser)
     add_object_arguments(parser)
 
 
 def run(args: Namespace) -> int:
-    if args.top < 1 or args.batch < 1 or args.rate < 0:
-        raise PebalError("--top and --batch must be positive, and --rate must not be negative.")
     detector = load_detector(args)
     request = Request(args.top, args.topic, args.rate, args.batch, object_options(args, detector.info))
     return 1 if triage(args.sources, args.out, request, detector, args.top) else 0

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import PebalError
 from ..labels import OUTLIER
+from ..ranges import SHARE, check_ranges
 from .coco import Instance, OutlierImage, OutlierSet
 from .cutouts import Cutout, cut_out, harmonise, paste, random_blob, random_texture, resize, soften, vary
 
@@ -88,6 +89,19 @@ class RichMix:
             bounds = getattr(self, name)
             if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
                 raise PebalError(f"{name} of the outlier mix must be two positive bounds in order, not {bounds}.")
+        check_ranges(
+            self,
+            count=(1, 1000),
+            height=(1e-3, 100),
+            anywhere=SHARE,
+            anywhere_height=(1e-3, 10),
+            shapes=SHARE,
+            color=SHARE,
+            tilt=(0, 180),
+            harmonise=SHARE,
+            blur=(0, 100),
+            distractors=(0, 100),
+        )
 
     def outliers(
         self, scene: Scene, horizon: int, objects: ObjectPool, rng: np.random.Generator, files: list[str]

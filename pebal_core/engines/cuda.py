@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import torch
@@ -100,7 +100,8 @@ class Graphed:
                     self._graphs[key] = self._capture(x)
                 except Exception as error:  # drivers fail in many ways, and memory may not suffice
                     self.reason = f"The CUDA graph of {self.title} is off ({sentence(error)})."
-                    torch.cuda.empty_cache()
+                    with suppress(Exception):
+                        torch.cuda.empty_cache()
             if key not in self._graphs:
                 return self._function(x)
         graph, place, answer = self._graphs[key]
@@ -111,7 +112,8 @@ class Graphed:
     def _capture(self, x: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, tuple[Tensor, ...]]:
         place = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
         place.copy_(x)
-        graph, here, side = torch.cuda.CUDAGraph(), torch.cuda.current_stream(x.device), torch.cuda.Stream(x.device)
+        graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(x.device)
+        side = torch.cuda.Stream(x.device)  # type: ignore[no-untyped-call]
         with fastest_convolutions():
             side.wait_stream(here)
             with torch.cuda.stream(side):  # capturing needs another stream, on which everything ran before
@@ -127,6 +129,11 @@ class Graphed:
         if not agree(answer, expected):
             raise RuntimeError("its answer is not that of plain PyTorch")
         return graph, place, answer
+
+
+def timer() -> torch.cuda.Event:
+    """An event that knows when it came."""
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
@@ -148,11 +155,11 @@ class Transfers:
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.reason = device, ""
-        self._up, self._down = (torch.cuda.Stream(device) for _ in range(2))
+        self._up, self._down = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]
 
     def upload(self, values: np.ndarray) -> tuple[Tensor, torch.cuda.Event]:
         """The values on the device, for the current stream, and an event at the beginning of the copy."""
-        source, start = torch.from_numpy(values), torch.cuda.Event(enable_timing=True)
+        source, start = torch.from_numpy(values), timer()
         pinned = self._pinned(source)
         here = torch.cuda.current_stream(self.device)
         with torch.cuda.stream(self._up):
@@ -164,7 +171,7 @@ class Transfers:
 
     def download(self, values: tuple[Tensor, ...]) -> tuple[list[Tensor], torch.cuda.Event]:
         """What is going to be the values on the host, and the event after which it is."""
-        end = torch.cuda.Event(enable_timing=True)
+        end = timer()
         self._down.wait_stream(torch.cuda.current_stream(self.device))
         copies = []
         with torch.cuda.stream(self._down):

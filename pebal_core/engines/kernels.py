@@ -1,8 +1,12 @@
 """Triton kernels that read labels and energy from logits on a GPU in one pass.
 
-Each output pixel mixes its four neighbouring logits of one class after the other in registers, so the K channels never
-exist at full resolution: per pixel 5 bytes are written in place of 80. With TRITON_INTERPRET=1 they also run on the CPU.
+Each output pixel mixes its four neighbouring logits of one class after the other in registers, so the K channels
+never exist at full resolution: 5 bytes are written per pixel, and not 80 more. With TRITON_INTERPRET=1 the kernels also
+run on the CPU.
 """
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
+# Triton reads the types of a kernel's arguments off each call.
 
 from __future__ import annotations
 
@@ -20,10 +24,10 @@ BLOCK = 256
 @triton.jit  # type: ignore[untyped-decorator]
 def _read(
     logits, labels, energy, rows, columns, height, width, row_step, column_step,
-    image_stride, class_stride, row_stride, column_stride, CLASSES: tl.constexpr, BLOCK: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+    image_stride, class_stride, row_stride, column_stride, classes: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
     """Running maximum, its class, and sum of exponentials (relative to that maximum) over the classes."""
-    x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.program_id(0) * block + tl.arange(0, block)
     y = tl.program_id(1)
     image = tl.program_id(2).to(tl.int64)
     inside = x < width
@@ -37,10 +41,10 @@ def _read(
     second_row = logits + image * image_stride + tl.minimum(top + 1, rows - 1).to(tl.int64) * row_stride
     near = left.to(tl.int64) * column_stride
     far = tl.minimum(left + 1, columns - 1).to(tl.int64) * column_stride
-    highest = tl.full([BLOCK], -float("inf"), tl.float32)
-    total = tl.zeros([BLOCK], tl.float32)
-    label = tl.zeros([BLOCK], tl.int32)
-    for k in range(CLASSES):
+    highest = tl.full([block], -float("inf"), tl.float32)
+    total = tl.full([block], 0, tl.float32)
+    label = tl.full([block], 0, tl.int32)
+    for k in range(classes):
         a = tl.load(first_row + near + k * class_stride, mask=inside, other=0.0).to(tl.float32)
         b = tl.load(first_row + far + k * class_stride, mask=inside, other=0.0).to(tl.float32)
         c = tl.load(second_row + near + k * class_stride, mask=inside, other=0.0).to(tl.float32)
@@ -55,8 +59,8 @@ def _read(
     tl.store(energy + pixel, -(highest + tl.log(total)), mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _reflect(i, size):  # type: ignore[no-untyped-def]
+@triton.jit
+def _reflect(i, size):
     """Index mirrored at both borders, which are not repeated."""
     i = tl.where(i < 0, -i, i)
     return tl.where(i >= size, 2 * size - 2 - i, i)
@@ -64,22 +68,22 @@ def _reflect(i, size):  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _blur(
-    energy, blurred, height, width, W0: tl.constexpr, W1: tl.constexpr, W2: tl.constexpr, W3: tl.constexpr,
-    BLOCK: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
-    """7×7 taps: weights W0 W1 W2 W3 W2 W1 W0 along both axes; the cache holds what the taps share."""
-    x = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    energy, blurred, height, width, w0: tl.constexpr, w1: tl.constexpr, w2: tl.constexpr, w3: tl.constexpr,
+    block: tl.constexpr,
+):  # fmt: skip
+    """7×7 taps: weights w0 w1 w2 w3 w2 w1 w0 along both axes; the cache holds what the taps share."""
+    x = tl.program_id(0) * block + tl.arange(0, block)
     y = tl.program_id(1)
     image = tl.program_id(2).to(tl.int64)
     inside = x < width
-    total = tl.zeros([BLOCK], tl.float32)
+    total = tl.full([block], 0, tl.float32)
     for i in tl.static_range(7):
         row = energy + (image * height + _reflect(y + i - 3, height)) * width
-        across = tl.zeros([BLOCK], tl.float32)
+        across = tl.full([block], 0, tl.float32)
         for j in tl.static_range(7):
             value = tl.load(row + _reflect(x + j - 3, width), mask=inside, other=0.0)
-            across += (W3 if j == 3 else W2 if j == 2 or j == 4 else W1 if j == 1 or j == 5 else W0) * value
-        total += (W3 if i == 3 else W2 if i == 2 or i == 4 else W1 if i == 1 or i == 5 else W0) * across
+            across += (w3 if j == 3 else w2 if j == 2 or j == 4 else w1 if j == 1 or j == 5 else w0) * value
+        total += (w3 if i == 3 else w2 if i == 2 or i == 4 else w1 if i == 1 or i == 5 else w0) * across
     tl.store(blurred + (image * height + y) * width + x, total, mask=inside)
 
 
@@ -92,7 +96,7 @@ def read(logits: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> tupl
     with torch.cuda.device_of(logits):
         _read[_grid(count, size)](
             logits, labels, energy, rows, columns, *size, row_step, column_step, *logits.stride(),
-            CLASSES=channels - 1, BLOCK=BLOCK,
+            classes=channels - 1, block=BLOCK,
         )  # fmt: skip
     return labels, energy
 
@@ -103,7 +107,7 @@ def blur(energy: Tensor) -> Tensor:
     blurred = torch.empty_like(energy)
     count, height, width = energy.shape
     with torch.cuda.device_of(energy):
-        _blur[_grid(count, (height, width))](energy, blurred, height, width, *GAUSSIAN[:4], BLOCK=BLOCK)
+        _blur[_grid(count, (height, width))](energy, blurred, height, width, *GAUSSIAN[:4], block=BLOCK)
     return blurred
 
 

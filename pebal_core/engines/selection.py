@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import PebalError
+from ..installation import explained_imports
 from ..model_file import ONNX, ModelInfo, file_sha256, load_model, read_info
 from . import Engine
 
@@ -115,9 +116,10 @@ def faster(one: Selected, other: Selected) -> Selected:
 
 
 def _on_torch(path: Path, settings: Settings) -> Selected:
-    from .torch import TorchEngine
+    with explained_imports():
+        from .torch import TorchEngine
 
-    network, info = load_model(path)
+        network, info = load_model(path)
     device, precision, input_size, smoothing = settings
     if input_size is None and info.input_size is not None:
         input_size = (info.input_size[0], info.input_size[1])

@@ -17,7 +17,7 @@ from ..networks import SegmentationNetwork
 from ..networks.centring import use_centring
 from ..networks.folding import fold, round_kernels
 from ..networks.winograd import use_winograd
-from .cuda import Answer, Function, Graphed, Guarded, Transfers
+from .cuda import Answer, Function, Graphed, Guarded, Transfers, timer
 from .logits import Logits, LogitsEngine
 from .machine import allotted_cores, keep_freed_memory, release_freed_memory
 
@@ -58,8 +58,7 @@ class TorchEngine(LogitsEngine):
         self.device_name = str(self.device)
         if self.device.type == "cuda":
             self.device_name += f" ({torch.cuda.get_device_name(self.device)})"
-        else:
-            use_this_machine()
+        use_this_machine()
         if precision == "auto":
             precision = "fp16" if self.device.type == "cuda" else "fp32"
         self.precision = precision
@@ -110,7 +109,7 @@ class TorchEngine(LogitsEngine):
         pixels, begin = self._transfers.upload(images)
         waited = time.perf_counter() - started
         stream = torch.cuda.current_stream(self.device)
-        prepared, inferred = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        prepared, inferred = timer(), timer()
         batch = self._preprocess(pixels, self.input_size)
         prepared.record(stream)
         (values,) = self._forward(batch)
@@ -156,7 +155,7 @@ class TorchEngine(LogitsEngine):
 
 
 def use_this_machine() -> None:
-    """Settings of the whole process by which inference on the CPU gains: kept memory, and a core for each thread."""
+    """Settings of the whole process by which inference gains: kept memory, and a core for each thread."""
     keep_freed_memory()
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), allotted_cores()))

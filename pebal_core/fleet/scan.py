@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..data.scenes import IMAGE_SUFFIXES
 from ..detector import AnomalyDetector
-from ..errors import PebalError
+from ..errors import CutShortError, PebalError
 from ..footage import Frame, FrameSource, is_recording
 from ..footage.bags import METADATA
 from ..outputs import ObjectOptions, ObjectReader
@@ -81,24 +81,29 @@ def scan(
 ) -> None:
     """Look at every frame of a source and write its moments to a folder.
 
+    Of a source that ends early, what came before counts, and the folder says so.
+
     Args:
         folder: does not exist yet; it appears with everything in it.
         advance: called with the number of frames done.
 
     Raises:
-        PebalError: the source cannot be read to its end, or the disk is full.
+        PebalError: the source cannot be read, or the disk is full.
     """
     footage = FrameSource(source, request.topic if is_recording(Path(source).expanduser()) else "")
     if footage.is_camera:
         raise PebalError(f"The source {source} is a camera, which never ends: record it first.")
     read = ObjectReader(request.objects, detector.info, footage)
     finder = EventFinder(source, request.top, read.settings.threshold)
-    for batch in batches(_thinned(footage, request.rate), request.batch):
+    problems: list[str] = []
+    for batch in batches(_until_cut(_thinned(footage, request.rate), problems), request.batch):
         images = [frame.image for frame in batch]
         results = [detector(images[0])] if len(images) == 1 else detector(images)
         for frame, result in zip(batch, results):
             finder.add(frame, read(frame, result), read.ignored(*result.energy.shape))
         advance(len(batch))
+    if footage.skipped:
+        problems.append(f"{source}: {footage.skipped} malformed images were skipped.")
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         part.mkdir(parents=True)
@@ -108,7 +113,7 @@ def scan(
             (part / f"{number:04d}_overlay.jpg").write_bytes(kept.overlay)
             moments.append(kept.moment.as_json())
         (part / "moments.json").write_text(
-            json.dumps({"source": source, "skipped": footage.skipped, "moments": moments}, indent=1)
+            json.dumps({"source": source, "problems": problems, "moments": moments}, indent=1)
         )
         part.rename(folder)
     except OSError as error:
@@ -119,11 +124,20 @@ def scan(
         shutil.rmtree(part, ignore_errors=True)
 
 
-def stored(folder: Path) -> list[tuple[Moment, Path]]:
-    """Moments that a scan wrote, with the path of the image of each; ``NAME_overlay.jpg`` lies beside it."""
+def stored(folder: Path) -> tuple[list[tuple[Moment, Path]], list[str]]:
+    """What a scan wrote: moments with the path of the image of each, beside which ``NAME_overlay.jpg`` lies, and
+    sentences on what of the source could not be read."""
     content = json.loads((folder / "moments.json").read_text())
     moments = [Moment.from_json(values) for values in content["moments"]]
-    return [(moment, folder / f"{number:04d}.jpg") for number, moment in enumerate(moments)]
+    return [(moment, folder / f"{number:04d}.jpg") for number, moment in enumerate(moments)], content["problems"]
+
+
+def _until_cut(frames: Iterator[Frame], problems: list[str]) -> Iterator[Frame]:
+    """The frames of a source; where it ends early, the sentence on it is added to the problems."""
+    try:
+        yield from frames
+    except CutShortError as error:
+        problems.append(str(error))
 
 
 def _thinned(footage: FrameSource, rate: float) -> Iterator[Frame]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import PebalError
+from ..errors import CutShortError, PebalError
 from .ros_images import decode
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class BagImages:
                 if image is not None:
                     yield number, (message, log_ns, image)
         if number + 1 < self.count:
-            raise PebalError(
+            raise CutShortError(
                 f"The recording {self.path} states {self.count} images on {self.topic}, but only {number + 1} could be "
                 f"read. {_remedy(self.path)}"
             )

@@ -12,12 +12,14 @@ import cv2
 import numpy as np
 
 from ..data.scenes import IMAGE_SUFFIXES, list_images, read_image
-from ..errors import PebalError
+from ..errors import CutShortError, PebalError
 from ..objects import CameraModel
 from .bags import BagImages, is_recording
 
 SLACK = 2.0
 """Seconds by which a stamp and its time of recording may drift apart within a recording."""
+COUNTING = (".mp4", ".m4v", ".mov", ".avi")
+"""Containers that store their number of frames; that of others follows from duration and rate, within one percent."""
 FOLDER_RATE = 10.0
 """Hz at which a folder of images is taken to have been recorded."""
 
@@ -62,7 +64,9 @@ class FrameSource:
         topic: of a recording, the image topic by its name or its type; empty: the only one.
 
     Raises:
-        PebalError: missing, unreadable or empty, or a recording without that topic.
+        PebalError: missing, unreadable or empty, or a recording without that topic; while iterating, an image that
+            cannot be read.
+        CutShortError: after the last frame that could be read, if that is not the last one.
     """
 
     rate: float
@@ -95,6 +99,7 @@ class FrameSource:
                 f"The source {source} does not exist: give a video, a recording, a folder of images or a camera index."
             )
         if self._files:
+            self._refuse_twins()
             read_image(self._files[0])
             self.rate, self.count = FOLDER_RATE, len(self._files)
 
@@ -185,8 +190,27 @@ class FrameSource:
             while True:
                 captured, image = capture.read()
                 if not captured:
-                    return
+                    return self._check_end(number)
                 yield Frame(f"{number:06d}", cv2.cvtColor(image, cv2.COLOR_BGR2RGB), number / self.rate)
                 number += 1
         finally:
             capture.release()
+
+    def _refuse_twins(self) -> None:
+        """Frames are called by their files' names without suffixes: of two of one name, one would hide the other."""
+        first: dict[str, Path] = {}
+        for path in self._files:
+            if first.setdefault(path.stem, path) != path:
+                raise PebalError(f"{first[path.stem]} and {path} have one name; rename one of them.")
+
+    def _check_end(self, read: int) -> None:
+        """Compare the frames that were read with what the container promises."""
+        if self.is_camera:
+            raise CutShortError(f"The camera {self.source} gave no more after {read} frames; check the device.")
+        count = self.count or 0
+        tolerated = 0 if Path(self.source).suffix.lower() in COUNTING else 1 + count // 100
+        if read < count - tolerated:
+            raise CutShortError(
+                f"The video {self.source} promises {count} frames, but only {read} can be read: it is truncated or "
+                f"damaged; copy it again."
+            )

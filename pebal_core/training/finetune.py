@@ -33,6 +33,7 @@ from ..metrics.pooled import PooledMetrics
 from ..metrics.segmentation import SegmentationMetrics
 from ..model_file import ModelInfo, file_sha256, load_model, resolve_model, save_model
 from ..networks import KeptClasses, SegmentationNetwork, upsample
+from ..ranges import COUNT, RATE, SHARE, SIDE, check_ranges
 from ..scores import free_energy
 from .calibrate import calibrate
 from .run import AveragedWeights, RunConfig, TrainingModule, find_checkpoint, make_trainer
@@ -79,6 +80,20 @@ class FinetuneConfig:
     """Share of the validation scenes' inlier pixels above the threshold that is stored with the model."""
     licence: str = ""
     """Licence of the resulting weights: it follows from the data."""
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            {"input_size": 2},
+            rate=(1e-12, RATE[1]),
+            trunk_rate=RATE,
+            decay_power=(0, 100),
+            decay_steps=COUNT,
+            rate_floor=RATE,
+            ema_decay=SHARE,
+            input_size=SIDE,
+            false_alarms=(1e-6, 0.5),
+        )
 
 
 def finetune(config: FinetuneConfig) -> dict[str, float]:

@@ -27,6 +27,7 @@ from ..labels import VOID
 from ..metrics.segmentation import SegmentationMetrics
 from ..model_file import ModelInfo, save_model
 from ..networks import SegmentationNetwork, build_network
+from ..ranges import RATE, SHARE, SIDE, WEIGHT, check_ranges
 from .calibrate import calibrate
 from .encoders import load_encoder
 from .run import AveragedWeights, RunConfig, TrainingModule, find_checkpoint, make_trainer
@@ -71,6 +72,23 @@ class PretrainConfig(RunConfig):
     """Store the convolution kernels as float16, which halves the file."""
     licence: str = ""
     """Licence of the resulting weights: it follows from the data."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(
+            self,
+            {"crop": 2, "scale": 2},
+            crop=SIDE,
+            scale=(0.01, 100),
+            color=SHARE,
+            camera=SHARE,
+            encoder_rate=RATE,
+            rate=RATE,
+            weight_decay=RATE,
+            class_balance=SHARE,
+            dice=WEIGHT,
+            ema_decay=SHARE,
+        )
 
 
 def pretrain(config: PretrainConfig) -> Path:

@@ -30,6 +30,7 @@ from ..errors import PebalError
 from ..metrics.segmentation import SegmentationMetrics
 from ..model_file import ModelInfo, write_atomically
 from ..networks import SegmentationNetwork
+from ..ranges import COUNT, SEED, check_ranges
 from .stream import SampleStream, stream_loader
 
 CHECKPOINT = "last.ckpt"
@@ -66,6 +67,22 @@ class RunConfig:
     """Continue from the last checkpoint of the same run."""
     wandb: str | None = None
     """Log to this Weights & Biases project as well; the key comes from ``wandb login`` and is never stored."""
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            steps=COUNT,
+            batch_size=(1, 65_536),
+            accumulate=(1, 65_536),
+            clip=(0, 1e9),
+            validate_every=COUNT,
+            checkpoint_every=COUNT,
+            stop_after=COUNT,
+            workers=(0, 1024),
+            seed=SEED,
+            devices=(1, 1024),
+            nodes=(1, 65_536),
+        )
 
 
 class TrainingModule(pl.LightningModule, ABC):

@@ -23,6 +23,7 @@ from ..data.outlier_mix import ObjectPool, RichMix, Scene, anomaly_mix, horizon_
 from ..data.scenes import SceneSet, check_scenes, open_scenes
 from ..errors import PebalError
 from ..labels import OUTLIER
+from ..ranges import COUNT, SHARE, SIDE, check_ranges
 from .stream import shuffled_index
 
 MEAN_COLOR = (124, 116, 104)
@@ -43,6 +44,9 @@ class SceneSource:
     """Height in pixels at which the network sees a scene at scale 1; None: as stored."""
     repeat: int = 1
     """How often each scene comes in one pass: the weight of a small set."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, height=SIDE, repeat=(1, 100_000))
 
 
 @dataclass
@@ -76,6 +80,21 @@ class DataConfig:
     """Every n-th scene of the validation sets is used."""
     check: bool = True
     """Read some scenes before training, and stop at mistakes in them."""
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            {"crop": 2},
+            outlier_share=(0, 0.999),
+            crop=SIDE,
+            scale=(0.01, 100),
+            mirror=SHARE,
+            color=SHARE,
+            camera=SHARE,
+            validation_every=COUNT,
+        )
+        if not self.scale:
+            raise PebalError("data.scale names no scale.")
 
 
 class TrainingSamples:

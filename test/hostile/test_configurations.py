@@ -1,4 +1,4 @@
-"""YAML configurations are data: nothing is imported, made or opened because one names it, and nothing is taken amiss."""
+"""YAML configurations are data: nothing is imported, made or opened because one names it, nothing is misread."""
 
 from __future__ import annotations
 

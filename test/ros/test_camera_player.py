@@ -112,3 +112,20 @@ def test_a_file_that_turns_bad_on_the_way_ends_it_after_the_good_ones(tmp_path: 
         assert process.exit_code(STARTUP) == 1
     client.close()
     assert len(images.messages) == 5 and str(broken) in process.output() and "Traceback" not in process.output()
+
+
+def test_a_truncated_video_is_a_warning(tmp_path: Path) -> None:
+    """Every frame that can be read is published; a player that loops goes on."""
+    path = tmp_path / "cut.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    for seed in range(12):
+        writer.write(np.random.default_rng(seed).integers(0, 256, (48, 64, 3), np.uint8))
+    writer.release()
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    parameters = {"source": path, "rate": 50.0, "loop": "true", "count": 20}
+    with NodeProcess("camera_player", tmp_path / "log", parameters, "-r", "__ns:=/cut") as process:
+        assert process.exit_code(STARTUP) == 0
+    output = process.output()
+    assert output.count("promises 12 frames, but only") == 1 and "[WARN]" in output
+    assert "Published 20 frames" in output

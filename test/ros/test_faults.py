@@ -16,7 +16,7 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 
 from .conftest import Rig, start_rig
-from .harness import PROMPT, STARTUP, Client, Inbox, NodeProcess, TestCamera, picture, values, wait_until
+from .harness import PROMPT, STARTUP, Client, Inbox, NodeProcess, TestCamera, frame_counts, picture, values, wait_until
 from .test_diagnostics import REFUSING
 
 IMAGE = "/rig/image"
@@ -69,6 +69,42 @@ def test_a_signal_during_an_inference_that_takes_long(
         assert time.monotonic() - started < PROMPT
     assert len(labels.messages) == 1
     assert "Error" not in rig.process.output() and "Traceback" not in rig.process.output()
+
+
+SPOILED_ENGINE = """
+import numpy as np
+from pebal_core.engines.torch import TorchEngine
+from pebal_ros.anomaly_node import main
+
+run, calls = TorchEngine.__call__, []
+
+def spoil(self, images):
+    labels, energy = run(self, images)
+    calls.append(1)
+    if len(calls) > 2:  # warm-up and one answer
+        energy[0, 5, 7] = np.nan
+    return labels, energy
+
+TorchEngine.__call__ = spoil
+main()
+"""
+
+
+def test_energies_that_are_not_finite_are_a_failure_of_the_engine(tmp_path: Path, tiny_model: Path) -> None:
+    """Counted, in the diagnostics, never published, and the end of the node when they repeat."""
+    with start_rig("/spoiled", tmp_path / "log", {"model": tiny_model}, script=SPOILED_ENGINE) as rig:
+        camera = rig.client.camera()
+        camera.wait_for_subscriber()
+        energy = rig.client.listen("energy")
+        energy.wait_for(camera.send(picture()))
+        camera.send(picture())
+        rig.client.status("/spoiled/image", lambda s: frame_counts(s)["failed"] == 1)
+        status = rig.client.status("model", lambda s: s.level == DiagnosticStatus.ERROR)
+        assert "EngineError: 1 of 15360 energies are not finite" in status.message
+        camera.send_until(lambda: not rig.process.running)
+        assert rig.process.exit_code() == 1
+    assert len(energy.messages) == 1
+    assert "5 times in a row; the node ends." in rig.process.output()
 
 
 def test_a_camera_process_that_is_killed_and_comes_back(rig: Rig, labels: Inbox, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import cv2
 import pytest
-from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
+from ament_index_python.packages import PackageNotFoundError, get_package_share_directory, get_packages_with_prefixes
 from diagnostic_msgs.msg import DiagnosticStatus
 
 from .harness import PROMPT, REPOSITORY, STARTUP, Client, picture
@@ -74,6 +74,11 @@ def test_launch_with_footage_until_interrupted_twice(tmp_path: Path, tiny_model:
     [
         ("params_file:=nowhere.yaml", "There is no parameter file 'nowhere.yaml'"),
         ("rviz:=ture", 'Argument "rviz" provided value "ture" is not valid'),
+        pytest.param(
+            "rviz:=true",
+            "rviz:=true needs rviz2, which is not installed: sudo apt install ros-",
+            marks=pytest.mark.skipif("rviz2" in get_packages_with_prefixes(), reason="rviz2 is installed"),
+        ),
         ("loop:=maybe", 'Argument "loop" provided value "maybe" is not valid'),
     ],
 )

@@ -1,0 +1,82 @@
+"""Every number that a user gives has its range; outside it is refused with the range, before anything runs."""
+
+from __future__ import annotations
+
+import math
+from argparse import ArgumentTypeError
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import PebalError
+from .integrity import SIDES
+
+Range = tuple[float, float]
+"""Least and greatest value."""
+COUNT: Range = (1, 1_000_000_000)
+SHARE: Range = (0, 1)
+RATE: Range = (0, 10)
+"""Of learning."""
+WEIGHT: Range = (0, 1e6)
+NATS: Range = (-1000, 1000)
+SIDE: Range = SIDES
+SEED: Range = (0, 2**32 - 1)
+
+
+def check_ranges(config: Any, lengths: dict[str, int] | None = None, **ranges: Range) -> None:
+    """Refuse fields of a configuration that lie outside their ranges; None and words stay as they are.
+
+    Args:
+        config: a dataclass.
+        lengths: of lists that have a fixed one.
+        ranges: of numbers and of the items of lists, by the name of the field.
+
+    Raises:
+        PebalError: the message names field, range and value.
+    """
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        items = value if isinstance(value, list) else [value]
+        count = (lengths or {}).get(name)
+        if value is not None and count is not None and len(items) != count:
+            raise PebalError(f"{name} takes {count} numbers, not {len(items)}: {value}.")
+        for item in items:
+            if isinstance(item, (int, float)) and not low <= item <= high:
+                raise PebalError(f"{name} must lie between {low:g} and {high:g}; it is {item:g}.")
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Type of an option that takes a whole number within bounds, for `ArgumentParser.add_argument`."""
+
+    low: int
+    high: int
+
+    def __call__(self, text: Any) -> int:
+        return int(_within(text, self, self.low, self.high, whole=True))
+
+    def __repr__(self) -> str:
+        return f"a whole number from {self.low} to {self.high}"
+
+
+@dataclass(frozen=True)
+class Number:
+    """Type of an option that takes a number within bounds."""
+
+    low: float
+    high: float
+
+    def __call__(self, text: Any) -> float:
+        return _within(text, self, self.low, self.high, whole=False)
+
+    def __repr__(self) -> str:
+        return f"a number from {self.low:g} to {self.high:g}"
+
+
+def _within(text: Any, kind: Whole | Number, low: float, high: float, whole: bool) -> float:
+    try:
+        value = math.nan if isinstance(text, bool) else int(text) if whole and isinstance(text, str) else float(text)
+    except (ValueError, TypeError, OverflowError):
+        value = math.nan
+    if not low <= value <= high or (whole and value != int(value)):
+        raise ArgumentTypeError(f"it takes {kind!r}, not {text!s:.40}")
+    return value
