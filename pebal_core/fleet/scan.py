@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -36,8 +36,32 @@ class Request:
     objects: ObjectOptions
 
 
+@dataclass(frozen=True)
+class ModelChoice:
+    """The model and where it runs, as for `AnomalyDetector.load`."""
+
+    model: str
+    engine: str = "auto"
+    device: str = "auto"
+    precision: str = "auto"
+    input_size: tuple[int, int] | None = None
+
+    def load(self) -> AnomalyDetector:
+        return AnomalyDetector.load(self.model, self.engine, self.device, self.precision, self.input_size)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A source to be scanned, and the folder for its result."""
+
+    source: str
+    folder: Path
+
+
 def expand(paths: list[str]) -> list[str]:
-    """Sources behind the paths, each once: a folder that is no recording and holds no images stands for its content.
+    """Absolute paths of the sources that paths stand for, each once.
+
+    A folder that is no recording and holds no images stands for what lies in it.
 
     Raises:
         PebalError: a folder without any source.
@@ -45,7 +69,7 @@ def expand(paths: list[str]) -> list[str]:
     found: list[str] = []
     for given in paths:
         path = Path(given).expanduser()
-        within = _within(path) if path.is_dir() else [given]
+        within = _within(path.absolute()) if path.is_dir() else [str(path.absolute())]
         if not within:
             raise PebalError(f"The folder {path} holds neither recordings nor videos nor images.")
         found += within
@@ -91,8 +115,6 @@ def scan(
         PebalError: the source cannot be read, or the disk is full.
     """
     footage = FrameSource(source, request.topic if is_recording(Path(source).expanduser()) else "")
-    if footage.is_camera:
-        raise PebalError(f"The source {source} is a camera, which never ends: record it first.")
     read = ObjectReader(request.objects, detector.info, footage)
     finder = EventFinder(source, request.top, read.settings.threshold)
     problems: list[str] = []
@@ -122,6 +144,24 @@ def scan(
         )
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def scan_here(
+    jobs: Sequence[Job], request: Request, choice: ModelChoice, advance: Callable[[int], None]
+) -> Iterator[tuple[str, str]]:
+    """Scan in this process; yields each source and why it failed, or "".
+
+    Raises:
+        PebalError: the model cannot be loaded.
+    """
+    detector = choice.load() if jobs else None
+    for job in jobs:
+        assert detector is not None
+        try:
+            scan(job.source, job.folder, request, detector, advance)
+            yield job.source, ""
+        except PebalError as error:
+            yield job.source, str(error)
 
 
 def stored(folder: Path) -> tuple[list[tuple[Moment, Path]], list[str]]:

@@ -4,46 +4,60 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ..detector import AnomalyDetector
-from ..errors import PebalError
+from ..model_file import file_sha256, resolve_model
+from .cluster import Cluster
 from .events import Moment, select
 from .gallery import Chosen, write_gallery
-from .scan import Request, expand, key, scan, stored
+from .scan import Job, ModelChoice, Request, expand, key, scan_here, stored
 
 SCANS = "sources"
 """Folder of the results per source."""
 
 
-def triage(sources: Sequence[str], out: Path, request: Request, detector: AnomalyDetector, top: int) -> int:
+def triage(
+    sources: Sequence[str], out: Path, request: Request, choice: ModelChoice, top: int, cluster: Cluster | None = None
+) -> int:
     """Scan what was not scanned before, and write the gallery; returns the number of problems with sources.
+
+    Args:
+        cluster: where the sources are scanned; None: in this process, one after the other.
 
     Raises:
         PebalError: there is no source, or the results cannot be written.
     """
     found = expand(list(sources))
-    folders = {source: out / SCANS / key(source, request, detector.model_sha256) for source in found}
-    failures: list[str] = []
-    entries: list[tuple[Moment, Path]] = []
+    model = resolve_model(choice.model).absolute()
+    sha256 = file_sha256(model)
+    choice = replace(choice, model=str(model))
+    folders = {source: out.absolute() / SCANS / key(source, request, sha256) for source in found}
+    missing = [Job(source, folder) for source, folder in folders.items() if not folder.is_dir()]
+    problems: dict[str, str] = {}
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress:
-        overall = progress.add_task("sources", total=len(found))
-        frames = progress.add_task(f"frames, {detector.engine_name} on {detector.device_name}", total=None)
-        for source, folder in folders.items():
-            try:
-                if not folder.is_dir():
-                    scan(source, folder, request, detector, lambda count: progress.advance(frames, count))
-                moments, problems = stored(folder)
-            except PebalError as error:
-                moments, problems = [], [str(error)]
-            entries += moments
-            failures += problems
-            for problem in problems:
-                print(f"pebal triage: {problem}", file=sys.stderr)
+        overall = progress.add_task("sources", total=len(found), completed=len(found) - len(missing))
+        frames = progress.add_task("frames", total=None)
+        done = (
+            scan_here(missing, request, choice, lambda count: progress.advance(frames, count))
+            if cluster is None
+            else cluster.scan(missing, request, choice)
+        )
+        for source, problem in done:
+            if problem:
+                problems[source] = problem
             progress.advance(overall)
+    entries: list[tuple[Moment, Path]] = []
+    failures: list[str] = []
+    for source, folder in folders.items():
+        moments, said = ([], [problems[source]]) if source in problems else stored(folder)
+        entries += moments
+        failures += said
+    for failure in failures:
+        print(f"pebal triage: {failure}", file=sys.stderr)
     paths = {id(moment): path for moment, path in entries}
     best, alike = select([moment for moment, _ in entries], top)
     chosen = [
@@ -53,7 +67,7 @@ def triage(sources: Sequence[str], out: Path, request: Request, detector: Anomal
     figures = {
         "sources": str(len(found)),
         "events": f"{len(entries)}, of which {alike} look like one that is shown",
-        "model": f"{detector.model_path.name} ({detector.model_sha256[:12]})",
+        "model": f"{model.name} ({sha256[:12]})",
     }
     write_gallery(out, chosen, figures, failures)
     print(f"{len(chosen)} moments of {len(entries)} events are in {out / 'index.html'}.")

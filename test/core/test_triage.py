@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -99,7 +100,9 @@ def test_a_folder_of_drives_becomes_a_ranked_gallery(tmp_path: Path) -> None:
     video.close()
     assert run(drives, "--out", out, "--top", "10") == 0
     rows = table(out)
-    shown = [(Path(row["source"]).name, float(row["first"]), float(row["last"]), int(row["objects"])) for row in rows]
+    shown: list[Any] = [
+        (Path(row["source"]).name, float(row["first"]), float(row["last"]), int(row["objects"])) for row in rows
+    ]
     assert shown == [
         ("one", pytest.approx(4.0), pytest.approx(4.7), 1),  # it is confirmed in the third frame
         ("two.bag", pytest.approx(1.0), pytest.approx(2.0), 1),
