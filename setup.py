@@ -71,6 +71,7 @@ setup(
             "ros-kilted-std-srvs",
             "ros-kilted-visualization-msgs",
         ],
+        "ray": ["ray>=2.40"],  # triage on several processes or machines
         "demo": ["scikit-image>=0.22"],  # the photograph that the demo puts on the road
         "test": [
             "colcon-ros>=0.5",

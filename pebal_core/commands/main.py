@@ -11,6 +11,7 @@ from ..installation import explained_imports
 
 COMMANDS = {
     "predict": "labels, energy and overlays of images, folders, videos and recordings",
+    "triage": "the moments of many recordings and videos that are worth looking at",
     "doctor": "whether this installation is fit, and what to do where it is not",
     "info": "what a model file says of itself",
     "export": "a model as ONNX, compared with PyTorch before it is written",

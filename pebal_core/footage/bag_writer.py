@@ -32,14 +32,15 @@ VISION_MSGS = {
 
 
 class BagWriter:
-    """Writes messages of `pebal_core.outputs` to an MCAP file, which appears whole or not at all.
+    """Writes messages of `pebal_core.outputs` to an MCAP file, which appears at the end and is complete.
+
+    Whatever ends the block, what was written until then is kept, unless the writing itself failed.
 
     with BagWriter(Path("result.mcap")) as bag:
         bag.write("/front/labels", message, log_ns)
 
     Raises:
-        PebalError: another suffix than .mcap, rosbags is not installed, or the place cannot be written. An error inside
-            the block, Ctrl-C among them, leaves nothing behind.
+        PebalError: another suffix than .mcap, rosbags is not installed, or the place cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,6 +57,7 @@ class BagWriter:
         # Of the kinds of compression, all viewers read that of chunks.
         self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
         self._connections: dict[str, Connection] = {}
+        self._failed = False
 
     def __enter__(self) -> BagWriter:
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -80,22 +82,26 @@ class BagWriter:
             PebalError: the disk is full.
         """
         self.add_topic(topic, message.type)
+        data = serialize(message)
         try:
-            self._writer.write(self._connections[topic], log_ns, serialize(message))
-        except OSError as error:
-            raise self._unwritable(error) from error
+            self._writer.write(self._connections[topic], log_ns, data)
+        except BaseException as error:  # among them a Ctrl-C that left half a message
+            self._failed = True
+            if isinstance(error, OSError):
+                raise self._unwritable(error) from error
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if error is None:
+            if self._failed:
+                self._writer.abort()
+            else:
                 self._writer.close()
                 (self._folder / f"{self._folder.name}{SUFFIX}").replace(self.path)
-            else:
-                self._writer.abort()
         except OSError as failure:
-            if error is None:
+            if not self._failed:
                 raise self._unwritable(failure) from failure
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import PebalError
+from ..errors import CutShortError, PebalError
 from .ros_images import decode
 
 if TYPE_CHECKING:
@@ -72,28 +72,25 @@ class BagImages:
             self.count = sum(one.msgcount for one in _on(reader, self.topic, IMAGES))
             if not self.count:
                 raise PebalError(f"The topic {self.topic} of the recording {path} holds no image.")
-            stamps = [
-                _stamp(message) or log_ns
+            probed = [
+                (_stamp(message) or log_ns, log_ns)
                 for message, log_ns in islice(self._messages(reader), PROBED)
                 if not isinstance(message, PebalError)
             ]
-        self.rate = _rate(stamps)
+        self.rate = _rate([stamp for stamp, _ in probed])
+        self.first = probed[0] if probed else (0, 0)
+        """When the first image was taken and recorded, in nanoseconds."""
 
     def __iter__(self) -> Iterator[tuple[int, tuple[Any, int, np.ndarray]]]:
         self.skipped = 0
         number = -1
         with self._open() as reader:
             for number, (message, log_ns) in enumerate(self._messages(reader)):
-                try:
-                    if isinstance(message, PebalError):
-                        raise message
-                    image = decode(message)
-                except PebalError as error:
-                    self._skip(number, error)
-                    continue
-                yield number, (message, log_ns, image)
+                image = self._decode(number, message)
+                if image is not None:
+                    yield number, (message, log_ns, image)
         if number + 1 < self.count:
-            raise PebalError(
+            raise CutShortError(
                 f"The recording {self.path} states {self.count} images on {self.topic}, but only {number + 1} could be "
                 f"read. {_remedy(self.path)}"
             )
@@ -101,6 +98,26 @@ class BagImages:
             logger.warning("%s: %d images on %s were skipped in all.", self.path, self.skipped, self.topic)
         if self.skipped == self.count:
             raise PebalError(f"None of the {self.count} images on {self.topic} of {self.path} could be decoded.")
+
+    def between(self, begin_ns: int, end_ns: int) -> Iterator[tuple[int, tuple[Any, int, np.ndarray]]]:
+        """Images that were recorded in this time; their numbers begin at zero, and malformed ones are left out."""
+        with self._open() as reader:
+            for number, (message, log_ns) in enumerate(self._messages(reader, start=begin_ns, stop=end_ns)):
+                image = self._decode(number, message)
+                if image is not None:
+                    yield number, (message, log_ns, image)
+
+    def _decode(self, number: int, message: Any | PebalError) -> np.ndarray | None:
+        """Pixels; None for a malformed image, which is counted and reported."""
+        try:
+            if isinstance(message, PebalError):
+                raise message
+            return decode(message)
+        except PebalError as error:
+            self.skipped += 1
+            if self.skipped <= REPORTED:
+                logger.warning("%s: image %d on %s was skipped: %s", self.path, number, self.topic, error)
+            return None
 
     def camera_info(self) -> Any:
         """The first CameraInfo of this camera.
@@ -120,13 +137,13 @@ class BagImages:
         """What precedes the names of this camera's topics, such as ``/front/``."""
         return f"{self.topic.removesuffix('/compressed').rpartition('/')[0]}/"
 
-    def _skip(self, number: int, error: PebalError) -> None:
-        self.skipped += 1
-        if self.skipped <= REPORTED:
-            logger.warning("%s: image %d on %s was skipped: %s", self.path, number, self.topic, error)
-
     def _messages(
-        self, reader: Reader1 | Reader2, topic: str = "", types: Sequence[str] = IMAGES
+        self,
+        reader: Reader1 | Reader2,
+        topic: str = "",
+        types: Sequence[str] = IMAGES,
+        start: int | None = None,
+        stop: int | None = None,
     ) -> Iterator[tuple[Any | PebalError, int]]:
         """Messages of a topic (default: the images) with their times; of one that cannot be parsed, the reason."""
         chosen = _on(reader, topic or self.topic, types)
@@ -135,7 +152,7 @@ class BagImages:
         ros1 = self.path.suffix.lower() == ".bag"
         store = _typestore(ros1)
         parse = store.deserialize_ros1 if ros1 else store.deserialize_cdr
-        messages = iter(reader.messages(chosen))
+        messages = iter(reader.messages(chosen, start, stop))
         while True:
             try:
                 connection, log_ns, data = next(messages)

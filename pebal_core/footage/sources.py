@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from ..model_file import user_path
 from ..objects import CameraModel
 from .bags import BagImages, is_recording
 
+SLACK = 2.0
+"""Seconds by which a stamp and its time of recording may drift apart within a recording."""
 COUNTING = (".mp4", ".m4v", ".mov", ".avi")
 """Containers that store their number of frames; that of others follows from duration and rate, within one percent."""
 FOLDER_RATE = 10.0
@@ -151,25 +154,40 @@ class FrameSource:
 
     def __iter__(self) -> Iterator[Frame]:
         if self._bag is not None:
-            return self._recorded(self._bag)
-        return self._listed() if self._files else self._captured()
+            return self._recorded(self._bag, self._bag)
+        return self._listed(0) if self._files else self._captured(0)
 
-    def _recorded(self, bag: BagImages) -> Iterator[Frame]:
-        first: int | None = None
-        for number, (message, log_ns, image) in bag:
+    def between(self, begin: float, end: float) -> Iterator[Frame]:
+        """Frames of a part of the source, in seconds since its first frame; what lies before is not decoded."""
+        number = max(0, math.ceil(begin * self.rate - 1e-6))
+        if self._bag is not None:
+            logged = self._bag.first[1]
+            earliest, latest = (logged + round(second * 1e9) for second in (begin - SLACK, end + SLACK))
+            frames = self._recorded(self._bag, self._bag.between(max(earliest, 0), latest))
+        else:
+            frames = self._listed(number) if self._files else self._captured(number)
+        for frame in frames:
+            if begin <= frame.seconds <= end:
+                yield frame
+            elif frame.seconds > end and self._bag is None:
+                return
+
+    def _recorded(self, bag: BagImages, images: Iterable[tuple[int, tuple[Any, int, np.ndarray]]]) -> Iterator[Frame]:
+        for number, (message, log_ns, image) in images:
             recorded = Recorded(message, bag.topic, log_ns)
             taken = recorded.stamp_ns or log_ns
-            first = taken if first is None else first
-            yield Frame(f"{number:06d}_{taken}", image, (taken - first) * 1e-9, recorded)
+            yield Frame(f"{number:06d}_{taken}", image, (taken - bag.first[0]) * 1e-9, recorded)
 
-    def _listed(self) -> Iterator[Frame]:
-        for number, path in enumerate(self._files):
+    def _listed(self, first: int) -> Iterator[Frame]:
+        for number, path in enumerate(self._files[first:], start=first):
             yield Frame(path.stem, read_image(path), number / self.rate)
 
-    def _captured(self) -> Iterator[Frame]:
+    def _captured(self, first: int) -> Iterator[Frame]:
         capture = cv2.VideoCapture(int(self.source) if self.is_camera else self.source)
         try:
-            number = 0
+            number = first
+            if first:
+                capture.set(cv2.CAP_PROP_POS_FRAMES, first)
             while True:
                 captured, image = capture.read()
                 if not captured:

@@ -6,7 +6,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -182,17 +181,27 @@ def test_options_that_cannot_be_used(
     assert not Path("result.mcap").exists() and not list(Path().glob(".*"))
 
 
-def test_an_older_result_stays_where_the_new_one_fails(tmp_path: Path) -> None:
-    old = tmp_path / "result.mcap"
-    old.write_text("old")
-    with pytest.raises(ZeroDivisionError), BagWriter(old) as bag:
-        bag.write("/number", messages.number(1), 5)
+def test_what_ends_the_run_leaves_what_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "result.mcap"
+    with pytest.raises(ZeroDivisionError), BagWriter(path) as bag:
+        bag.write("/number", messages.number(7), 5)
         raise ZeroDivisionError
-    assert old.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+    assert [(log_ns, message.data) for log_ns, message in read(path)["/number"]] == [(5, 7)]
+
+
+def test_a_recording_that_ends_early_gives_what_came_before(
+    tmp_path: Path, sees_red: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = recorded(tmp_path / "drive", "sqlite3"), tmp_path / "result.mcap"
+    metadata = source / "metadata.yaml"
+    metadata.write_text(metadata.read_text().replace("message_count: 5", "message_count: 8"))
+    assert main(["predict", str(source), "--out-bag", str(out)]) == 1
+    assert "states 8 images on /front/image_raw, but only 5 could be read" in capsys.readouterr().err
+    assert len(read(out)["/front/labels"]) == 5
 
 
 WRITE_FOR_EVER = """
-import sys
+import sys, time
 import numpy as np
 from pathlib import Path
 from pebal_core.errors import PebalError
@@ -205,15 +214,17 @@ try:
         for number in range(10**6):
             bag.write("/noise", messages.image(noise, "mono8", messages.header(number, "")), number)
             print(number, flush=True)
+            time.sleep(60 if number == int(sys.argv[2]) else 0)
 except PebalError as error:
     sys.exit(str(error))
 """
 
 
-def writing(path: Path, limit: int) -> Iterator[subprocess.Popen[str]]:
-    """A process that writes until something ends it; no file of its may have more than `limit` bytes."""
+def writing(path: Path, limit: int, rest_after: int) -> Iterator[subprocess.Popen[str]]:
+    """A process that writes until something ends it, with a long rest after some messages; no file of its may have
+    more than `limit` bytes."""
     process = subprocess.Popen(
-        [sys.executable, "-c", WRITE_FOR_EVER, str(path)],
+        [sys.executable, "-c", WRITE_FOR_EVER, str(path), str(rest_after)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -226,18 +237,22 @@ def writing(path: Path, limit: int) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def test_a_full_disk_leaves_one_sentence_and_no_file(tmp_path: Path) -> None:
-    for process in writing(tmp_path / "result.mcap", 3_000_000):
+def test_a_full_disk_leaves_one_sentence_and_the_older_result(tmp_path: Path) -> None:
+    (tmp_path / "result.mcap").write_text("an older result")
+    for process in writing(tmp_path / "result.mcap", 3_000_000, -1):
         assert "result.mcap could not be written: " in process.communicate(timeout=60)[1]
         assert process.returncode == 1
-    assert not list(tmp_path.iterdir())
+    (left,) = tmp_path.iterdir()
+    assert left.read_text() == "an older result"
 
 
-def test_ctrl_c_leaves_no_file(tmp_path: Path) -> None:
-    for process in writing(tmp_path / "result.mcap", 1 << 40):
-        assert process.stdout is not None and process.stdout.readline()
-        time.sleep(0.2)
+def test_ctrl_c_leaves_a_complete_recording(tmp_path: Path) -> None:
+    path = tmp_path / "result.mcap"
+    for process in writing(path, 1 << 40, 6):
+        assert process.stdout is not None
+        while process.stdout.readline() != "6\n":
+            assert process.poll() is None
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
         assert process.returncode != 0
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [path] and len(read(path)["/noise"]) == 7

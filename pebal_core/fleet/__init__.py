@@ -1,0 +1,1 @@
+"""Many recordings: which moments of them are worth looking at."""

@@ -1,0 +1,186 @@
+"""What a triage leaves behind: the page, the table, the frames and the clips of the chosen moments."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import csv
+import io
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import cv2
+import jinja2
+import numpy as np
+
+from ..errors import PebalError
+from ..footage import FrameSource
+from ..model_file import write_atomically
+from .events import Moment
+
+MARGIN = 2.0
+"""Seconds that a clip shows before and after its event."""
+CLIP_LONGEST = 20.0
+CLIP_WIDTH, PAGE_WIDTH = 1280, 960
+"""Pixels to which wider pictures are reduced."""
+COLUMNS = (
+    "rank", "source", "topic", "frame", "seconds", "utc", "first", "last", "energy", "objects", "distance_m", "image",
+    "clip",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A moment of the gallery."""
+
+    rank: int
+    moment: Moment
+    stored: Path
+    """Its image; the overlay lies beside it."""
+    label: str
+    """Of its own among all moments; names its files."""
+
+    @property
+    def overlay(self) -> Path:
+        return self.stored.with_name(f"{self.stored.stem}_overlay.jpg")
+
+    @property
+    def utc(self) -> str:
+        """When the frame was taken, where the source says it."""
+        if not self.moment.time_ns:
+            return ""
+        return datetime.fromtimestamp(self.moment.time_ns * 1e-9, timezone.utc).isoformat(timespec="milliseconds")
+
+    @property
+    def clock(self) -> str:
+        """Minutes and seconds since the source's first frame."""
+        minutes, seconds = divmod(self.moment.seconds, 60)
+        return f"{int(minutes)}:{seconds:04.1f}"
+
+
+def write_gallery(out: Path, chosen: Sequence[Chosen], figures: dict[str, str], failures: Sequence[str]) -> None:
+    """The page ``index.html``, which needs no other file, ``moments.csv``, ``frames/`` and ``clips/``.
+
+    Files of moments that are not chosen any longer are removed; clips that are there are not cut again.
+
+    Raises:
+        PebalError: something cannot be written.
+    """
+    try:
+        _copy_frames(out / "frames", chosen)
+        _cut_clips(out / "clips", chosen)
+    except OSError as error:
+        raise PebalError(
+            f"{out} could not be written: {error.strerror}; free space or choose another --out."
+        ) from error
+    write_atomically(out / "moments.csv", _table(chosen).encode())
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pebal_core.fleet"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    pictures = {one.label: _embedded(one.overlay) for one in chosen}
+    page = environment.get_template("gallery.html").render(
+        chosen=chosen, pictures=pictures, figures=figures, failures=failures
+    )
+    write_atomically(out / "index.html", page.encode())
+
+
+def _table(chosen: Sequence[Chosen]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for one in chosen:
+        moment = one.moment
+        writer.writerow(
+            (
+                one.rank, moment.source, moment.topic, moment.name, moment.seconds, one.utc, moment.first, moment.last,
+                moment.energy, len(moment.objects), "" if moment.distance is None else moment.distance,
+                f"frames/{one.label}.jpg", f"clips/{one.label}.webm",
+            )
+        )  # fmt: skip
+    return stream.getvalue()
+
+
+def _copy_frames(folder: Path, chosen: Sequence[Chosen]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    _keep(folder, {f"{one.label}.jpg" for one in chosen})
+    for one in chosen:
+        target = folder / f"{one.label}.jpg"
+        if not target.exists():
+            part = target.with_suffix(".part")
+            shutil.copyfile(one.stored, part)
+            part.replace(target)
+
+
+def _cut_clips(folder: Path, chosen: Sequence[Chosen]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    _keep(folder, {f"{one.label}.webm" for one in chosen})
+    for one in chosen:
+        target = folder / f"{one.label}.webm"
+        if not target.exists():
+            part = target.with_suffix(".part.webm")
+            _cut_clip(one.moment, part)
+            part.replace(target)
+
+
+def _keep(folder: Path, names: set[str]) -> None:
+    for file in folder.iterdir():
+        if file.name not in names:
+            file.unlink()
+
+
+def _cut_clip(moment: Moment, path: Path) -> None:
+    """The camera's images around an event as VP8, which every browser plays."""
+    source = FrameSource(moment.source, moment.topic)
+    begin = max(moment.first, moment.seconds - CLIP_LONGEST / 2) - MARGIN
+    end = min(moment.last, moment.seconds + CLIP_LONGEST / 2) + MARGIN
+    writer: cv2.VideoWriter | None = None
+    size = (0, 0)
+    try:
+        for frame in source.between(begin, end):
+            image = _reduced(frame.image, CLIP_WIDTH)
+            if writer is None:
+                size = image.shape[1], image.shape[0]
+                with _silent():  # OpenCV remarks on the container's name for the codec
+                    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"VP80"), source.rate, size)
+                if not writer.isOpened():
+                    raise PebalError(f"The clip {path} cannot be written; free space or choose another --out.")
+            if (image.shape[1], image.shape[0]) != size:
+                image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+            writer.write(image[..., ::-1])
+    finally:
+        if writer is not None:
+            writer.release()
+    if not path.is_file() or not path.stat().st_size:
+        raise PebalError(f"The clip {path} of {moment.source} could not be cut: is the source still there?")
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing that a library writes to the standard error is seen."""
+    kept = os.dup(2)
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _reduced(image: np.ndarray, width: int) -> np.ndarray:
+    if image.shape[1] <= width:
+        return image
+    return cv2.resize(image, (width, round(image.shape[0] * width / image.shape[1])), interpolation=cv2.INTER_AREA)
+
+
+def _embedded(path: Path) -> str:
+    """A picture as an address that holds it."""
+    image = cv2.imread(str(path))
+    if image is None:
+        raise PebalError(f"{path} is damaged: remove its folder, and run the triage again.")
+    data = cv2.imencode(".jpg", _reduced(image, PAGE_WIDTH), [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
+    return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"

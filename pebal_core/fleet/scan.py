@@ -1,0 +1,193 @@
+"""One source of a triage: its moments in a folder of their own, which appears whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ..data.scenes import IMAGE_SUFFIXES
+from ..detector import AnomalyDetector
+from ..errors import CutShortError, PebalError
+from ..footage import Frame, FrameSource, is_recording
+from ..footage.bags import METADATA
+from ..outputs import ObjectOptions, ObjectReader
+from .events import EventFinder, Moment, batches
+
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg")
+VERSION = 1
+"""Of what a scan stores; another one is computed anew."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of every source."""
+
+    top: int
+    """Moments that are kept of each source."""
+    topic: str
+    rate: float
+    """Frames per second that are looked at; 0: all."""
+    batch: int
+    objects: ObjectOptions
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """The model and where it runs, as for `AnomalyDetector.load`."""
+
+    model: str
+    engine: str = "auto"
+    device: str = "auto"
+    precision: str = "auto"
+    input_size: tuple[int, int] | None = None
+
+    def load(self) -> AnomalyDetector:
+        return AnomalyDetector.load(self.model, self.engine, self.device, self.precision, self.input_size)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A source to be scanned, and the folder for its result."""
+
+    source: str
+    folder: Path
+
+
+def expand(paths: list[str]) -> list[str]:
+    """Absolute paths of the sources that paths stand for, each once.
+
+    A folder that is no recording and holds no images stands for what lies in it.
+
+    Raises:
+        PebalError: a folder without any source.
+    """
+    found: list[str] = []
+    for given in paths:
+        path = Path(given).expanduser()
+        within = _within(path.absolute()) if path.is_dir() else [str(path.absolute())]
+        if not within:
+            raise PebalError(f"The folder {path} holds neither recordings nor videos nor images.")
+        found += within
+    return list(dict.fromkeys(found))
+
+
+def _within(folder: Path) -> list[str]:
+    entries = sorted(folder.iterdir())
+    if any(entry.name == METADATA for entry in entries):
+        return [str(folder)]
+    if any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in entries if entry.is_file()):
+        return [str(folder)]
+    found = []
+    for entry in entries:
+        if entry.is_file() and (is_recording(entry) or entry.suffix.lower() in VIDEO_SUFFIXES):
+            found.append(str(entry))
+        elif entry.is_dir():
+            found += _within(entry)
+    return found
+
+
+def key(source: str, request: Request, model_sha256: str) -> str:
+    """Name of the source's folder: another file, model or setting has another."""
+    path = Path(source).expanduser()
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    identity = json.dumps([VERSION, str(path.resolve()), stats, asdict(request), model_sha256], sort_keys=True)
+    return f"{path.name or path.resolve().name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+
+
+def scan(
+    source: str, folder: Path, request: Request, detector: AnomalyDetector, advance: Callable[[int], None]
+) -> None:
+    """Look at every frame of a source and write its moments to a folder.
+
+    Of a source that ends early, what came before counts, and the folder says so.
+
+    Args:
+        folder: does not exist yet; it appears with everything in it.
+        advance: called with the number of frames done.
+
+    Raises:
+        PebalError: the source cannot be read, or the disk is full.
+    """
+    footage = FrameSource(source, request.topic if is_recording(Path(source).expanduser()) else "")
+    read = ObjectReader(request.objects, detector.info, footage)
+    finder = EventFinder(source, request.top, read.settings.threshold)
+    problems: list[str] = []
+    for batch in batches(_until_cut(_thinned(footage, request.rate), problems), request.batch):
+        images = [frame.image for frame in batch]
+        results = [detector(images[0])] if len(images) == 1 else detector(images)
+        for frame, result in zip(batch, results):
+            finder.add(frame, read(frame, result), read.ignored(*result.energy.shape))
+        advance(len(batch))
+    if footage.skipped:
+        problems.append(f"{source}: {footage.skipped} malformed images were skipped.")
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        part.mkdir(parents=True)
+        moments = []
+        for number, kept in enumerate(finder.finish()):
+            (part / f"{number:04d}.jpg").write_bytes(kept.image)
+            (part / f"{number:04d}_overlay.jpg").write_bytes(kept.overlay)
+            moments.append(kept.moment.as_json())
+        (part / "moments.json").write_text(
+            json.dumps({"source": source, "problems": problems, "moments": moments}, indent=1)
+        )
+        part.rename(folder)
+    except OSError as error:
+        raise PebalError(f"{folder} could not be written: {error.strerror}; free space or choose another --out.") from (
+            error
+        )
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def scan_here(
+    jobs: Sequence[Job], request: Request, choice: ModelChoice, advance: Callable[[int], None]
+) -> Iterator[tuple[str, str]]:
+    """Scan in this process; yields each source and why it failed, or "".
+
+    Raises:
+        PebalError: the model cannot be loaded.
+    """
+    detector = choice.load() if jobs else None
+    for job in jobs:
+        assert detector is not None
+        try:
+            scan(job.source, job.folder, request, detector, advance)
+            yield job.source, ""
+        except PebalError as error:
+            yield job.source, str(error)
+
+
+def stored(folder: Path) -> tuple[list[tuple[Moment, Path]], list[str]]:
+    """What a scan wrote: moments with the path of the image of each, beside which ``NAME_overlay.jpg`` lies, and
+    sentences on what of the source could not be read."""
+    content = json.loads((folder / "moments.json").read_text())
+    moments = [Moment.from_json(values) for values in content["moments"]]
+    return [(moment, folder / f"{number:04d}.jpg") for number, moment in enumerate(moments)], content["problems"]
+
+
+def _until_cut(frames: Iterator[Frame], problems: list[str]) -> Iterator[Frame]:
+    """The frames of a source; where it ends early, the sentence on it is added to the problems."""
+    try:
+        yield from frames
+    except CutShortError as error:
+        problems.append(str(error))
+
+
+def _thinned(footage: FrameSource, rate: float) -> Iterator[Frame]:
+    """Frames at the given rate at most; 0: all."""
+    due = 0.0
+    last = 0.0
+    for frame in footage:
+        if frame.seconds < last:
+            due = frame.seconds  # the clock was set back
+        last = frame.seconds
+        if not rate or frame.seconds >= due - 1e-9:
+            due = max(due + 1 / rate, frame.seconds) if rate else 0.0
+            yield frame

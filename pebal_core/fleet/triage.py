@@ -1,0 +1,74 @@
+"""Triage: every source scanned, the best moments of all of them chosen, and the gallery written."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from ..model_file import file_sha256, resolve_model
+from .cluster import Cluster
+from .events import Moment, select
+from .gallery import Chosen, write_gallery
+from .scan import Job, ModelChoice, Request, expand, key, scan_here, stored
+
+SCANS = "sources"
+"""Folder of the results per source."""
+
+
+def triage(
+    sources: Sequence[str], out: Path, request: Request, choice: ModelChoice, top: int, cluster: Cluster | None = None
+) -> int:
+    """Scan what was not scanned before, and write the gallery; returns the number of problems with sources.
+
+    Args:
+        cluster: where the sources are scanned; None: in this process, one after the other.
+
+    Raises:
+        PebalError: there is no source, or the results cannot be written.
+    """
+    found = expand(list(sources))
+    model = resolve_model(choice.model).absolute()
+    sha256 = file_sha256(model)
+    choice = replace(choice, model=str(model))
+    folders = {source: out.absolute() / SCANS / key(source, request, sha256) for source in found}
+    missing = [Job(source, folder) for source, folder in folders.items() if not folder.is_dir()]
+    problems: dict[str, str] = {}
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns) as progress:
+        overall = progress.add_task("sources", total=len(found), completed=len(found) - len(missing))
+        frames = progress.add_task("frames", total=None)
+        done = (
+            scan_here(missing, request, choice, lambda count: progress.advance(frames, count))
+            if cluster is None
+            else cluster.scan(missing, request, choice)
+        )
+        for source, problem in done:
+            if problem:
+                problems[source] = problem
+            progress.advance(overall)
+    entries: list[tuple[Moment, Path]] = []
+    failures: list[str] = []
+    for source, folder in folders.items():
+        moments, said = ([], [problems[source]]) if source in problems else stored(folder)
+        entries += moments
+        failures += said
+    for failure in failures:
+        print(f"pebal triage: {failure}", file=sys.stderr)
+    paths = {id(moment): path for moment, path in entries}
+    best, alike = select([moment for moment, _ in entries], top)
+    chosen = [
+        Chosen(rank, moment, paths[id(moment)], f"{paths[id(moment)].parent.name}-{moment.name}")
+        for rank, moment in enumerate(best, start=1)
+    ]
+    figures = {
+        "sources": str(len(found)),
+        "events": f"{len(entries)}, of which {alike} look like one that is shown",
+        "model": f"{model.name} ({sha256[:12]})",
+    }
+    write_gallery(out, chosen, figures, failures)
+    print(f"{len(chosen)} moments of {len(entries)} events are in {out / 'index.html'}.")
+    return len(failures)
