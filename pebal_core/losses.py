@@ -74,6 +74,7 @@ class LossConfig:
         weights = ("entropy", "energy", "hinge", "smoothness", "sparsity")
         check_ranges(
             self,
+            None,
             penalty=WEIGHT,
             penalty_floor=WEIGHT,
             inlier_margin=NATS,

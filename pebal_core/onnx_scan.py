@@ -110,7 +110,7 @@ def _look_at_tensor(message: Any, title: str) -> None:
         raw is not None
         and dimensions > 1
         and kind in FLOATS
-        and not np.isfinite(np.frombuffer(raw, FLOATS[kind])).all()
+        and not np.isfinite(np.frombuffer(bytes(raw), np.dtype(FLOATS[kind]))).all()
     ):
         raise PebalError(f"The tensor '{name}' of {title} holds values that are not finite; export the model again.")
 

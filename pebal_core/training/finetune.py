@@ -371,7 +371,7 @@ class FinetuneModule(TrainingModule):
         """A metric over all ranks."""
         first, *others = (type(metrics).from_state(state) for state in self.gather_states(metrics))
         for other in others:
-            first.merge(other)  # type: ignore[arg-type]
+            first.merge(other)
         return first  # type: ignore[return-value]
 
     def on_validation_epoch_end(self) -> None:
