@@ -106,11 +106,12 @@ def _look_at_tensor(message: Any, title: str) -> None:
         elif number == 9:
             raw = value
     # Bounds and fill values may be infinite, weights may not.
+    values = FLOATS.get(kind) if isinstance(kind, int) else None
     if (
         raw is not None
         and dimensions > 1
-        and kind in FLOATS
-        and not np.isfinite(np.frombuffer(bytes(raw), np.dtype(FLOATS[kind]))).all()
+        and values is not None
+        and not np.isfinite(np.frombuffer(bytes(raw), values)).all()
     ):
         raise PebalError(f"The tensor '{name}' of {title} holds values that are not finite; export the model again.")
 

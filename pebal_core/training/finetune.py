@@ -369,10 +369,10 @@ class FinetuneModule(TrainingModule):
 
     def joint(self, metrics: Metric) -> Metric:
         """A metric over all ranks."""
-        first, *others = (type(metrics).from_state(state) for state in self.gather_states(metrics))
-        for other in others:
-            first.merge(other)
-        return first  # type: ignore[return-value]
+        states: list[Any] = [type(metrics).from_state(state) for state in self.gather_states(metrics)]
+        for other in states[1:]:
+            states[0].merge(other)
+        return states[0]
 
     def on_validation_epoch_end(self) -> None:
         result, miou = self.joint(self.pooled).compute(), self.joint_miou(self.labels)

@@ -59,8 +59,8 @@ BEYOND: dict[str, dict[str, list[Any]]] = {
         "validate_every": [0], "checkpoint_every": [0], "stop_after": [0], "workers": [-1, 5000], "seed": [-1, 2**32],
         "devices": [0, -2], "nodes": [0], "crop": ["[0, 0]", "[32]", "[32, 32, 32]", "[64, 100000]"],
         "scale": ["[0, 1]", "[-1, 1]", "[.nan, 1]", "[1]"], "color": [-0.1, 2, ".nan"], "camera": [1.1],
-        "encoder_rate": [-1, ".inf"], "rate": [-1, ".nan"], "weight_decay": [-1], "class_balance": [-1, 2], "dice": [-1],
-        "ema_decay": [-0.1, 1.1, ".nan"],
+        "encoder_rate": [-1, ".inf"], "rate": [-1, ".nan"], "weight_decay": [-1], "class_balance": [-1, 2],
+        "dice": [-1], "ema_decay": [-0.1, 1.1, ".nan"],
     },
     "train": {
         "rate": [0, -1, ".nan"], "trunk_rate": [-1], "decay_power": [-1], "decay_steps": [0], "rate_floor": [-1],
