@@ -99,8 +99,8 @@ def resolve_model(name: str | Path) -> Path:
     if str(name) in shipped:
         return shipped[str(name)]
     raise PebalError(
-        f"There is no model '{name!s:.300}': give the path of a .safetensors or .onnx file written by pebal, or one of the "
-        f"shipped models ({', '.join(shipped) or 'none'})."
+        f"There is no model '{name!s:.300}': give the path of a .safetensors or .onnx file written by pebal, or one of "
+        f"the shipped models ({', '.join(shipped) or 'none'})."
     )
 
 
