@@ -48,7 +48,7 @@ class FrameSource:
         self.source = str(source)
         self._files: list[Path] = []
         path = user_path(source)
-        self.is_camera = self.source.isdecimal() and not path.exists()
+        self.is_camera = self.source.isdecimal() and len(self.source) <= 4 and not path.exists()
         if self.is_camera:
             self.rate, self.count = self._probe(int(self.source), "The camera"), None
         elif path.is_dir():

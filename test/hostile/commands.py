@@ -32,13 +32,14 @@ import cv2, torch
 import pebal_core.detector, pebal_core.engines.torch, pebal_core.networks
 from pebal_core.commands.main import COMMANDS, main
 import importlib
-for name in ("predict", "info", "benchmark", "pack", "calibrate", "convert", "export"):
-    importlib.import_module(f"pebal_core.commands.{name}")
+for name in COMMANDS:
+    importlib.import_module("pebal_core.commands." + name.replace("-", "_"))
 torch.set_num_threads(1)
 cv2.setNumThreads(1)
 answers = os.fdopen(os.dup(1), "w")
 
 def child(case, pipe):
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(pipe, 1)
     os.dup2(pipe, 2)
     os.environ["COLUMNS"] = "1000"
@@ -69,7 +70,7 @@ for line in sys.stdin:
     os.close(theirs)
     os.set_blocking(ours, False)
     said, deadline, status = b"", time.monotonic() + case["patience"], None
-    while status is None or True:
+    while True:
         try:
             while chunk := os.read(ours, 65536):
                 said += chunk

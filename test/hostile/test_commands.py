@@ -29,7 +29,7 @@ from pebal_core.networks import build_network
 
 from .commands import SERVER
 
-PATIENCE = 90.0
+PATIENCE = 30.0
 """Seconds after which a case hangs."""
 
 
@@ -180,7 +180,7 @@ def test_labels(pebal: Server, tmp_path: Path) -> None:
 
 
 LONG = "n" * 5000
-PATHS = ["", LONG, "n" * 300, "~nosuchuser/x", ".", "/", "/dev/null", "/proc/self/mem", "fine", "no\nsuch", "-", "file\udcff"]
+PATHS = ["", LONG, "~nosuchuser/x", "/dev/null", "/proc/self/mem", "no\nsuch", "-", "file\udcff"]
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: repr(path[:20]))
@@ -192,10 +192,6 @@ def test_paths(path: str, pebal: Server, tmp_path: Path) -> None:
         ["pack", path, "--format=smiyc", f"--out={tmp_path / 'o'}"], ["pretrain", f"--data={path}"],
         ["prepare-coco", path, str(tmp_path / "o")], ["train", f"--config={path}"],
     ):  # fmt: skip
-        if words[:2] == ["predict", "fine"] and path in ("", "."):
-            words = [*words[:3], f"--out={tmp_path / 'o'}"]
-        if words[0] in ("predict", "calibrate", "pack") and words[1] == "fine" and "--model" not in words[2]:
-            continue  # this one is
         refused(pebal(*words))
 
 
@@ -207,7 +203,9 @@ def test_folders_that_cannot_take_results(pebal: Server, place: Path, tmp_path: 
     refused(pebal("predict", "fine", model, "--out=/proc/1/no"), "/proc/1/no")
     refused(pebal("predict", "fine", model, f"--out={LONG}"))
     refused(pebal("predict", "fine", model, f"--out={out}", limit=2000), "could not be written")
-    assert not [path for path in out.rglob("*") if path.is_file() and path.stat().st_size == 2000], "nothing half written"
+    assert not [path for path in out.rglob("*") if path.is_file() and path.stat().st_size == 2000], (
+        "nothing half written"
+    )
     refused(pebal("pack", "fine", "--format=fishyscapes", model, f"--out={out}", limit=2000))
     refused(pebal("calibrate", "fine", model, f"--out={out / 'm.safetensors'}", limit=2000), "could not be written")
     refused(pebal("benchmark", f"--dataset=a={place}", model, f"--out={tmp_path / 'file'}"))
@@ -223,7 +221,7 @@ ARGUMENTS = [
     ["benchmark", "--dataset=../x=fine", "--out=o"], ["benchmark", "--dataset==", "--out=o"],
     ["benchmark", "--dataset=a=fine", "--dataset=a=fine", "--out=o"], ["benchmark", "--dataset=fine", "--out=o"],
     ["benchmark", "--dataset=a=fine", "--out=o", "--scores=none"], ["export", "m.safetensors", "x.txt"],
-    ["export", "m.safetensors", "x.onnx", "--images=nowhere"], ["convert", "m.safetensors", "x.safetensors"],
+    ["export", "m.safetensors", "x.onnx", "--images=nowhere"], ["convert", "fine/a.png", "x.safetensors"],
     ["convert", "m.safetensors", "x.pth"], ["calibrate", "fine", "--out=m.onnx"], ["export", "m.safetensors", "x.onnx", "--labelled=x"],
     ["calibrate", "fine", "--layout=camvid", "--out=m.safetensors"], ["paste-outliers", "--to=x"], ["suggest-margins"],
 ]  # fmt: skip
