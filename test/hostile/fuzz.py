@@ -84,7 +84,7 @@ def main() -> None:
 
         modules = [images]
     for module in modules:
-        for name, item in list(vars(module).items()):
+        for item in list(vars(module).values()):
             if inspect.isfunction(item) and item.__module__ == module.__name__:
                 atheris.instrument_func(item)
     corpus = CORPUS / target

@@ -214,7 +214,8 @@ def test_folders_that_cannot_take_results(pebal: Server, place: Path, tmp_path: 
 ARGUMENTS = [
     [], ["predict"], ["predict", "fine"], ["predict", "fine", "--out"], ["predict", "fine", "--out=o", "--device=gpu"],
     ["predict", "fine", "--out=o", "--device=cuda:99"], ["predict", "fine", "--out=o", "--device=tensorrt"],
-    ["predict", "fine", "--out=o", "--device=cuda:99999999999999999999"], ["predict", "fine", "--out=o", "--device=meta"],
+    ["predict", "fine", "--out=o", "--device=cuda:99999999999999999999"],
+    ["predict", "fine", "--out=o", "--device=meta"],
     ["predict", "fine", "--out=o", "--engine=onnxruntime", "--model=m.safetensors"],
     ["predict", "fine", "--out=o", "--precision=int8"], ["predict", "99", "--out=o"], ["predict", "9" * 40, "--out=o"],
     ["pack", "fine", "--format=smiyc", "--method=../x", "--out=o"], ["pack", "fine", "--format=x", "--out=o"],
@@ -222,7 +223,8 @@ ARGUMENTS = [
     ["benchmark", "--dataset=a=fine", "--dataset=a=fine", "--out=o"], ["benchmark", "--dataset=fine", "--out=o"],
     ["benchmark", "--dataset=a=fine", "--out=o", "--scores=none"], ["export", "m.safetensors", "x.txt"],
     ["export", "m.safetensors", "x.onnx", "--images=nowhere"], ["convert", "fine/a.png", "x.safetensors"],
-    ["convert", "m.safetensors", "x.pth"], ["calibrate", "fine", "--out=m.onnx"], ["export", "m.safetensors", "x.onnx", "--labelled=x"],
+    ["convert", "m.safetensors", "x.pth"], ["calibrate", "fine", "--out=m.onnx"],
+    ["export", "m.safetensors", "x.onnx", "--labelled=x"],
     ["calibrate", "fine", "--layout=camvid", "--out=m.safetensors"], ["paste-outliers", "--to=x"], ["suggest-margins"],
 ]  # fmt: skip
 
