@@ -19,7 +19,7 @@ DIGEST_KEY = "pebal.graph.sha256"
 METADATA_PROPS = 14
 REFERRING = (b"EPContext",)
 """Operations that load what another file holds, or hand compiled code to a GPU."""
-FLOATS = {1: np.dtype("<f4"), 10: np.dtype("<f2"), 11: np.dtype("<f8")}
+FLOATS: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 10: np.dtype("<f2"), 11: np.dtype("<f8")}
 """Data types of TensorProto by number."""
 DEEPEST = 32
 """Graphs within graphs."""

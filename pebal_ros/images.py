@@ -17,6 +17,7 @@ import numpy as np
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
+from pebal_core.data.scenes import png_is_whole
 from pebal_core.errors import PebalError
 
 RgbImage: TypeAlias = np.ndarray
@@ -145,7 +146,7 @@ def from_compressed(message: CompressedImage) -> RgbImage:
     if bytes(data[:2]) == b"\xff\xd8":
         complete = b"\xff\xd9" in tail
     elif bytes(data[:4]) == b"\x89PNG":
-        complete = b"IEND" in tail
+        complete = png_is_whole(data)
     else:
         raise PebalError(f"{len(data)} bytes of format '{message.format}' are neither a JPEG nor a PNG image.")
     try:

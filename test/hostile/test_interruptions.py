@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -161,7 +162,7 @@ def crafted_checkpoints(whole: Path) -> dict[str, Callable[[], bytes | dict[str,
         "empty": lambda: b"",
         "cut short": lambda: whole.read_bytes()[:-500],
         "code": lambda: b"\x80\x02cposix\nsystem\nX\x0d\x00\x00\x00touch crafted\x85R.",
-        **{f"no {key}": lambda key=key: without(key) for key in ("state_dict", "loops", "best")},
+        **{f"no {key}": partial(without, key) for key in ("state_dict", "loops", "best")},
         "a state of words": lambda: changed("state_dict", {"a": "b"}),
         "a negative step": lambda: changed("global_step", -5),
         "an optimiser of another": lambda: changed("optimizer_states", [{"state": {}, "param_groups": []}]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,7 +53,7 @@ def test_input_sizes(size: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert "input size" in sentence or "--input-size" in sentence, sentence
 
 
-BEYOND = {
+BEYOND: dict[str, dict[str, list[Any]]] = {
     "pretrain": {
         "steps": [0, -1, 1.5, "many", 10**10], "batch_size": [0, -1], "accumulate": [0], "clip": [-1, ".nan", ".inf"],
         "validate_every": [0], "checkpoint_every": [0], "stop_after": [0], "workers": [-1, 5000], "seed": [-1, 2**32],
