@@ -71,7 +71,6 @@ class LossConfig:
     sparsity_weight: float = 5e-4
 
     def __post_init__(self) -> None:
-        weights = ("entropy", "energy", "hinge", "smoothness", "sparsity")
         check_ranges(
             self,
             None,
@@ -79,7 +78,11 @@ class LossConfig:
             penalty_floor=WEIGHT,
             inlier_margin=NATS,
             outlier_margin=NATS,
-            **{f"{name}_weight": WEIGHT for name in weights},
+            entropy_weight=WEIGHT,
+            energy_weight=WEIGHT,
+            hinge_weight=WEIGHT,
+            smoothness_weight=WEIGHT,
+            sparsity_weight=WEIGHT,
         )
         if self.penalty is not None and self.penalty <= 0:
             raise PebalError(f"The abstention penalty must be positive, not {self.penalty}; null makes it adaptive.")

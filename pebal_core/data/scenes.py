@@ -30,8 +30,6 @@ CAMVID_TO_GROUPS: np.ndarray = CAMVID_TO_TRAIN_ID.copy()
 for _train_id, _group in {13: 204, 12: 205, 7: 206, 8: 207, 2: 208}.items():
     CAMVID_TO_GROUPS[_train_id == CAMVID_TO_TRAIN_ID] = _group
 
-_END_MARKS = ((b"\xff\xd8", b"\xff\xd9"), (b"\x89PNG", b"IEND"))
-
 MOST_PIXELS = 8192 * 8192
 """Of an image: a few kilobytes can be an image that takes all memory."""
 
@@ -68,7 +66,9 @@ def _decode(path: Path, flags: int) -> np.ndarray | None:
     """OpenCV's decoding, but None for a JPEG or PNG without its end mark: OpenCV would make up the missing part."""
     try:
         content = path.read_bytes()
-        if not content or any(content.startswith(head) and end not in content[-4096:] for head, end in _END_MARKS):
+        if content.startswith(b"\xff\xd8") and b"\xff\xd9" not in content[-4096:]:
+            return None
+        if not content or (content.startswith(b"\x89PNG") and not png_is_whole(content)):
             return None
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except (OSError, cv2.error):  # the latter at sizes beyond all sense
@@ -76,6 +76,23 @@ def _decode(path: Path, flags: int) -> np.ndarray | None:
     if pixels is not None and pixels.shape[0] * pixels.shape[1] > MOST_PIXELS:
         raise PebalError(f"{path} is {pixels.shape[1]}×{pixels.shape[0]}; images have {MOST_PIXELS:,} pixels at most.")
     return pixels
+
+
+def png_is_whole(content: bytes | memoryview) -> bool:
+    """Whether the chunks of a PNG follow each other up to its end.
+
+    OpenCV takes as much memory for a chunk as the chunk says that it is long, up to gigabytes for a few bytes.
+    """
+    position = 8
+    while position + 12 <= len(content):
+        length, kind = (
+            int.from_bytes(content[position : position + 4], "big"),
+            bytes(content[position + 4 : position + 8]),
+        )
+        position += 12 + length
+        if kind == b"IEND":
+            return position <= len(content)
+    return False
 
 
 def list_images(folder: Path) -> list[Path]:

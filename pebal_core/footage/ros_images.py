@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import cv2
 import numpy as np
 
+from ..data.scenes import png_is_whole
 from ..errors import PebalError
 
 RgbImage: TypeAlias = np.ndarray
@@ -124,7 +125,7 @@ def from_compressed(message: Any) -> RgbImage:
     if bytes(data[:2]) == b"\xff\xd8":
         complete = b"\xff\xd9" in tail
     elif bytes(data[:4]) == b"\x89PNG":
-        complete = b"IEND" in tail
+        complete = png_is_whole(data)
     else:
         raise PebalError(f"{len(data)} bytes of format '{message.format}' are neither a JPEG nor a PNG image.")
     try:

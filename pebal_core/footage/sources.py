@@ -80,7 +80,7 @@ class FrameSource:
         self._files: list[Path] = []
         self._bag: BagImages | None = None
         path = user_path(source)
-        self.is_camera = self.source.isdecimal() and not path.exists()
+        self.is_camera = self.source.isdecimal() and len(self.source) <= 4 and not path.exists()
         if topic and not is_recording(path):
             raise PebalError(f"The topic {topic} was asked for, but {source} is no recording: leave the topic out.")
         if self.is_camera:

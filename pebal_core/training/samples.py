@@ -112,8 +112,6 @@ class TrainingSamples:
     """
 
     def __init__(self, config: DataConfig, outliers: OutlierSet, seed: int) -> None:
-        if not 0 <= config.outlier_share < 1:
-            raise PebalError(f"data.outlier_share must lie in [0, 1); it is {config.outlier_share}.")
         if config.mix == "rich_mix" and len(config.scale) != 2:
             raise PebalError(f"data.scale must be two bounds for rich_mix; it is {config.scale}.")
         self.config, self.outliers, self.seed = config, outliers, seed

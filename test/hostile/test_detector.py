@@ -167,5 +167,5 @@ def test_an_answer_of_another_shape(small: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         type(detector.engine), "__call__", lambda self, images: tuple(a[:, 1:] for a in run(self, images))
     )
-    with pytest.raises(EngineError, match="answered"):
+    with pytest.raises(EngineError, match="answers"):
         detector(noise(64, 64))

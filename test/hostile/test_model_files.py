@@ -287,3 +287,38 @@ def test_whatever_is_damaged_in_a_checkpoint_nothing_but_a_sentence_comes(tmp_pa
                 assert len(str(error).splitlines()) == 1
                 ends["refused"] += 1
     assert min(ends.values()) > 20, ends
+
+
+def test_whatever_is_damaged_in_an_onnx_file_its_graph_is_the_one_that_was_written(tmp_path: Path) -> None:
+    """Bytes changed, cut and inserted: refused in one sentence, or nothing but the metadata differs."""
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    from pebal_core.model_file import onnx_with_info
+    from pebal_core.onnx_scan import scan
+
+    weights = [onnx.numpy_helper.from_array(np.full((8, 8), n, np.float32), f"w{n}") for n in range(4)]
+    node = onnx.helper.make_node("If", ["c"], ["y"], then_branch=onnx.helper.make_graph([], "t", [], [], weights))
+    graph = onnx.helper.make_graph([node], "g", [], [], weights)
+    content = onnx_with_info(onnx.helper.make_model(graph).SerializeToString(), ModelInfo("espnetv2", SMALL))
+    whole, rng = scan(content, "whole"), np.random.default_rng(0)
+    ends = {"refused": 0, "scanned": 0}
+    for _ in range(3000):
+        damaged = bytearray(content)
+        for _ in range(rng.integers(1, 4)):
+            position = int(rng.integers(len(damaged)))
+            how = rng.integers(4)
+            if how == 0:
+                del damaged[position : position + int(rng.integers(1, 40))]
+            elif how == 1:
+                damaged[position:position] = rng.bytes(int(rng.integers(1, 12)))
+            else:
+                damaged[position % len(damaged)] = int(rng.integers(256))
+            damaged = damaged or bytearray(b"x")
+        try:
+            found = scan(bytes(damaged), "mutated.onnx")
+        except PebalError as error:
+            assert len(str(error).splitlines()) == 1
+            ends["refused"] += 1
+            continue
+        ends["scanned"] += 1
+        assert found.sha256 == whole.sha256 or "pebal.graph.sha256" not in found.metadata
+    assert min(ends.values()) > 50, ends

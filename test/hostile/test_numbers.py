@@ -60,7 +60,8 @@ BEYOND: dict[str, dict[str, list[Any]]] = {
         "devices": [0, -2], "nodes": [0], "crop": ["[0, 0]", "[32]", "[32, 32, 32]", "[64, 100000]"],
         "scale": ["[0, 1]", "[-1, 1]", "[.nan, 1]", "[1]"], "color": [-0.1, 2, ".nan"], "camera": [1.1],
         "encoder_rate": [-1, ".inf"], "rate": [-1, ".nan"], "weight_decay": [-1], "class_balance": [-1, 2],
-        "dice": [-1], "ema_decay": [-0.1, 1.1, ".nan"],
+        "dice": [-1],
+        "ema_decay": [-0.1, 1.1, ".nan"],
     },
     "train": {
         "rate": [0, -1, ".nan"], "trunk_rate": [-1], "decay_power": [-1], "decay_steps": [0], "rate_floor": [-1],
@@ -110,9 +111,8 @@ def test_every_number_of_the_configurations_is_in_this_table() -> None:
                 found.add(f"{prefix}{field.name}")
         return found
 
-    of_a_run = set(BEYOND["pretrain"])
     assert numbers(PretrainConfig) == set(BEYOND["pretrain"])
-    tested = set(BEYOND["train"]) | {f"trainer.{name}" for name in of_a_run}
+    tested = set(BEYOND["train"]) | {f"trainer.{name}" for name in BEYOND["pretrain"]}
     left = numbers(FinetuneConfig) - tested
     assert left <= {"data.rich_mix.anywhere_height", "data.rich_mix.shapes", "data.rich_mix.color"}, left
 
