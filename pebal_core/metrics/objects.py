@@ -352,7 +352,7 @@ class _Sweep:
 
 
 def _levels(scores: np.ndarray, floor: float) -> np.ndarray:
-    """Thresholds for a frame's known scores, which are sorted in place, from the highest down; none for a floor of NaN."""
+    """Thresholds for a frame's known scores, sorted in place, from the highest down; none for a floor of NaN."""
     scores.sort()
     rises = scores[1:] != scores[:-1]
     if np.count_nonzero(rises) < LEVELS:
