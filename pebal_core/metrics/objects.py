@@ -38,6 +38,7 @@ SIZES = (50, 200, 1000, 5000)
 LEVELS = 128
 MOST_REPORTED = 0.1
 _STEP = 1.1
+_BAND = 128  # rows that are counted at once
 _SHARE_PARTS = 4  # the least share, a quarter, of an object that is covered and of a report that is outliers
 _BATCH = 2_000_000  # events times replicates that are summed at once
 
@@ -278,15 +279,18 @@ class _Frame:
         outlier = target == 1
         self.known = (target == 0) | outlier
         self._pixels = np.flatnonzero(outlier)
-        self._owner = _components(outlier).ravel()[self._pixels]
+        self._owner = _components(outlier)[1].ravel()[self._pixels]
         sizes = np.bincount(self._owner, minlength=1)
         self._counted = np.flatnonzero(sizes >= SMALLEST_OBJECT)
         self.sizes: np.ndarray = sizes[self._counted]
 
     def match(self, reported: np.ndarray) -> _Match:
         reported = reported & self.known
-        numbers = _components(reported)
-        area = np.bincount(numbers[reported], minlength=1)
+        count, numbers = _components(reported)
+        area = np.zeros(count, np.int64)
+        for top in range(0, len(numbers), _BAND):  # since bincount makes 8 bytes of each number
+            band = slice(top, top + _BAND)
+            area += np.bincount(numbers[band][reported[band]], minlength=count)
         at_outliers = numbers.ravel()[self._pixels]
         on_outliers = np.bincount(at_outliers, minlength=len(area))
         on_outliers[0] = 0  # the background
@@ -348,13 +352,15 @@ class _Sweep:
 
 
 def _levels(scores: np.ndarray, floor: float) -> np.ndarray:
-    """Thresholds for a frame's known scores, from the highest down; none where the floor is NaN."""
-    scores = np.sort(scores)[::-1]
-    changes = np.flatnonzero(np.append(scores[1:] != scores[:-1], True)[: len(scores)])
-    if len(changes) > LEVELS:
-        counts = SMALLEST_REPORT * _STEP ** np.arange(np.log(len(scores) / SMALLEST_REPORT) / np.log(_STEP) + 1)
-        changes = np.minimum(counts, len(scores)).astype(np.int64) - 1
-    levels = np.unique(scores[changes])[::-1]
+    """Thresholds for a frame's known scores, sorted in place, from the highest down; none for a floor of NaN."""
+    scores.sort()
+    rises = scores[1:] != scores[:-1]
+    if np.count_nonzero(rises) < LEVELS:
+        levels = np.unique(scores)[::-1]
+    else:
+        steps = np.arange(np.log(len(scores) / SMALLEST_REPORT) / np.log(_STEP) + 1)
+        counts = np.minimum(SMALLEST_REPORT * _STEP**steps, len(scores)).astype(np.int64)
+        levels = np.unique(scores[-counts])[::-1]
     return levels[levels >= np.float32(floor)]
 
 
@@ -369,9 +375,10 @@ def _by_class(match: _Match, target: np.ndarray, labels: np.ndarray, reported: n
     return np.stack([*counts, np.bincount(majority, minlength=classes)]).astype(np.int64)
 
 
-def _components(mask: np.ndarray) -> np.ndarray:
-    """H×W int32: number of the 8-connected component of each pixel, 0 outside the mask."""
-    return np.asarray(cv2.connectedComponents(mask.view(np.uint8), connectivity=8)[1])
+def _components(mask: np.ndarray) -> tuple[int, np.ndarray]:
+    """1 + number of 8-connected components, and the number of each pixel's, H×W int32, 0 outside the mask."""
+    count, numbers = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
+    return count, np.asarray(numbers)
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -15,17 +15,23 @@ import pytest
 from pebal_core.benchmark.published import RECALLED, published_for
 from pebal_core.benchmark.report import write_report
 from pebal_core.benchmark.results import (
+    ClassAlarms,
     Components,
     FrameEntry,
+    Froc,
+    Objects,
     Results,
     Run,
     Score,
     Segmentation,
     SetInfo,
     SetResult,
+    SizeRecall,
+    Stored,
     curve_path,
     save_curve,
 )
+from pebal_core.benchmark.tables import markdown
 from pebal_core.errors import PebalError
 from pebal_core.metrics.pooled import PooledMetrics
 
@@ -81,6 +87,20 @@ def measured(folder: Path, dataset: str) -> dict[str, Score]:
     return scores
 
 
+def found_objects(score: float, false: float) -> Objects:
+    """Objects of which 70 % are found, with a curve of two steps."""
+    rates = ["0.125", "0.25", "0.5", "1", "2", "4", "8"]
+    stored = Stored(
+        -2.5, 0.7, (0.6, 0.8), false, (false - 1, false + 1),
+        [SizeRecall(50, 200, 3, 0.1357), SizeRecall(200, None, 4, 1.0)],
+        {"road": ClassAlarms(0.0246, 0.97)},
+    )  # fmt: skip
+    return Objects(
+        7, Froc(score, (score - 0.1, score + 0.1), [-1.0, -2.0], [0.25, 4.0], [0.5, 0.9]),
+        dict.fromkeys(rates, 0.5678), dict.fromkeys(rates, None), stored,
+    )  # fmt: skip
+
+
 @pytest.fixture
 def results(tmp_path: Path) -> Results:
     """A small results folder with a set of every kind."""
@@ -98,6 +118,8 @@ def results(tmp_path: Path) -> Results:
     track = replace(info, set="RoadAnomaly21", path="/data/track", images=10, failed={}, frames=[])
     components = Components(0.3141, 0.2718, 0.1618, [0.1] * 11, 42, 77, -5.4321, 500, 100)
     on_track = {name: replace(score, components=components) for name, score in measured(tmp_path, "track").items()}
+    after = replace(found_objects(0.4567, 1.23), components=replace(components, f1=0.2345))
+    on_track["energy"] = replace(on_track["energy"], objects=replace(found_objects(0.3456, 4.56), rules=after))
     classes = Segmentation(
         5, 123456, 0.6196, 0.9123, {"road": 0.9512, "pole": None}, 0.0432, 0.6555, {"road": 0.9613, "pole": None}
     )
@@ -190,6 +212,19 @@ def test_curves_are_where_the_figures_are(results: Results, tmp_path: Path) -> N
     assert score.auroc and score.fpr95
     assert np.interp(score.fpr95, fpr, tpr) == pytest.approx(0.95, abs=5e-3)
     assert float(np.sum(np.diff(fpr) * (tpr[1:] + tpr[:-1]) / 2)) == pytest.approx(score.auroc, abs=5e-3)
+
+
+def test_objects_are_on_the_page_and_in_the_tables(results: Results, tmp_path: Path) -> None:
+    assert Results.load(tmp_path).sets["track"].scores["energy"] == results.sets["track"].scores["energy"]
+    text, html = load(tmp_path).text, (tmp_path / "report.html").read_text()
+    for value in ("34.56", "45.67", "4.56", "1.23", "13.57", "2.46", "0.97", "23.45", "200 and more"):
+        assert value in text and value in markdown(results), value
+    assert "56.78" in text and "| 57 | 57 |" in markdown(results)
+    chart = html[html.index("share of objects found over false objects per frame") :]
+    chart = chart[: chart.index("</svg>")]
+    # From 1/16 to 16 on the plot's 376 units: 0.25 lies at a quarter, 4 at three quarters.
+    assert 'class="line c0" d="M52 292L146 292L146 152L334 152L334 40L428 40"' in chart
+    assert chart.count('class="dot') == 2
 
 
 def test_names_are_escaped(results: Results, tmp_path: Path) -> None:
