@@ -25,12 +25,12 @@ KERNELS = 8
 def run(bench: Bench) -> None:
     size, large = (Size(64, 96), Size(64, 128)) if bench.toy else (Size(512, 1024), Size(1024, 2048))
     batch = 2 if bench.toy else 16
-    if not (bench.toy and bench.quick):
-        single(bench, "wide_resnet38", large, 40.0)
     for name in ("starter", "espnetv2"):
         single(bench, name, size, 3.0)
         batches(bench, name, size, batch)
     readouts(bench, size, large)
+    if not (bench.toy and bench.quick):
+        single(bench, "wide_resnet38", large, 40.0)
 
 
 def engine_of(name: str, bench: Bench, precision: str, accelerate: bool = True) -> TorchEngine:
