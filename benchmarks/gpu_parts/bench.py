@@ -7,6 +7,7 @@ import gc
 import json
 import statistics
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pebal_core.data.cutouts import random_blob
+from pebal_core.engines.cuda import sentence
 from pebal_core.metrics.pooled import PooledMetrics
 from pebal_core.model_file import ModelInfo, load_model
 from pebal_core.networks import SegmentationNetwork, build_network
@@ -58,6 +60,15 @@ class Bench:
         """Report figures: numbers, texts or lists of them."""
         with self.out.open("a") as stream:
             stream.write(json.dumps({"name": name, **{k: _plain(v) for k, v in figures.items()}}) + "\n")
+
+    def attempt(self, title: str, measure: Callable[..., None], *arguments: Any) -> None:
+        """Measure something without which the rest of the part makes sense: a failure becomes a row."""
+        try:
+            measure(self, *arguments)
+        except Exception as error:  # of the device, a compiler, a profiler, …
+            traceback.print_exc()
+            self.row(title, reason=sentence(error))
+        self.free()
 
     def wait(self) -> None:
         if not self.toy:

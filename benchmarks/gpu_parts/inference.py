@@ -25,12 +25,12 @@ KERNELS = 8
 def run(bench: Bench) -> None:
     size, large = (Size(64, 96), Size(64, 128)) if bench.toy else (Size(512, 1024), Size(1024, 2048))
     batch = 2 if bench.toy else 16
-    if not (bench.toy and bench.quick):
-        single(bench, "wide_resnet38", large, 40.0)
     for name in ("starter", "espnetv2"):
-        single(bench, name, size, 3.0)
-        batches(bench, name, size, batch)
-    readouts(bench, size, large)
+        bench.attempt(f"{name} alone", single, name, size, 3.0)
+        bench.attempt(f"{name} in batches", batches, name, size, batch)
+    bench.attempt("readout", readouts, size, large)
+    if not (bench.toy and bench.quick):
+        bench.attempt("wide_resnet38 alone", single, "wide_resnet38", large, 40.0)
 
 
 def engine_of(name: str, bench: Bench, precision: str, accelerate: bool = True) -> TorchEngine:
@@ -60,7 +60,7 @@ def single(bench: Bench, name: str, size: Size, allowed: float) -> None:
             figures |= bench.goal(f"at most {allowed:g} ms", milliseconds <= allowed)
         bench.row(f"{name} {size}, {way}", **figures)
         if goal and not bench.toy:
-            bench.row(f"{name} {size}, {way}: ms by kernel", **kernels(lambda: answer(images)))
+            bench.attempt("kernels", kernels, f"{name} {size}, {way}: ms by kernel", lambda: answer(images))
 
     for half in (False,) if bench.toy else (False, True):
         measure(f"straightforward {'fp16' if half else 'fp32'}", Straightforward(*bench.load(name), bench.device, half))
@@ -75,7 +75,7 @@ def single(bench: Bench, name: str, size: Size, allowed: float) -> None:
         bench.free()
 
 
-def kernels(call: Callable[[], Any]) -> dict[str, float]:
+def kernels(bench: Bench, title: str, call: Callable[[], Any]) -> None:
     """Milliseconds on the device of the kernels that take the most."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
@@ -83,7 +83,7 @@ def kernels(call: Callable[[], Any]) -> dict[str, float]:
     times = [(event.key, event.self_device_time_total / 1e3) for event in profile.key_averages()]
     times = [(key, milliseconds) for key, milliseconds in times if milliseconds > 0]
     longest = sorted(times, key=lambda pair: -pair[1])[:KERNELS]
-    return {key[:80]: milliseconds for key, milliseconds in longest} | {"all": sum(m for _, m in times)}
+    bench.row(title, all=sum(m for _, m in times), longest={key[:80]: round(m, 4) for key, m in longest})
 
 
 def batches(bench: Bench, name: str, size: Size, count: int) -> None:

@@ -49,7 +49,7 @@ def run(bench: Bench) -> None:
         options.steps = min(4 * options.workers + 4, 40)  # the loader is a few batches ahead at the beginning
         network_, info = load_model(config.model)
         module = FinetuneModule(network_, info, config, samples, ValidationScenes(config.data, outliers))
-        fit(bench, module, root, options, f"{network}, {BATCH} crops of {crop}×{crop}")
+        bench.attempt("training from files", fit, module, root, options, f"{network}, {BATCH} crops of {crop}×{crop}")
 
 
 def per_batch(samples: TrainingSamples, workers: int, batches: int) -> float:

@@ -28,7 +28,8 @@ def run(bench: Bench) -> None:
         detector = AnomalyDetector.load("starter", engine="torch", device=str(bench.device), input_size=input_size)
         for cameras in (1, 3):
             for overlay in (False, True) if cameras == 1 else (False,):
-                drive(bench, detector, camera, size, cameras, frames, overlay)
+                title = f"{cameras} cameras at {size}"
+                bench.attempt(title, drive, detector, camera, size, cameras, frames, overlay)
 
 
 def drive(

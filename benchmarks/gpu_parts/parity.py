@@ -36,13 +36,10 @@ def tf32(allowed: bool) -> Iterator[None]:
 def run(bench: Bench) -> None:
     size = Size(64, 96) if bench.toy else Size(256, 512)
     names = ["starter", "espnetv2"] if bench.toy and bench.quick else ["starter", "espnetv2", "wide_resnet38"]
+    images, masks = scenes(size, 2)
     for name in names:
-        network, info = bench.load(name)
-        images, masks = scenes(size, 2)
-        with tf32(False):
-            logits_and_gradients(bench, name, network, normalised(images, info), masks)
-        energies(bench, name, images, masks)
-        bench.free()
+        bench.attempt(f"{name}: plain network and objective", logits_and_gradients, name, images, masks)
+        bench.attempt(f"{name}: engine", energies, name, images, masks)
 
 
 def difference(value: Tensor, expected: Tensor) -> float:
@@ -70,16 +67,16 @@ def objective(network: SegmentationNetwork, images: Tensor, target: Tensor) -> F
     return Found(logits, loss, torch.cat(gradients))
 
 
-def logits_and_gradients(
-    bench: Bench, name: str, network: SegmentationNetwork, images: Tensor, masks: np.ndarray
-) -> None:
+def logits_and_gradients(bench: Bench, name: str, images: np.ndarray, masks: np.ndarray) -> None:
     """The plain network in fp32: on the CPU, and in channels-last order on the device."""
     target = torch.from_numpy(masks).long() * OUTLIER  # class 0, road, but for the outliers
     target[:, :8] = VOID
-    expected = objective(copy.deepcopy(network), images, target)
-    device = bench.device
-    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    found = objective(network, images.to(device), target.to(device))
+    network, info = bench.load(name)
+    batch, device = normalised(images, info), bench.device
+    with tf32(False):
+        expected = objective(copy.deepcopy(network), batch, target)
+        network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        found = objective(network, batch.to(device), target.to(device))
     logits, gradient = difference(found.logits, expected.logits), difference(found.gradient, expected.gradient)
     loss = abs(found.loss.item() / expected.loss.item() - 1)
     bench.row(

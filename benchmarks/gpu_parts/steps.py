@@ -28,8 +28,8 @@ STEPS = 4
 
 def run(bench: Bench) -> None:
     with tf32(False):
-        distributed(bench)
-        resumed(bench)
+        bench.attempt("a distributed step", distributed)
+        bench.attempt("a resumed step", resumed)
 
 
 class Objective(nn.Module):
