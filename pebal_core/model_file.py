@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,12 @@ def load_model(name: str | Path) -> tuple[Any, ModelInfo]:
     if path.suffix == ONNX:
         raise PebalError(f"{path} is an exported model; this needs the .safetensors file that it was made from.")
     info = read_info(path)
+    if info.network == "kept_classes":
+        warnings.warn(
+            f"{path} runs two networks side by side; 'pebal train --branch true' on the model that it started from "
+            f"makes one that keeps its classes in little more than the time of one.",
+            stacklevel=2,
+        )
     network = build_network(info.network, num_outputs=info.num_outputs, **info.network_args)
     try:
         network.load_state_dict(load_file(path))
