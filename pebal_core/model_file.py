@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import warnings
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,12 @@ def load_model(name: str | Path) -> tuple[Any, ModelInfo]:
     tensors, _ = read_tensors(path)
     # Before a network of that size is made: a few bytes of metadata must not take all memory.
     check_fit(path, info.network, tensors, describe_network(info.network, info.num_outputs, **info.network_args))
+    if info.network == "kept_classes":
+        warnings.warn(
+            f"{path} runs two networks side by side; 'pebal train --branch true' on the model that it started from "
+            f"makes one that keeps its classes in little more than the time of one.",
+            stacklevel=2,
+        )
     network = build_network(info.network, num_outputs=info.num_outputs, **info.network_args)
     network.load_state_dict({name: torch.from_numpy(values) for name, values in tensors.items()})
     return network.eval(), info

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -88,6 +90,8 @@ def halve(x: Tensor) -> Tensor:
 class Branch(nn.Module):
     """From feature maps to two maps at stride 4: down to stride 16 for context, and up again.
 
+    Half the width at stride 4, where most of the time goes.
+
     Args:
         inputs: channels and stride of each feature map; strides are 2, 4, 8 or 16.
         width: channels inside.
@@ -97,16 +101,21 @@ class Branch(nn.Module):
         super().__init__()
         self.strides = tuple(max(stride, FINEST) for _, stride in inputs)
         self.halvings = tuple(int(stride < FINEST) for _, stride in inputs)
+        widths = {level: width // 2 if level == FINEST else width for level in LEVELS}
         self.projections = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width)) for channels, _ in inputs
+            conv_norm(channels, widths[stride]) for (channels, _), stride in zip(inputs, self.strides, strict=True)
         )
-        self.bends = nn.ModuleList(nn.PReLU(width) for _ in LEVELS)
+        steps = list(itertools.pairwise(LEVELS))
+        self.down = nn.ModuleList(conv_norm(widths[fine], widths[coarse]) for fine, coarse in steps)
+        self.up = nn.ModuleList(conv_norm(widths[coarse], widths[fine]) for fine, coarse in steps)
+        self.bends = nn.ModuleList(nn.PReLU(widths[level]) for level in LEVELS)
         self.levels = nn.ModuleList(
-            nn.Sequential(*(SeparableBlock(width, dilation) for dilation in DILATIONS[level])) for level in LEVELS
+            nn.Sequential(*(SeparableBlock(widths[level], dilation) for dilation in DILATIONS[level]))
+            for level in LEVELS
         )
-        self.out = nn.Conv2d(width, 2, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+        self.out = nn.Sequential(nn.PReLU(widths[FINEST]), nn.Conv2d(widths[FINEST], 2, 1))
+        for parameter in self.out[1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """B×2×h×w at stride 4: the shift δ of the class logits and r of the abstention."""
@@ -114,21 +123,23 @@ class Branch(nn.Module):
         for x, stride, halved, project in zip(maps, self.strides, self.halvings, self.projections, strict=True):
             projected = project(halve(x) if halved else x)
             sums[stride] = sums[stride] + projected if stride in sums else projected
-        down: list[Tensor] = []
-        for level, bend in zip(LEVELS, self.bends, strict=True):
-            if down:
-                finer = halve(down[-1])
-                down.append(bend(finer + sums[level] if level in sums else finer))
-            else:
-                down.append(bend(sums[level]))
+        down = [self.bends[0](sums[FINEST])]
+        for level, narrow, bend in zip(LEVELS[1:], self.down, list(self.bends)[1:], strict=True):
+            finer = narrow(halve(down[-1]))
+            down.append(bend(finer + sums[level] if level in sums else finer))
         up = self.levels[-1](down[-1])
-        for x, blocks in zip(down[-2::-1], list(self.levels)[-2::-1], strict=True):
-            up = blocks(x + upsample(up, x.shape[-2:]))
+        for x, widen, blocks in reversed(list(zip(down, self.up, self.levels, strict=False))):
+            up = blocks(x + upsample(widen(up), x.shape[-2:]))
         return self.out(up)
 
 
+def conv_norm(inputs: int, outputs: int) -> nn.Sequential:
+    """1×1 convolution and BatchNorm."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+
+
 class SeparableBlock(nn.Module):
-    """Depth-wise 3×3 and 1×1 convolution, each with BatchNorm, around which the input is added."""
+    """Depth-wise 3×3, BatchNorm, PReLU, 1×1 and BatchNorm, around which the input is added."""
 
     def __init__(self, width: int, dilation: int) -> None:
         super().__init__()
@@ -136,10 +147,8 @@ class SeparableBlock(nn.Module):
             nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, groups=width, bias=False),
             nn.BatchNorm2d(width),
             nn.PReLU(width),
-            nn.Conv2d(width, width, 1, bias=False),
-            nn.BatchNorm2d(width),
+            *conv_norm(width, width),
         )
-        self.act = nn.PReLU(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(x + self.convs(x))
+        return x + self.convs(x)

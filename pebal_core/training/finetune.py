@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data.partial_labels import ANYTHING, resolve_groups
 from ..detector import AnomalyDetector
@@ -36,6 +36,7 @@ from ..model_file import ModelInfo, file_sha256, load_model, resolve_model, save
 from ..networks import AnomalyBranch, KeptClasses, SegmentationNetwork, upsample
 from ..ranges import COUNT, RATE, SHARE, SIDE, check_ranges
 from ..scores import free_energy
+from .branch import add_branch, set_statistics
 from .calibrate import calibrate
 from .emphasis import Emphasis
 from .run import AveragedWeights, RunConfig, TrainingModule, find_checkpoint, fit, make_trainer
@@ -129,7 +130,11 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
             f"{config.model} was fine-tuned with keep_classes; start from the model that it was made from."
         )
     if config.branch:
-        network = add_branch(network, info, config)
+        if config.keep_classes or config.trained or config.statistics != "frozen":
+            raise PebalError(
+                "branch: the network beside the branch stays frozen; leave keep_classes, trained and statistics out."
+            )
+        network = add_branch(network, info, config.branch_width)
     checkpoint = find_checkpoint(config.trainer, out)
     outliers, held_back = open_outliers(config.data)
     samples = TrainingSamples(config.data, outliers, config.trainer.seed)
@@ -153,24 +158,6 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
             calibrate(detector, scenes, config.false_alarms, f"{len(validation)} validation scenes")
             save_model(path, load_model(path)[0], detector.info)
     return module.best
-
-
-def add_branch(network: SegmentationNetwork, info: ModelInfo, config: FinetuneConfig) -> AnomalyBranch:
-    """The network with a fresh branch, or its own where it has one; `info` names it.
-
-    Raises:
-        PebalError: options that would change the frozen network, or a network without features for a branch.
-    """
-    if config.keep_classes or config.trained or config.statistics != "frozen":
-        raise PebalError(
-            "branch: the network beside the branch stays frozen; leave keep_classes, trained and statistics out."
-        )
-    if isinstance(network, AnomalyBranch):
-        return network
-    branched = AnomalyBranch(network, config.branch_width).eval()
-    info.network_args = {"network": info.network, "width": config.branch_width, **info.network_args}
-    info.network = "anomaly_branch"
-    return branched
 
 
 def describe(info: ModelInfo, config: FinetuneConfig, data: str) -> ModelInfo:
@@ -256,22 +243,13 @@ class FinetuneModule(TrainingModule):
     def on_train_start(self) -> None:
         self.train()
         if isinstance(self.network, AnomalyBranch) and not self.trainer.global_step:
-            self.set_branch_statistics(self.network)
+            set_statistics(self.network, (self.fixed_batch(first) for first in range(0, STATISTICS_SAMPLES, 4)))
 
-    def set_branch_statistics(self, network: AnomalyBranch) -> None:
-        """Let a fresh branch standardise what it sees: its BatchNorms take over the statistics of some samples, the
-        same ones in every process, and keep them."""
-        norms = [m for m in network.branch.modules() if isinstance(m, nn.BatchNorm2d)]
-        if any(norm.num_batches_tracked for norm in norms):
-            return
-        for norm in norms:
-            norm.train().momentum = None  # the mean over all batches
-        with torch.no_grad():
-            for number in range(0, STATISTICS_SAMPLES, 4):
-                images = [self.draw(np.random.default_rng([self.run.seed, n]), n)[0] for n in range(number, number + 4)]
-                batch = torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2)
-                network.head(network.trunk(self.normalise(batch)))
-        network.eval()
+    def fixed_batch(self, first: int) -> Tensor:
+        """Four normalised samples of the training set, the same ones in every process."""
+        numbers = range(first, first + 4)
+        images = np.stack([self.draw(np.random.default_rng([self.run.seed, n]), n)[0] for n in numbers])
+        return self.normalise(torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2))
 
     def draw(self, rng: np.random.Generator, number: int) -> tuple[np.ndarray, np.ndarray]:
         return self.samples.draw(rng, number)

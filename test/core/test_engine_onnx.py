@@ -78,7 +78,13 @@ def test_an_answer_outlives_the_next(onnx_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "input_size"),
-    [("efficientnet_lite0", (80, 112)), ("espnetv2", (72, 100)), ("wide_resnet38", None), ("two heads", None)],
+    [
+        ("efficientnet_lite0", (80, 112)),
+        ("espnetv2", (72, 100)),
+        ("wide_resnet38", None),
+        ("two heads", None),
+        ("branch on espnetv2", (72, 100)),
+    ],
 )
 def test_every_kind_of_network(name: str, input_size: tuple[int, int] | None) -> None:
     """The graph shrinks or enlarges the image as the PyTorch engine does, and brings the answer back."""

@@ -18,7 +18,7 @@ from pebal_core.engines.machine import allotted_cores
 from pebal_core.engines.readout import Readout
 from pebal_core.engines.torch import TorchEngine
 from pebal_core.model_file import ModelInfo, load_model
-from pebal_core.networks import SegmentationNetwork, build_network, upsample
+from pebal_core.networks import AnomalyBranch, SegmentationNetwork, build_network, upsample
 from pebal_core.networks.centring import CentredConv2d
 from pebal_core.networks.folding import fold, round_kernels
 from pebal_core.networks.winograd import WinogradConv2d, is_suited
@@ -32,6 +32,12 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {
     "wide_resnet38": ("deeplabv3plus_wide_resnet38", {}, 17),  # the first of each residual block
     "espnetv2": ("espnetv2", {"scale": 0.5}, 16),  # after 13 concatenations and 3 sums
     "two espnetv2": ("kept_classes", {"network": "espnetv2", "own_trunk": True, "scale": 0.5}, 32),
+    "branch on espnetv2": ("anomaly_branch", {"network": "espnetv2", "width": 16, "scale": 0.5}, 16),
+    "branch on resnet18": (
+        "anomaly_branch",
+        {"network": "deeplabv3plus", "encoder": "resnet18", "decoder_channels": 16},
+        0,
+    ),
     "two heads": (
         "kept_classes",
         {"network": "deeplabv3plus", "own_trunk": False, "encoder": "resnet18", "decoder_channels": 16},
@@ -63,6 +69,8 @@ def network_of(name: str) -> SegmentationNetwork:
             module.running_var.uniform_(0.5, 1.5)
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, 0, 0.1)
+    if isinstance(network, AnomalyBranch):
+        nn.init.normal_(network.branch.get_parameter("out.1.weight"))  # a fresh branch answers zero
     return network
 
 
