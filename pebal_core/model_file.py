@@ -92,16 +92,31 @@ def resolve_model(name: str | Path) -> Path:
     Raises:
         PebalError: there is no such model; the message lists the shipped ones.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_file():
         return path
     shipped = {p.stem: p for p in sorted(MODELS_FOLDER.glob("*.safetensors"))}
     if str(name) in shipped:
         return shipped[str(name)]
     raise PebalError(
-        f"There is no model '{name}': give the path of a .safetensors or .onnx file written by pebal, or one of the "
-        f"shipped models ({', '.join(shipped) or 'none'})."
+        f"There is no model '{name!s:.300}': give the path of a .safetensors or .onnx file written by pebal, or one of "
+        f"the shipped models ({', '.join(shipped) or 'none'})."
     )
+
+
+def user_path(name: str | Path) -> Path:
+    """A path as a user writes it, with ``~``.
+
+    Raises:
+        PebalError: no file system can have it, or it leads through a folder that cannot be looked into.
+    """
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise PebalError(f"'{name!s:.100}' cannot be used as a path: {reason}.") from error
+    return path
 
 
 def file_sha256(path: Path) -> str:

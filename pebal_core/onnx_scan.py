@@ -19,7 +19,7 @@ DIGEST_KEY = "pebal.graph.sha256"
 METADATA_PROPS = 14
 REFERRING = (b"EPContext",)
 """Operations that load what another file holds, or hand compiled code to a GPU."""
-FLOATS = {1: np.dtype("<f4"), 10: np.dtype("<f2"), 11: np.dtype("<f8")}
+FLOATS: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 10: np.dtype("<f2"), 11: np.dtype("<f8")}
 """Data types of TensorProto by number."""
 DEEPEST = 32
 """Graphs within graphs."""
@@ -106,11 +106,12 @@ def _look_at_tensor(message: Any, title: str) -> None:
         elif number == 9:
             raw = value
     # Bounds and fill values may be infinite, weights may not.
+    values = FLOATS.get(kind) if isinstance(kind, int) else None
     if (
         raw is not None
         and dimensions > 1
-        and kind in FLOATS
-        and not np.isfinite(np.frombuffer(raw, FLOATS[kind])).all()
+        and values is not None
+        and not np.isfinite(np.frombuffer(bytes(raw), values)).all()
     ):
         raise PebalError(f"The tensor '{name}' of {title} holds values that are not finite; export the model again.")
 

@@ -29,7 +29,7 @@ class CameraOutputs:
     """
 
     def __init__(self, node: Node, prefix: str, names: Sequence[str], qos: QoSProfile) -> None:
-        self._node, self._qos = node, qos
+        self._node = node
         self._publishers: dict[str, Publisher[Any]] = {}
         for name in names:
             output = OUTPUTS[name]
@@ -73,7 +73,7 @@ class CameraOutputs:
             if self._node.count_publishers(publisher.topic_name) > 1:
                 return f"{publisher.topic_name} is published by another node as well: give each a namespace of its own."
             for other in self._node.get_subscriptions_info_by_topic(publisher.topic_name):
-                asked = unmet_request(self._qos, other.qos_profile)
+                asked = unmet_request(publisher.qos_profile, other.qos_profile)
                 if asked:
                     who = f"{other.node_namespace.rstrip('/')}/{other.node_name}"
                     return f"{who} asks for {asked} on {publisher.topic_name}, so nothing can reach it."

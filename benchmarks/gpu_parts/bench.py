@@ -134,16 +134,14 @@ def make(name: str, device: torch.device) -> tuple[SegmentationNetwork, ModelInf
         elif isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # statistics of all that is seen
     network.train()
-    images = normalised(photograph(Size(96, 160))[None], info).to(device)
+    images = normalised(scenes(Size(64, 96), 2)[0], info).to(device)
     with torch.no_grad():
         network(images)
         last = [module for module in network.eval().modules() if isinstance(module, nn.Conv2d)][-1]
-        logits = network(images)
-        scale = 4 / logits.std()
+        scale = 4 / network(images).std()
         last.weight.mul_(scale)
-        if last.bias is None:
-            last.bias = nn.Parameter(torch.zeros(last.out_channels, device=device))
-        last.bias.copy_(6 - scale * logits.mean((0, 2, 3)))
+        if last.bias is not None:
+            last.bias.mul_(scale)
     return network.cpu(), info
 
 

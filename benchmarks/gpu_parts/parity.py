@@ -96,7 +96,7 @@ def energies(bench: Bench, name: str, images: np.ndarray, masks: np.ndarray) -> 
     """The engine in every precision beside the straightforward way in fp32 on the CPU."""
     labels, energy = Straightforward(*bench.load(name), torch.device("cpu"), half=False)(images)
     before = average_precision(energy, masks)
-    for precision in ("fp32", "tf32", "fp16", "bf16"):
+    for precision in ("fp32", "fp16") if bench.quick else ("fp32", "tf32", "fp16", "bf16"):
         with tf32(precision != "fp32"):
             engine = TorchEngine(*bench.load(name), str(bench.device), precision.replace("tf32", "fp32"))
             answer = [engine(images) for _ in range(2)][-1]  # the second comes from a graph, where there is one

@@ -14,6 +14,7 @@ LINES = 6
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 48
 _ROW = 36
+_TENTHS = ("0.0", "0.2", "0.4", "0.6", "0.8", "1.0")
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,35 @@ class Mark:
     ours: bool
 
 
-def curve_chart(x_label: str, y_label: str, lines: Sequence[Line], guide: float | None = None) -> Markup:
-    """Curves on linear axes from 0 to 1; ``guide`` draws a horizontal line there. The first curve lies on top."""
+def curve_chart(
+    x_label: str,
+    y_label: str,
+    lines: Sequence[Line],
+    guide: float | None = None,
+    x_ticks: Sequence[str] = _TENTHS,
+    dots: Sequence[tuple[float, float]] = (),
+) -> Markup:
+    """Curves in a square from 0 to 1. The first curve lies on top.
+
+    Args:
+        guide: height of a horizontal line.
+        x_ticks: labels at equal distances along the x axis.
+        dots: x, y of a point on each of the first curves, in their colours.
+    """
     width, height = WIDTH - _LEFT - _RIGHT, HEIGHT - _TOP - _BOTTOM
     parts = [_open(HEIGHT, f"{y_label} over {x_label}")]
-    for tick in np.linspace(0, 1, 6):
-        x, y = _LEFT + tick * width, _TOP + (1 - tick) * height
+    for place, text in zip(np.linspace(0, 1, len(x_ticks)), x_ticks):
+        x = _LEFT + place * width
         parts += [
-            Markup('<path class="grid" d="M{:.1f} {}v{}M{} {:.1f}h{}"/>').format(x, _TOP, height, _LEFT, y, width),
-            Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{:.1f}</text>').format(
-                x, HEIGHT - _BOTTOM + 17, tick
+            Markup('<path class="grid" d="M{:.1f} {}v{}"/>').format(x, _TOP, height),
+            Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
+                x, HEIGHT - _BOTTOM + 17, text
             ),
+        ]
+    for tick in np.linspace(0, 1, 6):
+        y = _TOP + (1 - tick) * height
+        parts += [
+            Markup('<path class="grid" d="M{} {:.1f}h{}"/>').format(_LEFT, y, width),
             Markup('<text class="tick" x="{}" y="{:.1f}" text-anchor="end">{:.1f}</text>').format(
                 _LEFT - 7, y + 4, tick
             ),
@@ -57,6 +76,12 @@ def curve_chart(x_label: str, y_label: str, lines: Sequence[Line], guide: float 
         points = np.stack([_LEFT + line.x * width, _TOP + (1 - line.y) * height], axis=1)
         path = Markup('<path class="line c{}" d="M{}"><title>{}</title></path>')
         parts.append(path.format(number, _polyline(points), line.label))
+    for number, (x, y) in enumerate(dots):
+        parts.append(
+            Markup('<circle class="dot c{}" cx="{:.1f}" cy="{:.1f}" r="5"/>').format(
+                number, _LEFT + x * width, _TOP + (1 - y) * height
+            )
+        )
     parts += [
         Markup('<text class="axis" x="{}" y="{}" text-anchor="middle">{}</text>').format(
             _LEFT + width / 2, HEIGHT - 8, x_label

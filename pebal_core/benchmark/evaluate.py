@@ -14,20 +14,26 @@ from typing import Any
 
 import numpy as np
 
-from ..data.anomaly_sets import EvaluationSet
+from ..data.anomaly_sets import INLIER, EvaluationSet
 from ..errors import PebalError
+from ..labels import VOID
 from ..metrics.calibration import CalibrationMetrics
 from ..metrics.components import SIZE_LIMITS, ComponentMetrics
 from ..metrics.pooled import Figures, PooledMetrics, PooledResult
 from ..metrics.segmentation import SegmentationMetrics
 from ..model_file import write_atomically
+from ..objects import ObjectRules
 from .bootstrap import Coarse, central, coarse_counts, draw_weights, intervals, replicate_figures
 from .forward import Forward, ScoreReader
+from .operating import PLAIN, RULES, OperatingPoint, Record
 from .passes import Outcome, Pass, Workers
 from .pictures import draw_frames
 from .protocols import SMALL_OBJECTS, Protocol
-from .results import STAGES, Components, Score, Segmentation, SetInfo, SetResult, save_curve
-from .shards import CountShards, Records, write_once
+from .results import STAGES, Components, Objects, Score, Segmentation, SetInfo, SetResult, save_curve
+from .shards import CountShards, Records, trusting, write_once
+
+FILTERED = "filtered"
+"""Name beside the scores of the main score after the object rules, whose pooled figures give only a threshold."""
 
 
 class SetBenchmark:
@@ -40,6 +46,7 @@ class SetBenchmark:
         reader: runs the model.
         scores: names of the scores, the main one among them.
         main: the main score.
+        rules: of objects in the main score; None where no threshold is stored for it.
 
     Raises:
         PebalError: the folder holds results of other files under this name, or the model has other classes.
@@ -54,6 +61,7 @@ class SetBenchmark:
         scores: Sequence[str],
         main: str,
         protocol: Protocol,
+        rules: ObjectRules | None,
     ) -> None:
         self.name, self.data, self.out, self.reader, self.protocol = name, data, out, reader, protocol
         self.class_names, self.scores, self.main = reader.detector.info.class_names, scores, main
@@ -71,6 +79,7 @@ class SetBenchmark:
                 f"{name} is labelled with 19 Cityscapes trainIds, but the model has {len(self.class_names)} classes; "
                 "leave this set out."
             )
+        self.operating = OperatingPoint(tuple(self.class_names), rules, outliers=not data.ids.classes)
         self._figures = self.folder / "figures.json"
         self.first = Pass(
             name,
@@ -93,9 +102,10 @@ class SetBenchmark:
             return
         done = self.first.records.done()
         results: dict[str, PooledResult] = {}
-        for score in self.scores if done else ():
+        counted = [*self.scores, FILTERED] if self._filters else self.scores
+        for score in counted if done else ():
             result = results[score] = counts.total(score).compute()
-            if result.curve is not None:
+            if result.curve is not None and score != FILTERED:
                 save_curve(self.out, self.name, score, result.curve)
         values = {"images": len(done), "scores": {score: result.to_dict() for score, result in results.items()}}
         write_atomically(self._figures, json.dumps(values).encode())
@@ -107,12 +117,18 @@ class SetBenchmark:
         if not self.has_components:
             return None
         workers.wait(lambda: int(self._summed_up() is None), f"{self.name}: the threshold for components")
-        threshold = self._pooled()[self.main].best_f1_threshold if self._pooled() else None
-        if threshold is None:
+        pooled = self._pooled()
+        thresholds = {score: pooled[score].best_f1_threshold for score in (self.main, FILTERED) if score in pooled}
+        if thresholds.get(self.main) is None:
             return None
         track = "obstacle" if self.data.name in SMALL_OBJECTS else "anomaly"
-        folder = self.folder / f"components_{np.float32(threshold).view(np.uint32):08x}"
-        self._new_components = partial(ComponentMetrics, threshold, *SIZE_LIMITS[track])
+        self._new_components = {
+            score: partial(ComponentMetrics, threshold, *SIZE_LIMITS[track])
+            for score, threshold in thresholds.items()
+            if threshold is not None
+        }
+        codes = [f"{np.float32(threshold).view(np.uint32):08x}" for threshold in thresholds.values()]
+        folder = self.folder / "_".join(["components", *codes])
         self.second = Pass(f"{self.name}, components", Records(folder, len(self.data)), self._components)
         return self.second
 
@@ -141,7 +157,12 @@ class SetBenchmark:
             frames=draw_frames(self.out, self.name, self.data, self.reader, self.main, self._frame_figures()),
         )
         if self.data.ids.classes:
-            return SetResult(info, segmentation=self._segmentation())
+            segmentation = self._segmentation()
+            if self.operating.rules is None:
+                return SetResult(info, segmentation=segmentation)
+            reason = "not defined: a set of classes labels no outliers"
+            score = Score(segmentation.images, segmentation.pixels, 0, reason, objects=self._objects())
+            return SetResult(info, {self.main: score}, segmentation)
         return SetResult(info, scores=self._scores())
 
     def _anomalies(self, index: int) -> Outcome:
@@ -157,9 +178,14 @@ class SetBenchmark:
             metrics.update(forward.scores[score], frame.target, name=f"{name} ({score})")
             return metrics
 
+        main = forward.scores[self.main]
         with ThreadPoolExecutor(4) as pool:
+            objects = pool.submit(self.operating.plain, main, frame.target, forward.labels, name)
+            after = pool.submit(self._after_rules, main, frame.target, forward.labels, name)
             metrics = dict(zip(self.scores, pool.map(count, self.scores)))
-        record = {}
+        record, filtered = after.result()
+        record.update(objects.result())
+        metrics.update(filtered)
         for score in self.scores:
             record[f"{score}.bins"], record[f"{score}.pixels"] = coarse_counts(forward.scores[score], frame.target)
         within = metrics[self.main].compute()
@@ -172,12 +198,17 @@ class SetBenchmark:
         started = time.perf_counter()
         frame, name = self.data.load(index), str(self.data.pairs[index][0])
         read = time.perf_counter()
-        forward = self.reader(frame.image, [], confidence=True)
+        forward = self.reader(frame.image, [self.main], confidence=True)
         scored = time.perf_counter()
         segmentation, calibration = SegmentationMetrics(self.class_names), CalibrationMetrics()
         segmentation.update(forward.labels, frame.target, name=name)
         assert forward.confidence is not None
         calibration.update(forward.confidence, forward.labels, frame.target, name=name)
+        main, inliers = forward.scores[self.main], np.where(frame.target == VOID, VOID, INLIER).astype(np.uint8)
+        objects: Record = {}
+        if self.operating.rules is not None:
+            objects.update(self.operating.plain(main, inliers, frame.target, name))
+            objects.update(self.operating.after_rules(main, main, inliers, forward.labels, frame.target, name))
         spent = time.perf_counter() - scored
         miou = segmentation.labelled_miou()
         record = {
@@ -185,6 +216,7 @@ class SetBenchmark:
             "costs": _costs(read - started, forward, spent),
             **_prefixed("segmentation", segmentation.state_dict()),
             **_prefixed("calibration", calibration.state_dict()),
+            **objects,
         }
         if self.protocol.sliding:
             sliding = SegmentationMetrics(self.class_names)
@@ -195,16 +227,42 @@ class SetBenchmark:
     def _components(self, index: int) -> Outcome:
         """Second pass over an anomaly set."""
         frame, name = self.data.load(index), str(self.data.pairs[index][0])
-        metrics = self._new_components()
-        metrics.update(self.reader(frame.image, [self.main]).scores[self.main], frame.target, name=name)
-        return metrics.state_dict(), {}
+        forward, record = self.reader(frame.image, [self.main]), {}
+        for score, new in self._new_components.items():
+            values, metrics = forward.scores[self.main], new()
+            metrics.update(
+                self.operating.filtered(values, forward.labels) if score == FILTERED else values,
+                frame.target,
+                name=name,
+            )
+            record.update(_prefixed(score, metrics.state_dict()))
+        return record, {}
+
+    @property
+    def _filters(self) -> bool:
+        """Whether the component metrics of the filtered scores are wanted, for which their counts are needed."""
+        return self.has_components and self.operating.filters
+
+    def _after_rules(
+        self, score: np.ndarray, target: np.ndarray, labels: np.ndarray, name: str
+    ) -> tuple[Record, dict[str, PooledMetrics]]:
+        """Objects after the rules, and the counts of the filtered scores where they are needed."""
+        if not self.operating.filters:
+            return {}, {}
+        filtered = self.operating.filtered(score, labels)
+        record, metrics = self.operating.after_rules(score, filtered, target, labels, labels, name), PooledMetrics()
+        if not self._filters:
+            return record, {}
+        metrics.update(filtered, target, name=f"{name} ({FILTERED})")
+        return record, {FILTERED: metrics}
 
     def _summed_up(self) -> dict[str, Any] | None:
         """What `sum_up` wrote, if it holds for the images that are done."""
         if not self._figures.is_file():
             return None
-        values = json.loads(self._figures.read_text())
-        return values if values["images"] == len(self.first.records.done()) else None
+        with trusting(self._figures):
+            values = json.loads(self._figures.read_text())
+            return values if values["images"] == len(self.first.records.done()) else None
 
     def _pooled(self) -> dict[str, PooledResult]:
         values = self._summed_up() or {"scores": {}}
@@ -215,7 +273,8 @@ class SetBenchmark:
         replicates = {score: replicate_figures(partial(self._coarse, score), weights) for score in self.scores}
         main_ap, main_replicates = self._pooled()[self.main].ap, replicates[self.main][:, 1]
         scores = {}
-        for score, result in self._pooled().items():
+        for score in self.scores:
+            result = self._pooled()[score]
             if result.fpr95_definitions is not None:
                 result = replace(result, fpr95=result.fpr95_definitions[self.protocol.fpr95])
             gap = None
@@ -226,7 +285,8 @@ class SetBenchmark:
                 **{item.name: getattr(result, item.name) for item in fields(Figures)},
                 **intervals(replicates[score], result),
                 ap_difference_interval=gap,
-                components=self._component_figures() if score == self.main else None,
+                components=self._component_figures(score) if score == self.main else None,
+                objects=self._objects() if score == self.main else None,
             )
         return scores
 
@@ -235,12 +295,17 @@ class SetBenchmark:
             record = self.first.records.read(index, f"{score}.")
             yield record[f"{score}.bins"], record[f"{score}.pixels"]
 
-    def _component_figures(self) -> Components | None:
-        if self.second is None:
+    def _objects(self) -> Objects:
+        records, done = self.first.records, self.first.records.done()
+        read = ({**records.read(index, PLAIN), **records.read(index, RULES)} for index in done)
+        return self.operating.figures(read, draw_weights(len(done)), self._component_figures(FILTERED))
+
+    def _component_figures(self, score: str) -> Components | None:
+        if self.second is None or score not in self._new_components:
             return None
-        total = self._new_components()
+        total = self._new_components[score]()
         for index in self.second.records.done():
-            total.merge(ComponentMetrics.from_state(self.second.records.read(index)))
+            total.merge(ComponentMetrics.from_state(_part(score, self.second.records.read(index))))
         threshold, smallest_prediction, smallest_object = total.settings
         values = asdict(total.compute())
         del values["images"]

@@ -18,13 +18,15 @@ from ..model_file import write_atomically
 from .charts import LINES, Line, Mark, curve_chart, interval_chart, swatch
 from .published import PUBLISHED_MIOU, RECALLED, Published, published_for
 from .results import FrameEntry, Interval, Results, Score, load_curve
-from .tables import NONE, percent
+from .tables import NONE, component_figures, percent, size_range
 
 REPORT = "report.html"
 LEADERBOARD_SETS = ("RoadAnomaly21", "RoadObstacle21")
 """Their published figures are those of hidden test images."""
 
 _PICTURE_SIDE = 800
+_LEAST_RATE = 1 / 16
+"""Of false objects per frame in the drawn curve, whose end is the inverse."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,17 @@ def write_report(folder: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, brackets=_brackets, breakable=_breakable)
+    environment.filters.update(
+        percent=percent, brackets=_brackets, breakable=_breakable, size_range=size_range, number=_number
+    )
     results = Results.load(folder)
     page = environment.get_template("report.html").render(
         run=results.run,
         sets=results.sets,
         charts={name: _charts(folder, results, name) for name in results.sets},
+        froc={name: _froc_chart(result.scores.get(results.run.main_score)) for name, result in results.sets.items()},
+        swatches=[swatch(0), swatch(1)],
+        component_figures=component_figures,
         pictures={name: [_picture(folder, f) for f in result.set.frames] for name, result in results.sets.items()},
         published={name: _by_ap(published_for(result.set.set)) for name, result in results.sets.items()},
         published_miou=PUBLISHED_MIOU,
@@ -102,6 +109,33 @@ def _charts(folder: Path, results: Results, name: str) -> Charts | None:
     )
 
 
+def _froc_chart(score: Score | None) -> Markup | None:
+    """Recall over false objects per frame from 1/16 to 16, logarithmic; None where there is no curve."""
+    if score is None or score.objects is None or score.objects.froc.score is None:
+        return None
+    lines, dots = [], []
+    for label, objects in (("pixels alone", score.objects), ("after the object rules", score.objects.rules)):
+        if objects is None:
+            continue
+        rate, recall = np.array(objects.froc.false_per_frame), np.array(objects.froc.recall)
+        before = recall[rate <= _LEAST_RATE].max(initial=0)
+        shown = (rate > _LEAST_RATE) & (rate <= 1 / _LEAST_RATE)
+        x = np.concatenate([[0], _rate_place(rate[shown]), [1]])
+        y = np.concatenate([[before], recall[shown]])
+        lines.append(Line(label, np.repeat(x, 2)[1:-1], np.repeat(y, 2)))  # a step function
+        stored = objects.stored
+        if stored is not None and stored.recall is not None:
+            place = _rate_place(np.clip(stored.false_per_frame, _LEAST_RATE, 1 / _LEAST_RATE))
+            dots.append((float(place), stored.recall))
+    ticks = ("1/16", "1/8", "1/4", "1/2", "1", "2", "4", "8", "16")
+    return curve_chart("false objects per frame", "share of objects found", lines, x_ticks=ticks, dots=dots)
+
+
+def _rate_place(rate: np.ndarray) -> np.ndarray:
+    """0 at the lowest drawn rate of false objects, 1 at the highest."""
+    return np.log(rate / _LEAST_RATE) / np.log(_LEAST_RATE**-2)
+
+
 def _drawn_scores(results: Results, name: str) -> Iterator[tuple[str, Score]]:
     """The main score, then the others that are defined; of the variants with and without the Gaussian one each."""
     main = results.run.main_score
@@ -128,6 +162,11 @@ def _picture(folder: Path, frame: FrameEntry) -> Picture:
 def _brackets(interval: Interval | None, digits: int = 1) -> str:
     """In per cent; empty where there is none."""
     return "" if interval is None else f"[{100 * interval[0]:.{digits}f}, {100 * interval[1]:.{digits}f}]"
+
+
+def _number(interval: Interval | None) -> str:
+    """An interval of plain numbers; empty where there is none."""
+    return "" if interval is None else f"[{interval[0]:.1f}, {interval[1]:.1f}]"
 
 
 def _breakable(name: str) -> Markup:

@@ -57,6 +57,73 @@ class Components:
 
 
 @dataclass(frozen=True)
+class Froc:
+    """The free-response ROC curve, and its mean recall over the rates of `Objects.recall_at`."""
+
+    score: float | None
+    """None, as all recalls, without a labelled object."""
+    score_interval: Interval | None
+    threshold: list[float]
+    false_per_frame: list[float]
+    recall: list[float]
+    """The operating points at which recall rises, of one length, by false objects per frame from the lowest."""
+
+
+@dataclass(frozen=True)
+class ClassAlarms:
+    """False alarms on a known class at the stored threshold."""
+
+    pixels: float | None
+    """Share of the class's inlier pixels that is reported; None where none is of the class."""
+    objects_per_frame: float
+    """False objects most of whose inlier pixels are of the class."""
+
+
+@dataclass(frozen=True)
+class SizeRecall:
+    """Recall at the stored threshold of the labelled objects of one size."""
+
+    from_pixels: int
+    to_pixels: int | None
+    """Up to, but without this; None: no end."""
+    objects: int
+    recall: float | None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the model's stored threshold gives."""
+
+    threshold: float
+    recall: float | None
+    recall_interval: Interval | None
+    false_per_frame: float
+    false_per_frame_interval: Interval | None
+    by_size: list[SizeRecall]
+    by_class: dict[str, ClassAlarms]
+    """By class name: the labelled class on a set of classes, the predicted one on an anomaly set."""
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Objects found and false objects, as `pebal_core.metrics.objects` defines them."""
+
+    labelled: int
+    """Objects that can be found."""
+    froc: Froc
+    recall_at: dict[str, float | None]
+    """By false objects per frame, "0.125" to "8": the best recall at or below that rate."""
+    recall_at_interval: dict[str, Interval | None]
+    stored: Stored | None
+    """None where the model stores no threshold for this score."""
+    components: Components | None = None
+    """Under `rules` only: the component metrics of the filtered scores; those of all scores stand in `Score`."""
+    rules: Objects | None = None
+    """The same after the object rules (`Run.object_rules`): the curve sweeps the scores that `filter_energy` leaves,
+    and at the stored threshold the objects are those of `find_objects`."""
+
+
+@dataclass(frozen=True)
 class Score(Figures):
     """The figures of one score on one set; `fpr95` is by the definition that the protocol names."""
 
@@ -67,6 +134,8 @@ class Score(Figures):
     ap_difference_interval: Interval | None = None
     """The same for this score's AP minus that of the main score; None for the main score itself."""
     components: Components | None = None
+    objects: Objects | None = None
+    """Of the main score."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +209,9 @@ class Run:
     """[height, width] at which the network ran; None: each image's own."""
     smoothing: bool
     """Whether the model smooths its energy: then plain score names are with the Gaussian, ``_raw`` ones without."""
+    object_rules: dict[str, Any] | None
+    """Fields of `pebal_core.objects.ObjectRules` by which objects are told from other alarms; None: no threshold is
+    stored for the main score, so there are none."""
     processes: int
     command: str
     versions: dict[str, str]
@@ -151,7 +223,11 @@ class Run:
 
 @dataclass
 class SetResult:
-    """Everything of one data set; `scores` and `segmentation` are empty where the set has no such labels."""
+    """Everything of one data set; `segmentation` is empty where the set labels no classes.
+
+    A set of classes has the main score alone, if a threshold is stored for it. Its only figures are its `objects`: all
+    that are reported are false.
+    """
 
     set: SetInfo
     scores: dict[str, Score] = field(default_factory=dict)
@@ -240,10 +316,35 @@ def _finite(value: Any) -> Any:
 
 
 def _score(values: Mapping[str, Any]) -> Score:
-    values = dict(values)
+    values = _with_intervals(values)
     if values.get("components"):
         values["components"] = Components(**values["components"])
-    for key, value in values.items():
-        if key.endswith("_interval") and value is not None:
-            values[key] = (value[0], value[1])
+    if values.get("objects"):
+        values["objects"] = _objects(values["objects"])
     return Score(**values)
+
+
+def _objects(values: Mapping[str, Any]) -> Objects:
+    values = _with_intervals(values)
+    values["froc"] = Froc(**_with_intervals(values["froc"]))
+    values["recall_at_interval"] = {
+        rate: None if ends is None else (ends[0], ends[1]) for rate, ends in values["recall_at_interval"].items()
+    }
+    if values["stored"]:
+        stored = _with_intervals(values["stored"])
+        stored["by_size"] = [SizeRecall(**size) for size in stored["by_size"]]
+        stored["by_class"] = {name: ClassAlarms(**alarms) for name, alarms in stored["by_class"].items()}
+        values["stored"] = Stored(**stored)
+    if values["components"]:
+        values["components"] = Components(**values["components"])
+    if values["rules"]:
+        values["rules"] = _objects(values["rules"])
+    return Objects(**values)
+
+
+def _with_intervals(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Intervals as the tuples that they were before JSON."""
+    return {
+        key: (value[0], value[1]) if key.endswith("_interval") and isinstance(value, list) else value
+        for key, value in values.items()
+    }

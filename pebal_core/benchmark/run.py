@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -32,6 +33,8 @@ from ..data.scenes import IMAGE_SUFFIXES, read_image
 from ..detector import AnomalyDetector
 from ..errors import PebalError
 from ..model_file import write_atomically
+from ..objects import ObjectRules
+from ..objects.rules import CARRIERS
 from ..scores import SCORES, MaxLogitStatistics
 from .evaluate import SetBenchmark
 from .forward import ScoreReader, score_names, split_name
@@ -40,7 +43,7 @@ from .passes import Outcome, Pass, Workers
 from .protocols import PROTOCOLS
 from .report import write_report
 from .results import RESULTS, RUN, Results, Run
-from .shards import Records, write_once
+from .shards import Records, trusting, write_once
 from .tables import markdown, terminal_tables
 
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "onnxruntime")
@@ -85,10 +88,12 @@ def run_benchmark(request: Request) -> int:
     main = protocol.main_score(reader.engine.smoothing)
     scores = _choose_scores(request, reader.engine.smoothing, main)
     training = _training_images(request.sml_images) if request.sml_images else []
-    _claim_folder(request, reader, list(scores), training)
+    rules = _object_rules(reader, main)
+    _claim_folder(request, reader, list(scores), training, rules)
     earlier = Results.load(request.out).sets if (request.out / RESULTS).is_file() else {}
     benchmarks = [
-        SetBenchmark(name, data, request.out, reader, list(scores), main, protocol) for name, data in sets.items()
+        SetBenchmark(name, data, request.out, reader, list(scores), main, protocol, rules)
+        for name, data in sets.items()
     ]
     passes = [benchmark.first for benchmark in benchmarks]
     statistics = _statistics_pass(request.out, training, reader) if training else None
@@ -109,15 +114,17 @@ def run_benchmark(request: Request) -> int:
             for benchmark in benchmarks:
                 bar.name(f"{benchmark.name}: figures")
                 benchmark.first.join(workers)
-                benchmark.sum_up()
+                with trusting(benchmark.folder):
+                    benchmark.sum_up()
         for benchmark in benchmarks:
-            second = benchmark.prepare_components(workers)
+            with trusting(benchmark.folder):
+                second = benchmark.prepare_components(workers)
             if second is not None:
                 bar.add(second)
                 second.work(workers)
         if workers.rank != 0:
             return 0
-        run = _describe(request, reader, scores, main, workers.count, started)
+        run = _describe(request, reader, scores, main, rules, workers.count, started)
         results, failed = Results(run, dict(earlier)), list[str]()
         for benchmark in benchmarks:
             if benchmark.second is not None:
@@ -125,8 +132,10 @@ def run_benchmark(request: Request) -> int:
                 benchmark.second.join(workers)
             bar.name(f"{benchmark.name}: intervals and pictures")
             bar.update()
-            failed += benchmark.failures().values()
-            if (result := benchmark.result()) is not None:
+            with trusting(benchmark.folder):
+                failed += benchmark.failures().values()
+                result = benchmark.result()
+            if result is not None:
                 results.sets[benchmark.name] = result
     results.run = replace(run, seconds=time.monotonic() - clock)
     results.save(request.out)
@@ -232,7 +241,18 @@ def _training_images(folder: Path) -> list[Path]:
     return images
 
 
-def _claim_folder(request: Request, reader: ScoreReader, scores: list[str], training: list[Path]) -> None:
+def _object_rules(reader: ScoreReader, main: str) -> ObjectRules | None:
+    """Those of the node with its default settings; the model's stored threshold is for the energy as published."""
+    info = reader.detector.info
+    if main != "energy" or info.threshold is None:
+        return None
+    carriers = [name for name in CARRIERS if name in info.class_names]
+    return ObjectRules.for_model(info, carriers=carriers or None)
+
+
+def _claim_folder(
+    request: Request, reader: ScoreReader, scores: list[str], training: list[Path], rules: ObjectRules | None
+) -> None:
     """Refuse a folder in which another benchmark was begun."""
     engine, detector = reader.engine, reader.detector
     identity = {
@@ -242,6 +262,7 @@ def _claim_folder(request: Request, reader: ScoreReader, scores: list[str], trai
         "choice of scores": scores,
         "engine": detector.engine_name,
         "precision": engine.precision,
+        "choice of object rules": json.loads(json.dumps(rules and asdict(rules))) or "none",
         "training images": f"{request.sml_images}, {len(training)} images" if training else "none",
     }
 
@@ -270,13 +291,20 @@ def _max_logits(statistics: Pass, reader: ScoreReader) -> tuple[Tensor, Tensor]:
     if failures:
         raise PebalError(f"{len(failures)} training images failed; the first: {next(iter(failures.values()))}")
     total = MaxLogitStatistics(len(reader.detector.info.class_names))
-    for index in statistics.records.done():
-        total.merge(MaxLogitStatistics.from_state(statistics.records.read(index)))
-    return total.compute()
+    with trusting(statistics.records.folder):
+        for index in statistics.records.done():
+            total.merge(MaxLogitStatistics.from_state(statistics.records.read(index)))
+        return total.compute()
 
 
 def _describe(
-    request: Request, reader: ScoreReader, scores: dict[str, str], main: str, processes: int, started: datetime
+    request: Request,
+    reader: ScoreReader,
+    scores: dict[str, str],
+    main: str,
+    rules: ObjectRules | None,
+    processes: int,
+    started: datetime,
 ) -> Run:
     engine, detector = reader.engine, reader.detector
     versions = {"python": platform.python_version(), "pebal_ros": _version("pebal_ros")}
@@ -294,6 +322,7 @@ def _describe(
         precision=engine.precision,
         input_size=list(engine.input_size) if engine.input_size else None,
         smoothing=engine.smoothing,
+        object_rules=asdict(rules) if rules else None,
         processes=processes,
         command=shlex.join(["pebal", *sys.argv[1:]]),
         versions={name: version for name, version in versions.items() if version},

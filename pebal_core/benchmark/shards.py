@@ -13,7 +13,9 @@ import re
 import shutil
 import socket
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,22 @@ MERGED = 8
 """Shards of one size that become one: disk and time for them grow with the logarithm of the number of images."""
 
 Arrays = Mapping[str, np.ndarray]
+
+
+@contextmanager
+def trusting(place: Path) -> Iterator[None]:
+    """What is read in this block comes from an earlier run; if another hand changed it, the place is named.
+
+    Raises:
+        PebalError: something in it fails in the way that damaged files make things fail.
+    """
+    try:
+        yield
+    except (LookupError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise PebalError(
+            f"{place} is damaged ({type(error).__name__}: {reason:.100}); delete it and run the same command again."
+        ) from error
 
 
 class Records:
@@ -50,7 +68,7 @@ class Records:
 
     def read(self, index: int, prefix: str = "") -> dict[str, np.ndarray]:
         """The arrays of a record whose names begin so."""
-        with np.load(self._path(index, "npz")) as arrays:
+        with trusting(self._path(index, "npz")), np.load(self._path(index, "npz")) as arrays:
             return {name: arrays[name] for name in arrays.files if name.startswith(prefix)}
 
     def done(self) -> list[int]:
@@ -60,7 +78,11 @@ class Records:
     def failures(self) -> dict[int, str]:
         """Images that failed and have no record → why."""
         done = set(self.done())
-        return {index: self._path(index, "failed").read_text() for index in self._list("failed") if index not in done}
+        return {
+            index: self._path(index, "failed").read_text(errors="replace")
+            for index in self._list("failed")
+            if index not in done
+        }
 
     def missing(self) -> list[int]:
         """Images that are neither done nor failed."""
@@ -153,7 +175,7 @@ def write_once(path: Path, values: Mapping[str, Any], explain: Callable[[str, An
 def _merge(paths: Iterable[Path], score: str) -> PooledMetrics:
     total = PooledMetrics()
     for path in paths:
-        with np.load(path) as archive:
+        with trusting(path), np.load(path) as archive:
             names = [name for name in archive.files if name.startswith(f"{score}/")]
             total.merge(PooledMetrics.from_state({name.removeprefix(f"{score}/"): archive[name] for name in names}))
     return total
@@ -163,8 +185,8 @@ def _images(path: Path) -> list[int] | None:
     """Images that an archive covers; None where it is gone or damaged."""
     try:
         with np.load(path) as archive:
-            return archive["images"].tolist()
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return [int(index) for index in np.atleast_1d(archive["images"])]
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zlib.error, zipfile.BadZipFile):
         return None
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from rich.table import Table
 
+from ..metrics.objects import RATES
 from .protocols import PROTOCOLS
-from .results import STAGES, Interval, Results, Score
+from .results import STAGES, Components, Interval, Results, Score, SizeRecall, Stored
 
 NONE = "–"
 
@@ -22,10 +25,74 @@ def score_rows(results: Results, with_intervals: bool) -> list[list[str]]:
     """A row for every score of every set, as `SCORE_HEAD` says."""
     rows = []
     for name, score, figures in results.rows():
+        if results.sets[name].segmentation is not None:
+            continue  # no outliers there
         values = [_figure(figures, key, with_intervals) for key in ("auroc", "ap", "fpr95")]
         best_f1 = percent(figures.best_f1)
         rows.append([name, str(figures.images), score, *values, best_f1, figures.undefined or ""])
     return rows
+
+
+OBJECT_HEAD = ("set", "counted", "objects", "found", "false per frame", "FROC score", *(f"at {r:g}" for r in RATES))
+
+
+def object_rows(results: Results, with_intervals: bool) -> list[list[str]]:
+    """Two rows for every set, with pixels alone and after the object rules, as `OBJECT_HEAD` says."""
+    rows = []
+    for name, _, figures in results.rows():
+        if figures.objects is None:
+            continue
+        for counted, objects in (("pixels", figures.objects), ("rules", figures.objects.rules)):
+            if objects is None:
+                continue
+            stored, froc = objects.stored, objects.froc
+            found = false = NONE
+            if stored is not None:
+                found = _with_interval(percent(stored.recall), stored.recall_interval, with_intervals, 100)
+                false = _with_interval(
+                    f"{stored.false_per_frame:.2f}", stored.false_per_frame_interval, with_intervals, 1
+                )
+            score = _with_interval(percent(froc.score), froc.score_interval, with_intervals, 100)
+            recall = [NONE if value is None else f"{100 * value:.0f}" for value in objects.recall_at.values()]
+            rows.append([name, counted, str(objects.labelled), found, false, score, *recall])
+    return rows
+
+
+SIZE_HEAD = ("set", "counted", "pixels of the object", "objects", "found")
+
+
+def size_rows(results: Results) -> list[list[str]]:
+    """Recall by size at the stored threshold, as `SIZE_HEAD` says."""
+    return [
+        [name, counted, size_range(size), str(size.objects), percent(size.recall)]
+        for name, counted, stored in _stored(results)
+        for size in stored.by_size
+        if size.objects
+    ]
+
+
+def size_range(size: SizeRecall) -> str:
+    return f"{size.from_pixels} and more" if size.to_pixels is None else f"{size.from_pixels} to {size.to_pixels - 1}"
+
+
+ALARM_HEAD = ("set", "counted", "class", "share of its pixels", "false objects per frame")
+
+
+def alarm_rows(results: Results) -> list[list[str]]:
+    """False alarms by known class at the stored threshold, as `ALARM_HEAD` says."""
+    return [
+        [name, counted, label, percent(alarms.pixels), f"{alarms.objects_per_frame:.2f}"]
+        for name, counted, stored in _stored(results)
+        for label, alarms in stored.by_class.items()
+    ]
+
+
+def _stored(results: Results) -> Iterator[tuple[str, str, Stored]]:
+    for name, _, figures in results.rows():
+        if figures.objects is not None:
+            for counted, objects in (("pixels", figures.objects), ("rules", figures.objects.rules)):
+                if objects is not None and objects.stored is not None:
+                    yield name, counted, objects.stored
 
 
 CLASS_HEAD = ("set", "images", "mIoU", "mIoU, sliding windows", "accuracy", "ECE")
@@ -38,6 +105,21 @@ def class_rows(results: Results) -> list[list[str]]:
         for name, result in results.sets.items()
         if (s := result.segmentation) is not None
     ]
+
+
+OBJECT_NOTE = (
+    "Objects of the main score. Found (per cent) and false objects per frame are at the stored threshold; the FROC "
+    "score is the mean of the recalls (per cent) at the numbers of false objects per frame that head the last columns. "
+    "Pixels: every component counts; rules: what the object rules let through."
+)
+
+
+def component_figures(score: str, figures: Score) -> Iterator[tuple[str, Components]]:
+    """The component metrics of a score and, where there are any, of the scores after the object rules."""
+    if figures.components is not None:
+        yield score, figures.components
+    if figures.objects is not None and figures.objects.rules is not None and figures.objects.rules.components:
+        yield f"{score} after the rules", figures.objects.rules.components
 
 
 def markdown(results: Results) -> str:
@@ -57,12 +139,17 @@ def markdown(results: Results) -> str:
     if rows := score_rows(results, with_intervals=True):
         lines += ["", *_markdown_table(SCORE_HEAD, rows)]
     components = [
-        [name, score, *map(percent, (c.siou, c.ppv, c.f1)), str(c.objects), str(c.predictions), c.undefined or ""]
+        [name, what, *map(percent, (c.siou, c.ppv, c.f1)), str(c.objects), str(c.predictions), c.undefined or ""]
         for name, score, figures in results.rows()
-        if (c := figures.components) is not None
+        for what, c in component_figures(score, figures)
     ]
     if components:
         lines += ["", *_markdown_table(("set", "score", "sIoU", "PPV", "F1", "objects", "predictions", ""), components)]
+    if objects := object_rows(results, with_intervals=True):
+        lines += ["", OBJECT_NOTE, "", *_markdown_table(OBJECT_HEAD, objects)]
+    for head, rows in ((SIZE_HEAD, size_rows(results)), (ALARM_HEAD, alarm_rows(results))):
+        if rows:
+            lines += ["", *_markdown_table(head, rows)]
     if classes := class_rows(results):
         lines += ["", *_markdown_table(CLASS_HEAD, classes)]
     costs: list[list[str]] = []
@@ -85,6 +172,11 @@ def terminal_tables(results: Results) -> list[Table]:
         tables.append(Table(*SCORE_HEAD, title=title))
         for row in rows:
             tables[-1].add_row(*row, style="bold" if row[2] == results.run.main_score else "")
+    if objects := object_rows(results, with_intervals=False):
+        shown = OBJECT_HEAD.index("FROC score") + 1  # the recalls at each rate would not fit
+        tables.append(Table(*OBJECT_HEAD[:shown], title=f"{title}, objects"))
+        for row in objects:
+            tables[-1].add_row(*row[:shown])
     if classes := class_rows(results):
         tables.append(Table(*CLASS_HEAD, title=title))
         for row in classes:
@@ -98,6 +190,12 @@ def _figure(figures: Score, key: str, with_interval: bool) -> str:
     if value is None or interval is None or not with_interval:
         return percent(value)
     return f"{percent(value)} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+
+def _with_interval(text: str, interval: Interval | None, wanted: bool, factor: float) -> str:
+    return (
+        text if interval is None or not wanted else f"{text} [{factor * interval[0]:.1f}, {factor * interval[1]:.1f}]"
+    )
 
 
 def _markdown_table(head: tuple[str, ...], rows: list[list[str]]) -> list[str]:

@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
+from ..errors import PebalError
 from ..losses import LossConfig
 from ..model_file import write_atomically
 from ..ranges import Number
@@ -58,17 +59,28 @@ def run(args: Namespace) -> None:
     runs = {name: replace(config, loss=loss) for name, loss in variants(config.loss, args.fixed_penalty).items()}
     runs[f"joint, {args.one_class} only"] = replace(config, data=replace(config.data, only=[args.one_class]))
     results: dict[str, dict[str, float]] = {}
+    if strange := [name for name in args.variants or () if name not in runs]:
+        raise PebalError(f"There is no variant '{strange[0]}'; choose of: {'; '.join(runs)}.")
     for name in args.variants or runs:
         folder = Path(config.out) / name.replace(", ", "-").replace(" ", "-")
         # A finished variant is not trained again.
         done = folder / "figures.json"
         if done.is_file():
-            results[name] = json.loads(done.read_text())
+            results[name] = _finished(done)
             continue
         results[name] = finetune(replace(runs[name], out=str(folder)))
         write_atomically(done, json.dumps(results[name]).encode())
     write_atomically(Path(config.out) / "ablation.md", markdown(results).encode())
     Console().print(table_of(results))
+
+
+def _finished(path: Path) -> dict[str, float]:
+    """The figures of a variant that was trained before."""
+    try:
+        figures = json.loads(path.read_text())
+        return {key: float(figures[key]) for key in COLUMNS}
+    except (ValueError, TypeError, LookupError) as error:
+        raise PebalError(f"{path} is damaged ({error}); delete it to train this variant again.") from error
 
 
 def table_of(results: dict[str, dict[str, float]]) -> Table:

@@ -51,7 +51,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--anomaly-ids", type=Whole(0, 255), nargs="+", default=[1])
     parser.add_argument("--void-ids", type=Whole(0, 255), nargs="*", default=[VOID])
     parser.add_argument(
-        "--patience", type=Number(1, 1e6), default=600.0, help="seconds until silent processes count as dead"
+        "--patience", type=Number(0.1, 1e6), default=600.0, help="seconds until silent processes count as dead"
     )
     add_model_arguments(parser)
 

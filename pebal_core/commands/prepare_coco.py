@@ -24,9 +24,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--rule",
-        choices=("images", "instances"),
+        choices=("images", "instances", "known"),
         default="images",
-        help="leave out whole images that show a road user or traffic sign (reference), or only those instances",
+        help="leave out whole images that show a road user or traffic sign (reference), or only those instances; "
+        "known: the people and vehicles alone, for data.known",
     )
 
 

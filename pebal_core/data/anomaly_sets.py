@@ -25,6 +25,7 @@ import numpy as np
 
 from ..errors import PebalError
 from ..labels import CAMVID_TO_TRAIN_ID, LABEL_ID_TO_TRAIN_ID, VOID
+from ..model_file import user_path
 from .scenes import IMAGE_SUFFIXES, TRAIN_IDS, read_ids, read_image
 
 INLIER, ANOMALY = 0, 1
@@ -209,7 +210,7 @@ def open_set(name: str, path: str | Path, declared: Ids = _BINARY) -> Evaluation
         PebalError: no such folder, no layout of the set in it, an image without labels, labels without an image, or
             two files of one name.
     """
-    root = Path(path).expanduser()
+    root = user_path(path)
     if not root.is_dir():
         raise PebalError(f"The folder {root} of {name} does not exist.")
     canonical, split = _find_name(name)

@@ -32,8 +32,14 @@ EXCLUDED_CATEGORIES = (
 ROAD_CATEGORIES = (*EXCLUDED_CATEGORIES, "train")
 """The same and trains, which the reference forgets: a Cityscapes class."""
 
-Rule = Literal["images", "instances"]
-"""What the excluded categories exclude: whole images, as the reference does, or only the instances themselves."""
+KNOWN_LABELS = {
+    "person": 11, "car": 13, "truck": 14, "bus": 15, "train": 16, "motorcycle": 17, "bicycle": 18,
+}  # fmt: skip
+"""COCO categories that are people and vehicles, and their Cityscapes trainIds."""
+
+Rule = Literal["images", "instances", "known"]
+"""What the excluded categories exclude: whole images, as the reference does, or only the instances themselves; or
+``known``: the people and vehicles alone, to be pasted as known things."""
 
 MAX_INSTANCES = 254
 INDEX = "outliers.json"
@@ -161,7 +167,8 @@ def prepare_coco(
         only: keep these categories alone.
         min_side: images with a shorter side than this are left out.
         rule: ``images`` leaves out every image that shows one of `EXCLUDED_CATEGORIES`, as the reference does;
-            ``instances`` keeps such an image but only its instances of categories outside `ROAD_CATEGORIES`.
+            ``instances`` keeps such an image but only its instances of categories outside `ROAD_CATEGORIES`;
+            ``known`` keeps the people and vehicles (`KNOWN_LABELS`) alone.
         track: wraps the list of images, to show progress.
 
     Raises:
@@ -179,7 +186,9 @@ def prepare_coco(
         shown = {names[a["category_id"]] for a in annotations}
         if min(image["height"], image["width"]) < min_side or (rule == "images" and shown & set(EXCLUDED_CATEGORIES)):
             continue
-        allowed = set(only or names.values()) - (set(ROAD_CATEGORIES) if rule == "instances" else set())
+        allowed = set(only or (KNOWN_LABELS if rule == "known" else names.values()))
+        allowed = allowed & set(KNOWN_LABELS) if rule == "known" else allowed
+        allowed = allowed - set(ROAD_CATEGORIES) if rule == "instances" else allowed
         kept = [a for a in annotations if names[a["category_id"]] in allowed]
         if not kept:
             continue

@@ -5,7 +5,7 @@ Both are pure functions of an explicit generator. Outlier pixels get label 254; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import cv2
@@ -81,11 +81,17 @@ class RichMix:
     """Greatest share by which an object takes on mean and contrast of what is around it."""
     blur: float = 1.2
     """Greatest sigma of the blur of objects and edges, in pixels of the scene."""
+    small: float = 0.0
+    """Share of outliers that stand far away: their height is drawn in pixels, and their place follows from it."""
+    small_height: list[float] = field(default_factory=lambda: [8.0, 40.0])
+    """Bounds of their height in pixels of the scene; uniform in the logarithm."""
+    known: float = 1.0
+    """Mean number, in every scene, of people and vehicles of `DataConfig.known`, pasted as what they are."""
     distractors: float = 1.0
     """Mean number, in every scene, of pasted road users and signs, of patches of other roads and of shadows, each."""
 
     def __post_init__(self) -> None:
-        for name in ("count", "height", "anywhere_height"):
+        for name in ("count", "height", "anywhere_height", "small_height"):
             bounds = getattr(self, name)
             if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
                 raise PebalError(f"{name} of the outlier mix must be two positive bounds in order, not {bounds}.")
@@ -115,14 +121,30 @@ class RichMix:
                 h, w = (int(n) for n in rng.integers(24, 160, 2))
                 texture = random_texture(source.load()[0], h, w, rng)
                 cutout = Cutout(texture, random_blob(h, w, rng).astype(np.float32), np.full((h, w), OUTLIER, np.uint8))
-            on_ground = rng.random() >= self.anywhere
-            foot = draw_foot(labels, horizon, rng) if on_ground else None
-            if foot is None:
-                foot = int(rng.integers(1, labels.shape[0] + 40)), int(rng.integers(labels.shape[1]))
-                high = labels.shape[0] * log_uniform(self.anywhere_height, rng)
-            else:
-                high = (foot[0] - horizon) * log_uniform(self.height, rng)
+            foot, high = self._stand(labels, horizon, rng)
             self._place(image, labels, cutout, foot, high, rng)
+        return image, labels
+
+    def _stand(self, labels: np.ndarray, horizon: int, rng: np.random.Generator) -> tuple[tuple[int, int], float]:
+        """Foot (row, column) and height in pixels of an outlier."""
+        if self.small and rng.random() < self.small:
+            high = log_uniform(self.small_height, rng)
+            if foot := foot_at(labels, horizon + round(high / log_uniform(self.height, rng)), rng):
+                return foot, high
+        on_ground = rng.random() >= self.anywhere
+        foot = draw_foot(labels, horizon, rng) if on_ground else None
+        if foot is None:
+            foot = int(rng.integers(1, labels.shape[0] + 40)), int(rng.integers(labels.shape[1]))
+            return foot, labels.shape[0] * log_uniform(self.anywhere_height, rng)
+        return foot, (foot[0] - horizon) * log_uniform(self.height, rng)
+
+    def add_known(self, scene: Scene, horizon: int, known: ObjectPool, rng: np.random.Generator) -> Scene:
+        """Paste people and vehicles with their own labels, in the same way as outliers."""
+        image, labels = scene[0].copy(), scene[1].copy()
+        for _ in range(min(int(rng.poisson(self.known)), 4)):
+            if foot := draw_foot(labels, horizon, rng):
+                height = (foot[0] - horizon) * log_uniform((0.5, 2.0), rng)
+                self._place(image, labels, known.draw(rng)[1], foot, height, rng)
         return image, labels
 
     def distract(self, scene: Scene, horizon: int, other: Callable[[], Scene], rng: np.random.Generator) -> Scene:
@@ -176,22 +198,25 @@ class RichMix:
 class ObjectPool:
     """Draws objects of an `OutlierSet`: first the category, then one of its instances, each uniformly."""
 
-    def __init__(self, outliers: OutlierSet, min_side: int = 20) -> None:
+    def __init__(self, outliers: OutlierSet, min_side: int = 20, labels: Mapping[str, int] | None = None) -> None:
+        """`labels`: by category, of what is pasted as a known thing; None: outliers."""
         by_category: dict[str, list[tuple[OutlierImage, Instance]]] = {}
         for image in outliers.images:
             for instance in image.instances:
                 if min(instance.box[2:]) >= min_side:
                     by_category.setdefault(instance.category, []).append((image, instance))
         if not by_category:
-            raise PebalError(f"No outlier instance of {outliers.name} is at least {min_side} pixels wide and high.")
+            raise PebalError(f"No instance of {outliers.name} is at least {min_side} pixels wide and high.")
         self.categories = [by_category[name] for name in sorted(by_category)]
+        self.labels = labels
 
     def draw(self, rng: np.random.Generator) -> tuple[OutlierImage, Cutout]:
         """The image and the object cut from it."""
         category = self.categories[rng.integers(len(self.categories))]
         image, instance = category[rng.integers(len(category))]
         pixels, numbers = image.load()
-        return image, cut_out(pixels, numbers == instance.number, OUTLIER)
+        label = OUTLIER if self.labels is None else self.labels[instance.category]
+        return image, cut_out(pixels, numbers == instance.number, label)
 
 
 def log_uniform(bounds: Sequence[float], rng: np.random.Generator) -> float:
@@ -209,6 +234,16 @@ def draw_foot(labels: np.ndarray, horizon: int, rng: np.random.Generator) -> tup
     # Distance is 1 / (y - horizon), so its logarithm is uniform where rows weigh 1 / (y - horizon).
     weights = 1.0 / (rows - horizon)
     row = int(rng.choice(rows, p=weights / weights.sum()))
+    return row, int(rng.choice(np.flatnonzero(ground[row])))
+
+
+def foot_at(labels: np.ndarray, row: int, rng: np.random.Generator) -> tuple[int, int] | None:
+    """A ground pixel (row, column) in the row next to this one that has ground; None without ground."""
+    ground = _IS_GROUND[labels]
+    rows = np.flatnonzero(ground.any(1))
+    if not rows.size:
+        return None
+    row = int(rows[np.abs(rows - row).argmin()])
     return row, int(rng.choice(np.flatnonzero(ground[row])))
 
 

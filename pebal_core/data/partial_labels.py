@@ -20,6 +20,9 @@ GROUPS: dict[int, tuple[int, ...]] = {
 }
 """Label → the trainIds that it may stand for."""
 
+ANYTHING = 209
+"""The group of all classes."""
+
 
 def resolve_groups(target: Tensor, logits: Tensor) -> Tensor:
     """Replace each group label by the class of the group that the network finds most probable there.

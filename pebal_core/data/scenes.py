@@ -32,6 +32,9 @@ for _train_id, _group in {13: 204, 12: 205, 7: 206, 8: 207, 2: 208}.items():
 
 _END_MARKS = ((b"\xff\xd8", b"\xff\xd9"), (b"\x89PNG", b"IEND"))
 
+MOST_PIXELS = 8192 * 8192
+"""Of an image: a few kilobytes can be an image that takes all memory."""
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -65,11 +68,14 @@ def _decode(path: Path, flags: int) -> np.ndarray | None:
     """OpenCV's decoding, but None for a JPEG or PNG without its end mark: OpenCV would make up the missing part."""
     try:
         content = path.read_bytes()
-    except OSError:
+        if not content or any(content.startswith(head) and end not in content[-4096:] for head, end in _END_MARKS):
+            return None
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    except (OSError, cv2.error):  # the latter at sizes beyond all sense
         return None
-    if not content or any(content.startswith(head) and end not in content[-4096:] for head, end in _END_MARKS):
-        return None
-    return cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    if pixels is not None and pixels.shape[0] * pixels.shape[1] > MOST_PIXELS:
+        raise PebalError(f"{path} is {pixels.shape[1]}×{pixels.shape[0]}; images have {MOST_PIXELS:,} pixels at most.")
+    return pixels
 
 
 def list_images(folder: Path) -> list[Path]:

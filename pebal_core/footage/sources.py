@@ -13,6 +13,7 @@ import numpy as np
 
 from ..data.scenes import IMAGE_SUFFIXES, list_images, read_image
 from ..errors import CutShortError, PebalError
+from ..model_file import user_path
 from ..objects import CameraModel
 from .bags import BagImages, is_recording
 
@@ -78,7 +79,7 @@ class FrameSource:
         self.source = str(source)
         self._files: list[Path] = []
         self._bag: BagImages | None = None
-        path = Path(source).expanduser()
+        path = user_path(source)
         self.is_camera = self.source.isdecimal() and not path.exists()
         if topic and not is_recording(path):
             raise PebalError(f"The topic {topic} was asked for, but {source} is no recording: leave the topic out.")

@@ -152,16 +152,16 @@ class ObjectMetrics:
             match = frame.match(score >= level)
             false[number], reported[number] = np.count_nonzero(match.false), match.inliers
             found[match.found & np.isnan(found)] = level
-        self._add(inliers=np.count_nonzero(target == 0), levels=len(levels), objects=len(frame.sizes))
+        self._add(inliers=int(np.count_nonzero(target == 0)), levels=len(levels), objects=len(frame.sizes))
         self._add(threshold=levels, false=false, reported=reported, size=frame.sizes, found=found)
         if self.has_threshold:
             stored = score >= np.float32(threshold) if stored is None else stored.astype(bool)
             check_sizes(name, "reported pixels", stored, target)
             match = frame.match(stored)
-            by_class = _by_class(match, target, labels, stored, classes)[None]
+            by_class = _by_class(match, target, labels, stored, int(classes))[None]
             self._add(
                 stored_found=match.found.astype(np.int64),
-                stored_false=np.count_nonzero(match.false),
+                stored_false=int(np.count_nonzero(match.false)),
                 stored_classes=by_class,
             )
         self.images += 1

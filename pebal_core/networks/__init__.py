@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PebalError
+from .anomaly_branch import AnomalyBranch
 from .base import SegmentationNetwork, upsample
 from .espnetv2 import ESPNetv2
 from .kept_classes import KeptClasses
@@ -21,7 +22,13 @@ def kept_classes(num_outputs: int = 20, *, network: str, own_trunk: bool, **argu
     return KeptClasses(energy, classes, own_trunk)
 
 
+def anomaly_branch(num_outputs: int = 20, *, network: str, width: int = 48, **arguments: object) -> AnomalyBranch:
+    """`AnomalyBranch` on a network of this name and arguments."""
+    return AnomalyBranch(build_network(network, num_outputs, **arguments), width)
+
+
 NETWORKS: dict[str, Callable[..., SegmentationNetwork]] = {
+    "anomaly_branch": anomaly_branch,
     "deeplabv3plus": DeepLabV3Plus,
     "deeplabv3plus_wide_resnet38": DeepLabV3PlusWideResNet38,
     "espnetv2": ESPNetv2,
@@ -61,4 +68,12 @@ def describe_network(name: str, num_outputs: int = 20, **arguments: object) -> d
         return build_network(name, num_outputs, **arguments).state_dict()
 
 
-__all__ = ["NETWORKS", "KeptClasses", "SegmentationNetwork", "build_network", "describe_network", "upsample"]
+__all__ = [
+    "NETWORKS",
+    "AnomalyBranch",
+    "KeptClasses",
+    "SegmentationNetwork",
+    "build_network",
+    "describe_network",
+    "upsample",
+]

@@ -22,6 +22,10 @@ class SegmentationNetwork(nn.Module, ABC):
     """`trunk` needs sides that are multiples of this; `forward` pads to it."""
     head_prefixes: tuple[str, ...]
     """State-dict prefixes of the parameters that belong to the head."""
+    features: tuple[tuple[int, int], ...] = ()
+    """Channels and stride (2, 4, 8 or 16) of each map that `trunk` gives; empty: an `AnomalyBranch` cannot use them."""
+    logit_halvings: int = 0
+    """How often the logits are to be halved until they have stride 4."""
 
     @abstractmethod
     def trunk(self, images: Tensor) -> tuple[Tensor, ...]:

@@ -264,6 +264,7 @@ class ESPNetv2(SegmentationNetwork):
 
     stride = 1
     head_prefixes = ("bu_dec_", "merge_enc_dec_", "bu_br_")
+    logit_halvings = 1
 
     def __init__(self, num_outputs: int = 20, scale: float = 2.0) -> None:
         super().__init__()
@@ -272,6 +273,7 @@ class ESPNetv2(SegmentationNetwork):
         self.num_outputs = num_outputs
         self.base_net = Encoder(scale)
         one, two, three, four = self.base_net.widths
+        self.features = ((one, 2), (two, 4), (three, 8), (four, 16))
         width = min(num_outputs // 2, 16)
         self.bu_dec_l1 = PyramidPool(four, width, 64)
         self.merge_enc_dec_l2 = MergeEncoder(three, 64)

@@ -63,6 +63,7 @@ class DeepLabV3Plus(SegmentationNetwork):
         self.aspp = model.decoder.aspp
         self.up = model.decoder.up
         self.low_level = model.decoder.block1
+        self.features = ((decoder_channels, 4), (cast(int, self.low_level[0].out_channels), 4))
         self.fuse = model.decoder.block2
         self.classify = cast(nn.Conv2d, model.segmentation_head[0])
 

@@ -13,6 +13,15 @@ from .rules import ObjectRules, RoadObject
 LEVELS = 24
 """Thresholds at which `filter_energy` looks for objects."""
 
+SPLITS = 3
+"""How often a candidate that does not stand on the ground is cut at a higher energy."""
+
+MIN_STEP = 0.5
+"""Nats between two cuts at least."""
+
+MIN_SIGMA = 1.5
+"""Pixels of the smoothing Gaussian below which it is left out, and for which the map is made smaller."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -27,9 +36,11 @@ class Found:
 def find_objects(energy: np.ndarray, labels: np.ndarray, rules: ObjectRules, ignore: np.ndarray | None = None) -> Found:
     """Find the objects of one image.
 
-    A candidate is an 8-connected component of the pixels with an energy of at least `rules.grow` that holds a pixel
-    of at least `rules.threshold`. It is an object if it has the minimum area and stands on the ground: over at least
-    `foot_share` of its width, a pixel of a carrier class lies at most `reach` pixels below its lower edge.
+    A candidate is an 8-connected component of the pixels with an energy of at least `rules.grow` whose smoothed energy
+    reaches `rules.threshold` somewhere. It is an object if it has the minimum area and stands on the ground: over at
+    least `foot_share` of its width, a pixel of a carrier class lies at most `reach` pixels below its lower edge. What
+    does not stand on the ground is cut at higher energies, `SPLITS` times at most: the glow of a far tree line may join
+    what stands before it.
 
     Args:
         energy: H×W float32 in nats.
@@ -41,25 +52,47 @@ def find_objects(energy: np.ndarray, labels: np.ndarray, rules: ObjectRules, ign
         PebalError: the arrays differ in size.
     """
     _check_sizes(energy, labels, ignore)
+    return _find(energy, smooth(energy, rules), labels, rules, ignore)
+
+
+def smooth(energy: np.ndarray, rules: ObjectRules) -> np.ndarray:
+    """Energy H×W after a Gaussian of `rules.smoothing`, computed on a smaller map where that is wide enough."""
+    sigma = rules.smoothing * energy.shape[1] / rules.reference_width
+    if sigma < MIN_SIGMA:
+        return energy
+    height, width = energy.shape
+    factor = max(1, int(sigma / MIN_SIGMA))
+    small = cv2.resize(energy, (width // factor, height // factor), interpolation=cv2.INTER_AREA)
+    small = cv2.GaussianBlur(small, (0, 0), sigma / factor, borderType=cv2.BORDER_REFLECT_101)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def _find(
+    energy: np.ndarray, smoothed: np.ndarray, labels: np.ndarray, rules: ObjectRules, ignore: np.ndarray | None
+) -> Found:
+    step = max(rules.threshold - rules.grow, MIN_STEP)
+    levels = [rules.grow, *(rules.threshold + step * number for number in range(SPLITS))]
     grown = (energy >= np.float32(rules.grow)).view(np.uint8)
     if ignore is not None:
         grown[ignore != 0] = 0
-    outlines = _outlines(grown, rules.area_in(energy.shape[1]))
-    numbers = cv2.connectedComponents(grown, connectivity=8, ltype=cv2.CV_32S)[1] if outlines else grown
     objects: list[RoadObject] = []
-    looked_at = 0
-    for index, (outline, (x, y, width, height)) in enumerate(outlines):
+    waiting = [(0, one) for one in _components(grown, 0, 0, rules.area_in(energy.shape[1]))]
+    for looked_at in range(len(waiting) + rules.max_objects):
+        if not waiting:
+            break
         if looked_at == rules.max_objects:
-            return Found(objects, len(outlines) - index)
+            return Found(objects, len(waiting))
+        level, candidate = waiting.pop(0)
+        x, y, width, height = candidate.box
         window = slice(y, y + height), slice(x, x + width)
-        inside = numbers[window] == numbers[outline[0, 0, 1], outline[0, 0, 0]]
-        peak = cv2.minMaxLoc(energy[window], inside.view(np.uint8))[1]
-        if peak < rules.threshold:
+        if cv2.minMaxLoc(smoothed[window], candidate.inside.view(np.uint8))[1] < rules.threshold:
             continue
-        looked_at += 1
-        found = _examine(energy, labels, ignore, (x, y, width, height), inside, outline[:, 0, :], peak, rules)
+        found = _examine(energy, labels, ignore, candidate, rules)
         if found is not None:
             objects.append(found)
+        elif level + 1 < len(levels):
+            rest = (candidate.inside & (energy[window] >= np.float32(levels[level + 1]))).view(np.uint8)
+            waiting += [(level + 1, one) for one in _components(rest, x, y, rules.area_in(energy.shape[1]))]
     return Found(objects)
 
 
@@ -90,23 +123,37 @@ def filter_energy(
     lowest, highest = float(energy.min()), float(energy.max())
     if highest <= rules.grow:
         return np.minimum(energy, np.float32(lowest))
+    smoothed = smooth(energy, rules)
     levels = np.linspace(rules.grow, highest, LEVELS, endpoint=False)
     ceiling = np.full(energy.shape, lowest, np.float32)
     for level, following in zip(levels, [*levels[1:], highest]):
         at_level = replace(rules, threshold=float(level), grow=float(level), max_objects=10000)
-        for found in find_objects(energy, labels, at_level, ignore).objects:
+        for found in _find(energy, smoothed, labels, at_level, ignore).objects:
             x, y, width, height = found.box
             ceiling[y : y + height, x : x + width][found.mask] = following
     return np.minimum(energy, ceiling)
 
 
-Box = tuple[int, int, int, int]
+@dataclass(frozen=True)
+class _Component:
+    """An 8-connected group of pixels."""
+
+    box: tuple[int, int, int, int]
+    """x, y, width, height in the image."""
+    inside: np.ndarray
+    """height×width bool."""
+    outline: np.ndarray
+    """N×2 int32: x, y in the image."""
 
 
-def _outlines(mask: np.ndarray, min_area: float) -> list[tuple[np.ndarray, Box]]:
-    """Outer contour N×1×2 and bounding box of each 8-connected component whose box has the area; the largest first.
+def _components(mask: np.ndarray, left: int, top: int, min_area: float) -> list[_Component]:
+    """The components of a mask whose box has the area, the largest first.
 
     Contours are several times faster than OpenCV's component statistics.
+
+    Args:
+        mask: h×w uint8, a window of the image.
+        left, top: where the window lies in the image.
     """
     contours, hierarchy = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     if not contours:
@@ -115,25 +162,29 @@ def _outlines(mask: np.ndarray, min_area: float) -> list[tuple[np.ndarray, Box]]
     boxes = np.array([cv2.boundingRect(contours[int(number)]) for number in outer])
     areas = boxes[:, 2].astype(np.int64) * boxes[:, 3]
     kept = np.flatnonzero(areas >= min_area)
-    kept = kept[np.argsort(-areas[kept], kind="stable")]
-    return [
-        (contours[int(outer[number])], (int(x), int(y), int(w), int(h)))
-        for number, (x, y, w, h) in zip(kept, boxes[kept])
-    ]
+    if not len(kept):
+        return []
+    numbers = cv2.connectedComponents(mask, connectivity=8, ltype=cv2.CV_32S)[1]
+    components = []
+    for index in kept[np.argsort(-areas[kept], kind="stable")]:
+        x, y, width, height = (int(value) for value in boxes[index])
+        outline = contours[int(outer[index])][:, 0, :]
+        inside = numbers[y : y + height, x : x + width] == numbers[outline[0, 1], outline[0, 0]]
+        components.append(
+            _Component((left + x, top + y, width, height), inside, outline + np.array([left, top], np.int32))
+        )
+    return components
 
 
 def _examine(
     energy: np.ndarray,
     labels: np.ndarray,
     ignore: np.ndarray | None,
-    box: Box,
-    inside: np.ndarray,
-    outline: np.ndarray,
-    peak: float,
+    candidate: _Component,
     rules: ObjectRules,
 ) -> RoadObject | None:
-    """The candidate, whose pixels of its box are `inside`, as an object; None where it breaks a rule."""
-    x, y, width, height = box
+    """The candidate as an object; None where it breaks a rule."""
+    (x, y, width, height), inside = candidate.box, candidate.inside
     area = cv2.countNonZero(inside.view(np.uint8))
     if area < rules.area_in(energy.shape[1]):
         return None
@@ -146,15 +197,16 @@ def _examine(
         columns, rows = columns[standing], rows[standing]
     bottom = int(rows.max())
     touching = columns[rows == bottom]
+    values = energy[y : y + height, x : x + width]
     return RoadObject(
-        box=box,
+        box=candidate.box,
         area=area,
-        mean_energy=cv2.mean(energy[y : y + height, x : x + width], inside.view(np.uint8))[0],
-        peak_energy=peak,
+        mean_energy=cv2.mean(values, inside.view(np.uint8))[0],
+        peak_energy=cv2.minMaxLoc(values, inside.view(np.uint8))[1],
         label=int(np.bincount(labels[y : y + height, x : x + width][inside]).argmax()),
         contact=(int(touching[len(touching) // 2]), bottom),
         foot=np.stack([columns, rows], axis=1).astype(np.int32),
-        contour=outline,
+        contour=candidate.outline,
         mask=inside,
     )
 

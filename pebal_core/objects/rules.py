@@ -36,13 +36,16 @@ class ObjectRules:
     min_area: float = 50.0
     """Smallest area of an object in pixels."""
     reference_width: int = 1024
-    """Image width in pixels at which `min_area` and `reach` are stated."""
+    """Image width in pixels at which `min_area`, `reach` and `smoothing` are stated."""
     carriers: tuple[int, ...] | None = (0, 1)
     """Class ids that can carry an object; None switches the place rule off."""
     foot_share: float = 0.3
     """Share of the object's width that must stand on carriers."""
     reach: float = 4.0
     """Pixels between the lower edge of an object and the ground that it stands on, at most."""
+    smoothing: float = 4.0
+    """Standard deviation in pixels of a Gaussian; the energy after it must reach `threshold`, so that thin edges of
+    known things do not alarm. Outlines and positions follow the energy as it is."""
     max_objects: int = 32
     """Candidates that are looked at in one image at most, so that time stays bounded; the largest are."""
 
@@ -58,7 +61,7 @@ class ObjectRules:
             )
         for name, low, high in (
             ("min_area", 1, 1e9), ("reference_width", 16, 1e6), ("foot_share", 0, 1), ("reach", 0, 1e4),
-            ("max_objects", 1, 10000),
+            ("smoothing", 0, 1e3), ("max_objects", 1, 10000),
         ):  # fmt: skip
             value = getattr(self, name)
             if not low <= value <= high:

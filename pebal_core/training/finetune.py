@@ -15,31 +15,35 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..data.partial_labels import resolve_groups
+from ..data.partial_labels import ANYTHING, resolve_groups
 from ..detector import AnomalyDetector
 from ..errors import PebalError
 from ..labels import CITYSCAPES_CLASSES, OUTLIER, VOID
 from ..losses import LossConfig, pebal_loss
+from ..metrics.alarms import Alarms
 from ..metrics.pooled import PooledMetrics
 from ..metrics.segmentation import SegmentationMetrics
 from ..model_file import ModelInfo, file_sha256, load_model, resolve_model, save_model
-from ..networks import KeptClasses, SegmentationNetwork, upsample
+from ..networks import AnomalyBranch, KeptClasses, SegmentationNetwork, upsample
 from ..ranges import COUNT, RATE, SHARE, SIDE, check_ranges
 from ..scores import free_energy
 from .calibrate import calibrate
-from .run import AveragedWeights, RunConfig, TrainingModule, find_checkpoint, make_trainer
+from .emphasis import Emphasis
+from .run import AveragedWeights, RunConfig, TrainingModule, find_checkpoint, fit, make_trainer
 from .samples import DataConfig, TrainingSamples, ValidationScenes, open_outliers
 from .stream import Sample
 
+STATISTICS_SAMPLES = 32
+"""Samples from which a fresh branch takes its statistics."""
 HISTOGRAM_EVERY = 100
 """Steps between energy histograms."""
 
@@ -72,6 +76,13 @@ class FinetuneConfig:
     keep_classes: bool = False
     """Whether the classes stay those of the starting network, whose head (and trunk, where that is trained) then runs
     beside the fine-tuned one: `KeptClasses`."""
+    branch: bool = False
+    """Whether an anomaly branch learns beside the frozen network (`AnomalyBranch`): the labels stay and no second
+    network runs. `rate` is its learning rate."""
+    branch_width: int = 48
+    """Channels of the branch."""
+    emphasis: Emphasis = field(default_factory=Emphasis)
+    """Pixels that weigh more in the objective."""
     input_size: list[int] | None = None
     """[height, width] at which the exported model runs; None: as the model it started from."""
     smoothing: bool = True
@@ -117,18 +128,22 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
         raise PebalError(
             f"{config.model} was fine-tuned with keep_classes; start from the model that it was made from."
         )
+    if config.branch:
+        network = add_branch(network, info, config)
     checkpoint = find_checkpoint(config.trainer, out)
     outliers, held_back = open_outliers(config.data)
     samples = TrainingSamples(config.data, outliers, config.trainer.seed)
     validation = ValidationScenes(config.data, held_back)
     samples.draw(np.random.default_rng(0), 0)
+    if config.emphasis.calm:
+        config.emphasis.check(samples.some_labels(), f"40 samples of {samples.name}")
     info = describe(info, config, samples.name)
     module = FinetuneModule(network, info, config, samples, validation)
     averaging = [AveragedWeights(decay=config.ema_decay)] if config.ema_decay else []
     trainer = make_trainer(config.trainer, out, averaging)
     if checkpoint is None:
         trainer.validate(module, verbose=False)
-    trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+    fit(trainer, module, checkpoint)
     if trainer.is_global_zero and trainer.global_step == config.trainer.steps:
         save_model(out / "last.safetensors", module.answering[0], info)
         for name in ("best", "last"):
@@ -138,6 +153,24 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
             calibrate(detector, scenes, config.false_alarms, f"{len(validation)} validation scenes")
             save_model(path, load_model(path)[0], detector.info)
     return module.best
+
+
+def add_branch(network: SegmentationNetwork, info: ModelInfo, config: FinetuneConfig) -> AnomalyBranch:
+    """The network with a fresh branch, or its own where it has one; `info` names it.
+
+    Raises:
+        PebalError: options that would change the frozen network, or a network without features for a branch.
+    """
+    if config.keep_classes or config.trained or config.statistics != "frozen":
+        raise PebalError(
+            "branch: the network beside the branch stays frozen; leave keep_classes, trained and statistics out."
+        )
+    if isinstance(network, AnomalyBranch):
+        return network
+    branched = AnomalyBranch(network, config.branch_width).eval()
+    info.network_args = {"network": info.network, "width": config.branch_width, **info.network_args}
+    info.network = "anomaly_branch"
+    return branched
 
 
 def describe(info: ModelInfo, config: FinetuneConfig, data: str) -> ModelInfo:
@@ -176,6 +209,9 @@ def choose_trained(network: SegmentationNetwork, patterns: list[str]) -> None:
     for name, parameter in network.named_parameters():
         matched = any(fnmatchcase(name, p) for p in patterns) if patterns else network.is_head(name)
         parameter.requires_grad_(matched)
+
+
+Metric = TypeVar("Metric", PooledMetrics, Alarms)
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
@@ -219,6 +255,23 @@ class FinetuneModule(TrainingModule):
 
     def on_train_start(self) -> None:
         self.train()
+        if isinstance(self.network, AnomalyBranch) and not self.trainer.global_step:
+            self.set_branch_statistics(self.network)
+
+    def set_branch_statistics(self, network: AnomalyBranch) -> None:
+        """Let a fresh branch standardise what it sees: its BatchNorms take over the statistics of some samples, the
+        same ones in every process, and keep them."""
+        norms = [m for m in network.branch.modules() if isinstance(m, nn.BatchNorm2d)]
+        if any(norm.num_batches_tracked for norm in norms):
+            return
+        for norm in norms:
+            norm.train().momentum = None  # the mean over all batches
+        with torch.no_grad():
+            for number in range(0, STATISTICS_SAMPLES, 4):
+                images = [self.draw(np.random.default_rng([self.run.seed, n]), n)[0] for n in range(number, number + 4)]
+                batch = torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2)
+                network.head(network.trunk(self.normalise(batch)))
+        network.eval()
 
     def draw(self, rng: np.random.Generator, number: int) -> tuple[np.ndarray, np.ndarray]:
         return self.samples.draw(rng, number)
@@ -229,7 +282,8 @@ class FinetuneModule(TrainingModule):
             features = self.network.trunk(self.normalise(images))
         logits = self.network.head(features)
         together = sum_over_processes if self.trainer.world_size > 1 else None
-        terms = pebal_loss(logits, resolve_groups(target, logits), self.config.loss, together)
+        weights = self.config.emphasis.weights(target)
+        terms = pebal_loss(logits, self.resolve(target, logits), self.config.loss, together, weights)
         total = terms.total
         if not torch.isfinite(total):
             self._stop_at_nan(logits, batch_index)
@@ -242,6 +296,13 @@ class FinetuneModule(TrainingModule):
         if self.trainer.global_step % HISTOGRAM_EVERY == 0:
             self._log_histograms(logits.detach(), target)
         return total
+
+    def resolve(self, target: Tensor, logits: Tensor) -> Tensor:
+        """Labels of the known pixels: those of the scenes, and beside a branch, which cannot move a class probability,
+        what the frozen network takes them for."""
+        if isinstance(self.network, AnomalyBranch):
+            target = torch.where((target == OUTLIER) | (target == VOID), target, ANYTHING)
+        return resolve_groups(target, logits)
 
     def _stop_at_nan(self, logits: Tensor, batch_index: int) -> None:
         finite = torch.isfinite(logits.flatten(1)).all(1).tolist()
@@ -284,24 +345,40 @@ class FinetuneModule(TrainingModule):
 
     def on_validation_epoch_start(self) -> None:
         self.answering[0].to(self.device)
-        self.pooled, self.labels = PooledMetrics(), SegmentationMetrics(self.info.class_names)
+        names = self.info.class_names
+        self.pooled, self.labels, self.alarms = PooledMetrics(), SegmentationMetrics(names), Alarms(names)
+        self.far, self.far_pooled = Alarms(names), PooledMetrics()
 
     def validation_step(self, number: int, batch_index: int) -> None:
         image, labels, name = self.validation_set.load(int(number))
-        logits = upsample(self.answering[0](self.image_tensor(image)).float(), labels.shape)
-        energy, predicted = free_energy(logits)[0], logits[0, :-1].max(0).indices
+        energy, predicted = self.answer(image)
         outlier, known = labels == OUTLIER, labels < len(self.info.class_names)
-        target = np.where(outlier, 1, np.where(labels == VOID, VOID, 0))
-        self.pooled.update(energy.cpu().numpy(), target, name=name)
-        self.labels.update(predicted.cpu().numpy(), np.where(known, labels, VOID), name=name)
+        self.pooled.update(energy, np.where(outlier, 1, np.where(labels == VOID, VOID, 0)), name=name)
+        self.labels.update(predicted, np.where(known, labels, VOID), name=name)
+        self.alarms.update(energy, labels, outlier)
+        if self.config.data.far_validation:
+            image, labels, name = self.validation_set.load(int(number), far=True)
+            energy, outlier = self.answer(image)[0], labels == OUTLIER
+            self.far_pooled.update(energy, np.where(outlier, 1, np.where(labels == VOID, VOID, 0)), name=name)
+            self.far.update(energy, labels, outlier)
+
+    def answer(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Energy in nats and labels, H×W each, of what is kept."""
+        logits = upsample(self.answering[0](self.image_tensor(image)).float(), image.shape[:2])
+        return free_energy(logits)[0].cpu().numpy(), logits[0, :-1].max(0).indices.cpu().numpy()
+
+    def joint(self, metrics: Metric) -> Metric:
+        """A metric over all ranks."""
+        states: list[Any] = [type(metrics).from_state(state) for state in self.gather_states(metrics)]
+        for other in states[1:]:
+            states[0].merge(other)
+        return states[0]
 
     def on_validation_epoch_end(self) -> None:
-        pooled = PooledMetrics()
-        for state in self.gather_states(self.pooled):
-            pooled.merge(PooledMetrics.from_state(state))
-        result, miou = pooled.compute(), self.joint_miou(self.labels)
+        result, miou = self.joint(self.pooled).compute(), self.joint_miou(self.labels)
+        alarms, far, far_result = self.joint(self.alarms), self.joint(self.far), self.joint(self.far_pooled).compute()
         # Their files cannot be copied, as averaging does with the module.
-        del self.pooled, self.labels
+        del self.pooled, self.labels, self.alarms, self.far, self.far_pooled
         if result.undefined is not None:
             raise PebalError(f"The validation set {self.validation_set.name} cannot be evaluated: {result.undefined}.")
         assert result.ap is not None and result.fpr95 is not None and result.auroc is not None
@@ -312,10 +389,17 @@ class FinetuneModule(TrainingModule):
             "val_miou": miou,
         }
         self.log_dict(figures, prog_bar=True, rank_zero_only=True)
+        by_class = alarms.by_class(alarms.threshold(self.config.false_alarms))
+        detail = {f"alarms/{name}": share for name, share in by_class.items()}
+        if far_result.ap is not None and far_result.fpr95 is not None:
+            recall = far.recall(far.threshold(self.config.false_alarms))
+            detail |= {"far/ap": far_result.ap, "far/fpr95": far_result.fpr95}
+            detail |= {f"far/recall_{size}": share for size, share in recall.items()}
+        self.log_dict(detail, rank_zero_only=True)
         if self.trainer.state.fn != TrainerFn.FITTING:
             return
         figures["step"] = self.trainer.global_step
-        self.info.training["validation"] = {"set": self.validation_set.name, **figures}
+        self.info.training["validation"] = {"set": self.validation_set.name, **figures, **detail}
         if result.ap > self.best.get("val_ap", -1.0):
             self.best = figures
             if self.trainer.is_global_zero:

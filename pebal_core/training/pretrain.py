@@ -30,7 +30,7 @@ from ..networks import SegmentationNetwork, build_network
 from ..ranges import RATE, SHARE, SIDE, WEIGHT, check_ranges
 from .calibrate import calibrate
 from .encoders import load_encoder
-from .run import AveragedWeights, RunConfig, TrainingModule, find_checkpoint, make_trainer
+from .run import AveragedWeights, RunConfig, TrainingModule, find_checkpoint, fit, make_trainer
 from .stream import Sample, shuffled_index
 
 FALSE_ALARMS = 0.01
@@ -107,7 +107,7 @@ def pretrain(config: PretrainConfig) -> Path:
         load_encoder(network, config.encoder_weights)
     module = PretrainModule(network, info, config, train, validation)
     trainer = make_trainer(config, out.parent, [AveragedWeights(decay=config.ema_decay)])
-    trainer.fit(module, ckpt_path=find_checkpoint(config, out.parent), weights_only=True)
+    fit(trainer, module, find_checkpoint(config, out.parent))
     info.training = {
         "command": "pebal pretrain",
         "config": {key: value for key, value in asdict(config).items() if key not in ("data", "out")},

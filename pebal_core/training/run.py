@@ -34,6 +34,8 @@ from ..ranges import COUNT, SEED, check_ranges
 from .stream import SampleStream, stream_loader
 
 CHECKPOINT = "last.ckpt"
+RESTORED = ("state_dict", "loops", "optimizer_states", "lr_schedulers", "callbacks", "global_step")
+"""What a run needs to continue as if nothing had happened."""
 
 
 @dataclass(kw_only=True)
@@ -95,6 +97,8 @@ class TrainingModule(pl.LightningModule, ABC):
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)
         self.run, self.info = run, info
+        self.begun = False
+        """Whether the first batch was trained on, and with it all of a checkpoint restored."""
         self.register_buffer("mean", 255 * torch.tensor(info.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(info.std).view(1, 3, 1, 1), persistent=False)
 
@@ -125,6 +129,7 @@ class TrainingModule(pl.LightningModule, ABC):
         return range(first, first + self.run.batch_size)
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
+        self.begun = True
         # Dropout is all that still draws from torch's generator; so it is the same after a restart.
         torch.manual_seed(self.run.seed * 1_000_003 + self.batch_numbers(batch_index)[0])
 
@@ -169,6 +174,8 @@ class TrainingModule(pl.LightningModule, ABC):
         checkpoint["pebal"] = self.identity()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if missing := [key for key in RESTORED if key not in checkpoint]:  # Lightning would go on without some of them
+            raise PebalError(f"The checkpoint is damaged: it has no {missing[0]}; start anew without resume.")
         stored = checkpoint.get("pebal", {})
         for key, value in self.identity().items():
             if stored.get(key) != value:
@@ -233,6 +240,27 @@ def make_trainer(run: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
         logger=loggers,
         plugins=[AtomicCheckpointIO()],
     )
+
+
+def fit(trainer: pl.Trainer, module: TrainingModule, checkpoint: str | None) -> None:
+    """Train, from a checkpoint where one is given.
+
+    Raises:
+        PebalError: the checkpoint is damaged, was crafted, or belongs to another run.
+    """
+    try:
+        trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+    except PebalError:
+        raise
+    except SystemExit as end:  # by which Lightning answers Ctrl-C
+        raise KeyboardInterrupt from end
+    except Exception as error:  # a damaged file fails in whatever way its content leads to
+        if checkpoint is None or module.begun:
+            raise
+        reason = next(iter(str(error).splitlines()), "")
+        raise PebalError(
+            f"{checkpoint} cannot be continued from ({type(error).__name__}: {reason:.150}); start anew without resume."
+        ) from error
 
 
 def find_checkpoint(run: RunConfig, folder: Path) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +18,7 @@ from ..data.augment import (
     resize_scene,
     scale_scene,
 )
-from ..data.coco import OutlierSet
+from ..data.coco import KNOWN_LABELS, OutlierSet
 from ..data.outlier_mix import ObjectPool, RichMix, Scene, anomaly_mix, horizon_row, log_uniform
 from ..data.scenes import SceneSet, check_scenes, open_scenes
 from ..errors import PebalError
@@ -57,6 +57,10 @@ class DataConfig:
     validation: list[SceneSource]
     outliers: str
     """Folder written by ``pebal prepare-coco``."""
+    known: str | None = None
+    """Folder written by ``pebal prepare-coco --rule known``: people and vehicles that are pasted as known things."""
+    far_validation: bool = False
+    """Whether the validation scenes are used a second time, with small outliers far away (`RichMix.small_height`)."""
     root: str = "data"
     """Folder that holds the scene sets."""
     mix: Literal["anomaly_mix", "rich_mix"] = "rich_mix"
@@ -122,6 +126,7 @@ class TrainingSamples:
         ]
         self.mixed_places = round(len(self.deck) * config.outlier_share / (1 - config.outlier_share))
         self.objects = ObjectPool(outliers) if config.mix == "rich_mix" else None
+        self.known = None if config.known is None else open_known(config.known)
 
     @property
     def name(self) -> str:
@@ -137,6 +142,10 @@ class TrainingSamples:
         files: list[str] = []
         self._draw(np.random.default_rng([self.seed, number]), number, files)
         return files
+
+    def some_labels(self, count: int = 40) -> list[np.ndarray]:
+        """Label maps of samples spread over the deck."""
+        return [self.draw(np.random.default_rng([self.seed, number]), number)[1] for number in range(count)]
 
     def _draw(self, rng: np.random.Generator, number: int, files: list[str]) -> Scene:
         position = shuffled_index(self.seed, number, len(self.deck) + self.mixed_places)
@@ -177,6 +186,8 @@ class TrainingSamples:
         scene = cut_window(image, labels, top, left, height, width)
         scene = random_mirror(*scene, config.mirror, rng)
         scene = config.rich_mix.distract(scene, horizon - top, lambda: self._other(source, rng, files), rng)
+        if self.known is not None:
+            scene = config.rich_mix.add_known(scene, horizon - top, self.known, rng)
         if mixed:
             assert self.objects is not None
             scene = config.rich_mix.outliers(scene, horizon - top, self.objects, rng, files)
@@ -193,6 +204,7 @@ class ValidationScenes:
 
     def __init__(self, config: DataConfig, outliers: OutlierSet) -> None:
         self.mix, self.objects = config.rich_mix, ObjectPool(outliers)
+        self.far_mix = replace(self.mix, count=[4, 8], small=1.0, shapes=0.0, height=[0.15, 1.0])
         self.scenes = [
             (source, scenes, index)
             for source in config.validation
@@ -205,12 +217,17 @@ class ValidationScenes:
     def __len__(self) -> int:
         return len(self.scenes)
 
-    def load(self, number: int) -> tuple[np.ndarray, np.ndarray, str]:
-        """Image H×W×3 uint8 RGB, labels H×W uint8 (254 on outliers), and the name of the scene."""
+    def load(self, number: int, far: bool = False) -> tuple[np.ndarray, np.ndarray, str]:
+        """Image H×W×3 uint8 RGB, labels H×W uint8 (254 on outliers), and the name of the scene.
+
+        Args:
+            far: small outliers far away, in place of outliers as training has them.
+        """
         source, scenes, index = self.scenes[number]
         scene = scale_to_height(scenes.load(index), source.height)
         rng = np.random.default_rng([0x7A11D, number])
-        image, labels = self.mix.outliers(scene, horizon_row(scene[1]), self.objects, rng, [])
+        mix = self.far_mix if far else replace(self.mix, small=0.0)
+        image, labels = mix.outliers(scene, horizon_row(scene[1]), self.objects, rng, [])
         return image, labels, str(scenes.pairs[index][0])
 
     def clean(self, number: int) -> Scene:
@@ -225,6 +242,22 @@ def open_source(source: SceneSource, config: DataConfig) -> SceneSet:
     if config.check:
         check_scenes(scenes)
     return scenes
+
+
+def open_known(folder: str) -> ObjectPool:
+    """People and vehicles with their labels.
+
+    Raises:
+        PebalError: the folder was not prepared, or by another rule.
+    """
+    known = OutlierSet.open(folder)
+    categories = {instance.category for image in known.images for instance in image.instances}
+    if strange := sorted(categories - set(KNOWN_LABELS)):
+        raise PebalError(
+            f"data.known: {folder} holds '{strange[0]}', which is no known thing; prepare it with 'pebal prepare-coco "
+            f"COCO {folder} --rule known'."
+        )
+    return ObjectPool(known, labels=KNOWN_LABELS)
 
 
 def scale_to_height(scene: Scene, height: int | None) -> Scene:

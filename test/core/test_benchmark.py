@@ -24,11 +24,15 @@ from pebal_core.commands.main import main
 from pebal_core.data.anomaly_sets import open_set
 from pebal_core.detector import AnomalyDetector
 from pebal_core.metrics.components import ComponentMetrics
+from pebal_core.metrics.objects import ObjectMetrics
+from pebal_core.metrics.pooled import PooledMetrics
 from pebal_core.metrics.segmentation import SegmentationMetrics
 from pebal_core.model_file import ModelInfo, load_model, save_model
 from pebal_core.networks import build_network
+from pebal_core.objects import ObjectRules, filter_energy, find_objects
 
 TINY: dict[str, Any] = {"encoder": "resnet18", "decoder_channels": 16}
+THRESHOLD = -3.028  # nats, within the energies of the network below
 IMAGES = 10  # more than the 8 that become one archive
 
 
@@ -36,7 +40,7 @@ IMAGES = 10  # more than the 8 that become one archive
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    save_model(path, build_network("deeplabv3plus", **TINY), ModelInfo("deeplabv3plus", TINY))
+    save_model(path, build_network("deeplabv3plus", **TINY), ModelInfo("deeplabv3plus", TINY, threshold=THRESHOLD))
     return path
 
 
@@ -102,6 +106,39 @@ def test_figures_equal_scikit_learn_on_the_detectors_energies(model: Path, pairs
         components.update(energy, frame.target, name="")
     assert found.components is not None
     assert (found.components.siou, found.components.f1) == (components.compute().siou, components.compute().f1)
+
+
+def test_objects_are_those_of_the_detectors_energies_and_of_the_rules(model: Path, pairs: Path, results: Path) -> None:
+    detector, data = AnomalyDetector.load(model), open_set("mine", pairs)
+    rules = ObjectRules.for_model(detector.info)
+    plain, filtered = ObjectMetrics(19, THRESHOLD), ObjectMetrics(19, THRESHOLD, rules.grow)
+    pooled = PooledMetrics()
+    for frame in map(data.load, range(len(data))):
+        result = detector(frame.image)
+        reported = np.zeros(frame.target.shape, bool)
+        for found in find_objects(result.energy, result.labels, rules).objects:
+            x, y, width, height = found.box
+            reported[y : y + height, x : x + width] |= found.mask
+        kept = filter_energy(result.energy, result.labels, rules)
+        plain.update(result.energy, frame.target, result.labels, name="")
+        filtered.update(kept, frame.target, result.labels, name="", stored=reported)
+        pooled.update(kept, frame.target, name="")
+    objects = Results.load(results).sets["mine"].scores["energy"].objects
+    assert objects is not None and objects.rules is not None and objects.labelled == IMAGES - 1
+    for ours, metrics in ((objects, plain), (objects.rules, filtered)):
+        expected = metrics.compute()
+        assert expected.stored is not None and ours.stored is not None
+        assert tuple(ours.recall_at.values()) == expected.recall_at and ours.froc.score == expected.score
+        assert (ours.stored.recall, ours.stored.false_per_frame) == (
+            expected.stored.recall,
+            expected.stored.false_per_frame,
+        )
+        low, high = ours.froc.score_interval or (1, 0)
+        assert ours.froc.score is not None and low <= ours.froc.score <= high
+    assert list(objects.recall_at) == ["0.125", "0.25", "0.5", "1", "2", "4", "8"]
+    assert objects.rules.components is not None
+    assert objects.rules.components.threshold == pooled.compute().best_f1_threshold
+    assert "| mine | rules |" in (results / "results.md").read_text()
 
 
 def test_every_score_has_its_figures_curve_and_intervals(results: Path) -> None:
@@ -333,7 +370,13 @@ def test_sets_of_classes_give_miou_whole_and_by_windows(model: Path, tmp_path: P
     for i in range(len(data)):
         metrics.update(detector(data.load(i).image).labels, data.load(i).target, name="")
     result = Results.load(out).sets["CamVid"]
-    assert result.segmentation is not None and not result.scores
+    objects = result.scores["energy"].objects
+    assert objects is not None and objects.stored is not None and (objects.labelled, objects.froc.score) == (0, None)
+    assert objects.stored.by_class.keys() == {detector.info.class_names[i] for i in metrics.labelled_classes()}
+    assert objects.stored.false_per_frame == pytest.approx(
+        sum(alarms.objects_per_frame for alarms in objects.stored.by_class.values())
+    )
+    assert result.segmentation is not None
     assert result.segmentation.miou == pytest.approx(metrics.labelled_miou(), abs=1e-12)
     assert len(result.segmentation.iou) == 11
     # One window holds the whole image, so only the rounding of the sum differs.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from pebal_core.model_file import ModelInfo
 from pebal_core.objects import ObjectRules, filter_energy, find_objects
 
 HEIGHT, WIDTH = 120, 160
-RULES = ObjectRules(threshold=-4.0, grow=-6.0, min_area=20, reference_width=WIDTH, reach=4)
+RULES = ObjectRules(threshold=-4.0, grow=-6.0, min_area=20, reference_width=WIDTH, reach=4, smoothing=0)
 ROAD, BUILDING, SKY = 0, 2, 10
 
 
@@ -60,7 +61,7 @@ def test_what_does_not_stand_on_the_ground_is_no_object() -> None:
     energy[90:105, 40:60] = -3  # on the road
     (found,) = find_objects(energy, labels, RULES).objects
     assert found.box[1] == 90
-    anywhere = ObjectRules(-4.0, -6.0, min_area=20, reference_width=WIDTH, carriers=None)
+    anywhere = replace(RULES, carriers=None)
     assert len(find_objects(energy, labels, anywhere).objects) == 2
 
 
@@ -78,7 +79,7 @@ def test_minimum_area_scales_with_the_width_of_the_image() -> None:
     energy, labels = scene()
     energy[70:74, 40:46] = -3  # 24 px
     assert find_objects(energy, labels, RULES).objects
-    twice = ObjectRules(-4.0, -6.0, min_area=20, reference_width=WIDTH // 2)
+    twice = replace(RULES, reference_width=WIDTH // 2)
     assert not find_objects(energy, labels, twice).objects  # which asks for 80 px here
 
 
@@ -99,6 +100,26 @@ def test_object_at_the_lower_border_stands_on_ground_that_is_not_seen() -> None:
     energy[100:, 40:60] = -3
     (found,) = find_objects(energy, labels, RULES).objects
     assert found.contact[1] == HEIGHT - 1
+
+
+def test_a_thin_edge_does_not_alarm_and_outlines_stay_sharp() -> None:
+    energy, labels = scene()
+    energy[90:92, 20:140] = -3  # an edge, two pixels high
+    energy[100:115, 60:80] = -3
+    smoothing = replace(RULES, smoothing=3)
+    assert len(find_objects(energy, labels, RULES).objects) == 2
+    (found,) = find_objects(energy, labels, smoothing).objects
+    assert found.box == (60, 100, 20, 15) and found.peak_energy == -3
+
+
+def test_an_object_within_the_glow_of_what_stands_on_no_ground_is_cut_out() -> None:
+    energy, labels = scene()
+    energy[50:63, 20:140] = -5.5  # a tree line that glows, above the threshold at one place
+    energy[50:53, 30:40] = -3.5
+    labels[60:75] = BUILDING
+    energy[60:90, 70:80] = -1  # what stands before it, and reaches down to the road
+    (found,) = find_objects(energy, labels, RULES).objects
+    assert found.box == (70, 60, 10, 30) and found.contact[1] == 89
 
 
 def test_work_is_bounded_and_said() -> None:
@@ -167,7 +188,7 @@ def test_what_a_threshold_on_the_filtered_energy_reports_passes_the_rules(seed: 
     filtered = filter_energy(energy, labels, RULES)
     assert (filtered <= energy).all()
     for threshold in np.linspace(-5.9, energy.max(), 5):
-        rules = ObjectRules(float(threshold), float(threshold), min_area=20, reference_width=WIDTH, max_objects=10000)
+        rules = replace(RULES, threshold=float(threshold), grow=float(threshold), max_objects=10000)
         passing = np.zeros(energy.shape, bool)
         for found in find_objects(energy, labels, rules).objects:
             x, y, width, height = found.box

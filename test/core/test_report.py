@@ -109,6 +109,7 @@ def results(tmp_path: Path) -> Results:
         engine="torch", device="cpu", precision="fp32", input_size=[512, 1024], smoothing=True, processes=2,
         command="pebal benchmark --model 'a b'", versions={"torch": "2.14.1"}, started="2026-02-03T04:05:06+00:00",
         seconds=321.4,
+        object_rules={"threshold": -2.5, "grow": -4.0},
     )  # fmt: skip
     results = Results(run, {
         "static": SetResult(info, measured(tmp_path, "static")),

@@ -30,7 +30,7 @@ SPECS = {
     "module": "!!python/module:trap_module",
     "name": "!!python/name:trap_module.Thing",
 }
-PLACES = {
+PLACES: dict[str, list[tuple[str, ...]]] = {
     "pretrain": [("network_args",), ("network",), ("encoder_weights",), ("crop",), ("steps",), ("accelerator",)],
     "train": [
         ("model",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,14 +53,14 @@ def test_input_sizes(size: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert "input size" in sentence or "--input-size" in sentence, sentence
 
 
-BEYOND = {
+BEYOND: dict[str, dict[str, list[Any]]] = {
     "pretrain": {
         "steps": [0, -1, 1.5, "many", 10**10], "batch_size": [0, -1], "accumulate": [0], "clip": [-1, ".nan", ".inf"],
         "validate_every": [0], "checkpoint_every": [0], "stop_after": [0], "workers": [-1, 5000], "seed": [-1, 2**32],
         "devices": [0, -2], "nodes": [0], "crop": ["[0, 0]", "[32]", "[32, 32, 32]", "[64, 100000]"],
         "scale": ["[0, 1]", "[-1, 1]", "[.nan, 1]", "[1]"], "color": [-0.1, 2, ".nan"], "camera": [1.1],
-        "encoder_rate": [-1, ".inf"], "rate": [-1, ".nan"], "weight_decay": [-1], "class_balance": [-1, 2], "dice": [-1],
-        "ema_decay": [-0.1, 1.1, ".nan"],
+        "encoder_rate": [-1, ".inf"], "rate": [-1, ".nan"], "weight_decay": [-1], "class_balance": [-1, 2],
+        "dice": [-1], "ema_decay": [-0.1, 1.1, ".nan"],
     },
     "train": {
         "rate": [0, -1, ".nan"], "trunk_rate": [-1], "decay_power": [-1], "decay_steps": [0], "rate_floor": [-1],
@@ -109,7 +110,7 @@ def test_every_number_of_the_configurations_is_in_this_table() -> None:
                 found.add(f"{prefix}{field.name}")
         return found
 
-    of_a_run = {name for name in BEYOND["pretrain"]}
+    of_a_run = set(BEYOND["pretrain"])
     assert numbers(PretrainConfig) == set(BEYOND["pretrain"])
     tested = set(BEYOND["train"]) | {f"trainer.{name}" for name in of_a_run}
     left = numbers(FinetuneConfig) - tested

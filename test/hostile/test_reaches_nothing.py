@@ -255,7 +255,7 @@ def _benchmark(path: Path) -> None:
 def test_external_data_is_found_wherever_it_hides(onnx_graph: Any, tmp_path: Path) -> None:
     import onnx
 
-    hidden = onnx.TensorProto(dims=[1], data_type=1, data_location=1)
+    hidden = onnx.TensorProto(dims=[1], data_type=1, data_location=onnx.TensorProto.EXTERNAL)
     hidden.external_data.add(key="location", value="weights.bin")
     branch = onnx.helper.make_graph([onnx.helper.make_node("Constant", [], ["c"], value=hidden)], "b", [], [])
     nodes = [

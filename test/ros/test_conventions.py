@@ -1,4 +1,4 @@
-"""What users of ROS expect of every node: qos_overrides, namespaces and remappings (use_sim_time: test_diagnostics.py)."""
+"""What users of ROS expect of every node: qos_overrides, namespaces, remappings (use_sim_time: test_diagnostics)."""
 
 from __future__ import annotations
 
@@ -73,8 +73,9 @@ def test_remapped_topics_and_their_siblings_are_served(rover: Client) -> None:
     camera.send_until(lambda: all(inbox.messages for inbox in inboxes))
     rover.status("/mast/image_raw", lambda status: status.level != DiagnosticStatus.ERROR)
     assert rover.node.count_publishers("/rover/labels") == 0
-    for part in (camera, *inboxes):
-        part.close()
+    camera.close()
+    for inbox in inboxes:
+        inbox.close()
 
 
 def test_an_override_that_cannot_be_meant_ends_the_start(tmp_path: Path, tiny_model: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -114,7 +115,7 @@ def shown(red: Rig) -> Iterator[Scene]:
 def points(cloud: PointCloud2) -> np.ndarray:
     """The points of a cloud as any consumer reads them: by its own fields."""
     types = {7: "<f4", 6: "<u4"}
-    layout = {
+    layout: Any = {
         "names": [field.name for field in cloud.fields],
         "formats": [types[field.datatype] for field in cloud.fields],
         "offsets": [field.offset for field in cloud.fields],

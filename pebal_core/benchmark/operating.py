@@ -1,0 +1,138 @@
+"""Objects found and false objects of a set, with pixels alone and after the object rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..metrics.objects import RATES, SIZES, ObjectMetrics, StoredResult
+from ..objects import ObjectRules, filter_energy, find_objects
+from .bootstrap import central
+from .results import ClassAlarms, Components, Froc, Objects, SizeRecall, Stored
+
+Record = dict[str, np.ndarray]
+
+PLAIN, RULES = "objects.", "rules."
+"""Beginnings of the names of their arrays in the record of an image."""
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """How the objects of a set are counted."""
+
+    class_names: tuple[str, ...]
+    rules: ObjectRules | None
+    """With the stored threshold; None: no threshold is stored, and only the curve with pixels alone is made."""
+    outliers: bool
+    """Whether outliers are labelled; if not, there is no curve."""
+
+    @property
+    def filters(self) -> bool:
+        """Whether the scores are filtered by the rules."""
+        return self.rules is not None and self.outliers
+
+    def filtered(self, score: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """The scores as the object rules leave them."""
+        assert self.rules is not None
+        return filter_energy(score, labels, self.rules)
+
+    def plain(self, score: np.ndarray, target: np.ndarray, known: np.ndarray, name: str) -> Record:
+        """Arrays of an image with pixels alone.
+
+        Args:
+            score, target, name: as of `ObjectMetrics.update`.
+            known: H×W, the known class by which false alarms are told apart.
+        """
+        metrics = self._new(PLAIN)
+        metrics.update(score, target, known, name=name)
+        return _prefixed(PLAIN, metrics)
+
+    def after_rules(
+        self,
+        score: np.ndarray,
+        filtered: np.ndarray,
+        target: np.ndarray,
+        labels: np.ndarray,
+        known: np.ndarray,
+        name: str,
+    ) -> Record:
+        """The same after the object rules.
+
+        Args:
+            filtered: `filtered` of the score; the score itself where there is no curve.
+            labels: H×W predicted classes, on which the rules look for the ground.
+        """
+        assert self.rules is not None
+        reported = np.zeros(score.shape, bool)
+        for found in find_objects(score, labels, self.rules).objects:
+            x, y, width, height = found.box
+            reported[y : y + height, x : x + width] |= found.mask
+        metrics = self._new(RULES)
+        metrics.update(filtered, target, known, stored=reported, name=name)
+        return _prefixed(RULES, metrics)
+
+    def figures(self, records: Iterable[Record], weights: np.ndarray, components: Components | None) -> Objects:
+        """Of the images of these records, with intervals from weighted images.
+
+        Args:
+            weights: of `draw_weights`.
+            components: of the filtered scores.
+        """
+        plain, rules = self._new(PLAIN), self._new(RULES)
+        for record in records:
+            for prefix, total in ((PLAIN, plain), (RULES, rules)):
+                part = {key.removeprefix(prefix): value for key, value in record.items() if key.startswith(prefix)}
+                if part:
+                    total.merge(ObjectMetrics.from_state(part))
+        after = None if self.rules is None else self._objects(rules, weights, components, None)
+        return self._objects(plain, weights, None, after)
+
+    def _new(self, prefix: str) -> ObjectMetrics:
+        lowest = -np.inf if prefix == PLAIN or self.rules is None else self.rules.grow
+        threshold = None if self.rules is None else self.rules.threshold
+        return ObjectMetrics(len(self.class_names), threshold, lowest if self.outliers else None)
+
+    def _objects(
+        self, metrics: ObjectMetrics, weights: np.ndarray, components: Components | None, rules: Objects | None
+    ) -> Objects:
+        result = metrics.compute()
+        replicates = metrics.replicates(weights)[1:]
+        names = [f"{rate:g}" for rate in RATES]
+        recall = result.recall_at or [None] * len(RATES)
+        intervals = [central(column, 0, np.inf) for column in replicates.T]
+        at_rates, (score, found, false) = intervals[: len(RATES)], intervals[len(RATES) :]
+        points = (
+            ([], [], [])
+            if result.curve is None
+            else (result.curve.threshold.tolist(), result.curve.false_per_frame.tolist(), result.curve.recall.tolist())
+        )
+        stored = None
+        if result.stored is not None:
+            at = result.stored
+            stored = Stored(
+                metrics.settings[1], at.recall, found, at.false_per_frame, false, _by_size(at), self._by_class(at)
+            )
+        return Objects(
+            labelled=result.objects,
+            froc=Froc(result.score, score, *points),
+            recall_at=dict(zip(names, recall)),
+            recall_at_interval=dict(zip(names, at_rates)),
+            stored=stored,
+            components=components,
+            rules=rules,
+        )
+
+    def _by_class(self, stored: StoredResult) -> dict[str, ClassAlarms]:
+        alarms = map(ClassAlarms, stored.class_pixels, stored.class_objects)
+        return {name: one for name, one in zip(self.class_names, alarms) if one.pixels is not None}
+
+
+def _by_size(stored: StoredResult) -> list[SizeRecall]:
+    groups = zip(SIZES, [*SIZES[1:], None], stored.size_objects, stored.size_recall)
+    return [SizeRecall(*group) for group in groups]
+
+
+def _prefixed(prefix: str, metrics: ObjectMetrics) -> Record:
+    return {f"{prefix}{key}": value for key, value in metrics.state_dict().items()}

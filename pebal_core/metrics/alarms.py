@@ -1,0 +1,85 @@
+"""What raises alarms among known things, by class, and what is found among outliers, by size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import cv2
+import numpy as np
+
+STEP = 0.02
+LOWEST, HIGHEST = -80.0, 20.0
+BINS = round((HIGHEST - LOWEST) / STEP)
+"""Energies in nats are counted in bins of this width; what lies outside goes into the outermost."""
+FOUND = 0.25
+"""An outlier is found where at least this share of its pixels raises an alarm."""
+SIZES = (8, 12, 20, 32)
+"""Least height in pixels of each group of outliers; the last has no upper bound."""
+
+
+class Alarms:
+    """Energies of known pixels by class, and of outliers by height, frame by frame.
+
+    The threshold is the energy that a given share of all known pixels exceeds, all frames pooled.
+    """
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        """`classes`: the names of the trainIds 0, 1, …"""
+        self.classes = tuple(classes)
+        self.counts = np.zeros((len(self.classes), BINS), np.int64)
+        self.objects = np.zeros((0, 2))
+        """Height in pixels and the energy that a share `FOUND` of the pixels exceeds, for each outlier."""
+
+    def update(self, energy: np.ndarray, labels: np.ndarray, outlier: np.ndarray) -> None:
+        """Add a frame: energy H×W in nats, labels H×W (trainIds; others take no part), outlier H×W bool."""
+        known = labels < len(self.classes)
+        bins = ((energy[known] - LOWEST) / STEP).astype(np.int64).clip(0, BINS - 1)
+        flat = labels[known].astype(np.int64) * BINS + bins
+        self.counts += np.bincount(flat, minlength=self.counts.size).reshape(self.counts.shape)
+        count, regions, stats, _ = cv2.connectedComponentsWithStats(outlier.astype(np.uint8), connectivity=8)
+        found = [
+            (stats[i, cv2.CC_STAT_HEIGHT], np.quantile(energy[regions == i], 1 - FOUND, method="higher"))
+            for i in range(1, count)
+        ]
+        self.objects = np.concatenate([self.objects, np.array(found).reshape(-1, 2)])
+
+    def threshold(self, share: float) -> float:
+        """The energy that this share of the known pixels exceeds, to `STEP` nats; NaN without any."""
+        total = self.counts.sum(0)
+        if not total.sum():
+            return float("nan")
+        above = total[::-1].cumsum()[::-1]  # in this bin or above
+        return LOWEST + STEP * int(np.count_nonzero(above > share * total.sum()))
+
+    def by_class(self, threshold: float) -> dict[str, float]:
+        """Share of the pixels of each class above the threshold, for the classes that occur."""
+        first = int(np.clip(round((threshold - LOWEST) / STEP), 0, BINS))
+        totals = self.counts.sum(1)
+        return {
+            name: float(self.counts[i, first:].sum() / totals[i]) for i, name in enumerate(self.classes) if totals[i]
+        }
+
+    def recall(self, threshold: float) -> dict[str, float]:
+        """Share of the outliers of each height (pixels) that are found, for the sizes that occur."""
+        found = {}
+        for low, high in zip(SIZES, (*SIZES[1:], np.inf), strict=True):
+            here = self.objects[(self.objects[:, 0] >= low) & (self.objects[:, 0] < high), 1]
+            if here.size:
+                found[f"{low}-{high - 1}" if np.isfinite(high) else f"{low}+"] = float((here > threshold).mean())
+        return found
+
+    def merge(self, other: Alarms) -> None:
+        """Add the frames of another."""
+        self.counts += other.counts
+        self.objects = np.concatenate([self.objects, other.objects])
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Arrays for `numpy.savez`."""
+        return {"classes": np.array(self.classes), "counts": self.counts, "objects": self.objects}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, np.ndarray]) -> Alarms:
+        """What `state_dict` returned, as read back by `numpy.load`."""
+        alarms = cls([str(name) for name in state["classes"]])
+        alarms.counts, alarms.objects = state["counts"].copy(), state["objects"].copy()
+        return alarms

@@ -1,0 +1,145 @@
+"""One frozen segmentation network with an anomaly branch beside its head."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import PebalError
+from .base import SegmentationNetwork, upsample
+
+FINEST = 4
+"""Stride at which the branch answers; finer features are averaged down to it."""
+LEVELS = (4, 8, 16)
+"""Strides of the branch's own levels."""
+DILATIONS = {4: (1, 2), 8: (1, 2), 16: (1, 2, 4)}
+"""Dilations of the blocks of each level."""
+
+
+class AnomalyBranch(SegmentationNetwork):
+    """A frozen network, whose logits a small branch shifts by as much as it takes a pixel for unknown.
+
+    With f the logits of the frozen network, K the index of its abstention, and (δ, r) the two maps of the branch:
+
+        f'_k = f_k + δ  for k < K,      f'_K = f_K + r,      hence  E' = E - δ
+
+    A shift of all K class logits moves no class probability, so the labels stay those of the frozen network whatever
+    the branch learns, while any energy can be reached. The branch starts at δ = r = 0. It reads the features that the
+    trunk computes anyway, and what the frozen head is certain of: its logits, their log-sum-exp and their entropy.
+    Keeping the segmentation and learning the anomaly beside it: Liu et al., Residual Pattern Learning (ICCV 2023).
+
+    Here the trunk of a `SegmentationNetwork` is everything that is frozen, its head is the branch: that is what
+    fine-tuning trains.
+
+    Args:
+        network: a network that declares its `features`; its weights are never changed.
+        width: channels of the branch.
+
+    Raises:
+        PebalError: the network declares no features.
+    """
+
+    head_prefixes = ("branch.",)
+
+    def __init__(self, network: SegmentationNetwork, width: int = 48) -> None:
+        super().__init__()
+        if not network.features:
+            raise PebalError(
+                f"An anomaly branch needs the features of a trunk, and {type(network).__name__} declares none; start "
+                f"from the plain segmentation network."
+            )
+        self.network = network
+        self.num_outputs, self.stride = network.num_outputs, network.stride
+        certainty = (network.num_outputs + 2, FINEST)
+        self.branch = Branch((*network.features, certainty), width)
+
+    def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Features of the frozen network, followed by its logits."""
+        features = self.network.trunk(images)
+        return (*features, self.network.head(features))
+
+    def head(self, features: tuple[Tensor, ...]) -> Tensor:
+        *maps, logits = features
+        fine = logits
+        for _ in range(self.network.logit_halvings):
+            fine = halve(fine)
+        shift = self.branch([*maps, certainty_of(fine)])
+        shift = upsample(shift, logits.shape[-2:])
+        return torch.cat([logits[:, :-1] + shift[:, :1], logits[:, -1:] + shift[:, 1:]], dim=1)
+
+    def fold_linear(self) -> None:
+        self.network.fold_linear()
+
+
+def certainty_of(logits: Tensor) -> Tensor:
+    """The logits B×(K+1)×h×w, and behind them log Σ exp and the entropy of the K class logits."""
+    log_sum = torch.logsumexp(logits[:, :-1], dim=1, keepdim=True)
+    log_probability = logits[:, :-1] - log_sum
+    entropy = -(log_probability.exp() * log_probability).sum(1, keepdim=True)
+    return torch.cat([logits, log_sum, entropy], dim=1)
+
+
+def halve(x: Tensor) -> Tensor:
+    """3×3 average at stride 2: odd sides are rounded up, as strided convolutions do."""
+    return F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
+
+
+class Branch(nn.Module):
+    """From feature maps to two maps at stride 4: down to stride 16 for context, and up again.
+
+    Args:
+        inputs: channels and stride of each feature map; strides are 2, 4, 8 or 16.
+        width: channels inside.
+    """
+
+    def __init__(self, inputs: tuple[tuple[int, int], ...], width: int) -> None:
+        super().__init__()
+        self.strides = tuple(max(stride, FINEST) for _, stride in inputs)
+        self.halvings = tuple(int(stride < FINEST) for _, stride in inputs)
+        self.projections = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width)) for channels, _ in inputs
+        )
+        self.bends = nn.ModuleList(nn.PReLU(width) for _ in LEVELS)
+        self.levels = nn.ModuleList(
+            nn.Sequential(*(SeparableBlock(width, dilation) for dilation in DILATIONS[level])) for level in LEVELS
+        )
+        self.out = nn.Conv2d(width, 2, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """B×2×h×w at stride 4: the shift δ of the class logits and r of the abstention."""
+        sums: dict[int, Tensor] = {}
+        for x, stride, halved, project in zip(maps, self.strides, self.halvings, self.projections, strict=True):
+            projected = project(halve(x) if halved else x)
+            sums[stride] = sums[stride] + projected if stride in sums else projected
+        down: list[Tensor] = []
+        for level, bend in zip(LEVELS, self.bends, strict=True):
+            if down:
+                finer = halve(down[-1])
+                down.append(bend(finer + sums[level] if level in sums else finer))
+            else:
+                down.append(bend(sums[level]))
+        up = self.levels[-1](down[-1])
+        for x, blocks in zip(down[-2::-1], list(self.levels)[-2::-1], strict=True):
+            up = blocks(x + upsample(up, x.shape[-2:]))
+        return self.out(up)
+
+
+class SeparableBlock(nn.Module):
+    """Depth-wise 3×3 and 1×1 convolution, each with BatchNorm, around which the input is added."""
+
+    def __init__(self, width: int, dilation: int) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, groups=width, bias=False),
+            nn.BatchNorm2d(width),
+            nn.PReLU(width),
+            nn.Conv2d(width, width, 1, bias=False),
+            nn.BatchNorm2d(width),
+        )
+        self.act = nn.PReLU(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x + self.convs(x))
