@@ -6,6 +6,7 @@ import csv
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import PebalError
 from .gallery import Chosen
@@ -60,11 +61,11 @@ def write_rrd(path: Path, chosen: Sequence[Chosen], folders: Mapping[str, Path])
         part.unlink(missing_ok=True)
 
 
-def _boxes(rr: object, one: Chosen) -> object:
+def _boxes(rr: Any, one: Chosen) -> Any:
     labels = [
         f"{found['id']}" if found["distance_m"] is None else f"{found['id']}: {found['distance_m']:.1f} m"
         for found in one.moment.objects
     ]
     corners = [found["box"][:2] for found in one.moment.objects]
     sizes = [found["box"][2:] for found in one.moment.objects]
-    return rr.Boxes2D(mins=corners, sizes=sizes, labels=labels)  # type: ignore[attr-defined]
+    return rr.Boxes2D(mins=corners, sizes=sizes, labels=labels)
