@@ -50,10 +50,8 @@ def run(args: Namespace) -> int:
         raise PebalError("There is no place for the results: give --out FOLDER, --out-bag FILE.mcap, or both.")
     source = FrameSource(args.source, args.topic)
     detector = load_detector(args)
+    places: list[Results] = [FolderResults(args.out, source)] if args.out is not None else []
     read = ObjectReader(object_options(args, detector.info), detector.info, source)
-    places: list[Results] = []
-    if args.out is not None:
-        places.append(FolderResults(args.out, source))
     if args.out_bag is not None:
         alarms = read.settings.threshold is not None
         places.append(BagResults(args.out_bag, source, args.outputs, args.with_images, alarms))

@@ -33,6 +33,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--rate", type=Number(0, 1000), default=0.0, help="frames per second to look at; 0: all")
     parser.add_argument("--batch", type=Whole(1, 1024), default=1, help="frames that go through the network at once")
     parser.add_argument(
+        "--rerun", type=Path, metavar="FILE.rrd", help="write moments and alarm series for Rerun as well"
+    )
+    parser.add_argument(
         "--ray",
         type=str,
         nargs="?",
@@ -51,4 +54,4 @@ def run(args: Namespace) -> int:
     options = object_options(args, model_info(resolve_model(args.model)))
     request = Request(args.top, args.topic, args.rate, args.batch, options)
     cluster = Cluster(args.ray, args.cores) if args.ray else None
-    return 1 if triage(args.sources, args.out, request, choice, args.top, cluster) else 0
+    return 1 if triage(args.sources, args.out, request, choice, args.top, cluster, args.rerun) else 0

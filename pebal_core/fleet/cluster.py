@@ -50,17 +50,17 @@ class Cluster:
             import ray
         except ModuleNotFoundError as error:
             raise PebalError("--ray needs the package ray: pip install 'pebal_ros[ray]'.") from error
-        self._connect(ray)
-        try:
-            yield from self._distribute(ray, jobs, request, choice)
-        finally:
-            ray.shutdown()
+        # Ray's sockets lie in it, and their paths must be short, whatever the usual temporary folder is.
+        with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+            self._connect(ray, folder)
+            try:
+                yield from self._distribute(ray, jobs, request, choice)
+            finally:
+                ray.shutdown()
 
-    def _connect(self, ray: Any) -> None:
+    def _connect(self, ray: Any, folder: str) -> None:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         if self.address == HERE:
-            # Paths of sockets must be short, whatever the temporary folder is.
-            folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
             options |= {"include_dashboard": False, "_temp_dir": folder}
         try:
             ray.init(address="local" if self.address == HERE else self.address, **options)

@@ -19,6 +19,8 @@ from ..outputs import ObjectOptions, ObjectReader
 from .events import EventFinder, Moment, batches
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg")
+SERIES = "series.csv"
+"""Energy and number of confirmed objects of every frame that was looked at."""
 VERSION = 1
 """Of what a scan stores; another one is computed anew."""
 
@@ -114,34 +116,39 @@ def scan(
     Raises:
         PebalError: the source cannot be read, or the disk is full.
     """
-    footage = FrameSource(source, request.topic if is_recording(Path(source).expanduser()) else "")
+    footage = FrameSource(source, request.topic if is_recording(Path(source)) else "")
     read = ObjectReader(request.objects, detector.info, footage)
-    finder = EventFinder(source, request.top, read.settings.threshold)
-    problems: list[str] = []
-    for batch in batches(_until_cut(_thinned(footage, request.rate), problems), request.batch):
-        images = [frame.image for frame in batch]
-        results = [detector(images[0])] if len(images) == 1 else detector(images)
-        for frame, result in zip(batch, results):
-            finder.add(frame, read(frame, result), read.ignored(*result.energy.shape))
-        advance(len(batch))
-    if footage.skipped:
-        problems.append(f"{source}: {footage.skipped} malformed images were skipped.")
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
+        for left in folder.parent.glob(f".{folder.name}.*.part"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
         part.mkdir(parents=True)
+        finder = EventFinder(source, request.top, read.settings.threshold)
+        problems: list[str] = []
+        with (part / SERIES).open("w") as series:
+            series.write("seconds,energy,confirmed\n")
+            for batch in batches(_until_cut(_thinned(footage, request.rate), problems), request.batch):
+                images = [frame.image for frame in batch]
+                results = [detector(images[0])] if len(images) == 1 else detector(images)
+                for frame, result in zip(batch, results):
+                    products = read(frame, result)
+                    energy = finder.add(frame, products, read.ignored(*result.energy.shape))
+                    series.write(f"{frame.seconds:.6f},{energy:.4f},{len(products.sighting.confirmed)}\n")
+                advance(len(batch))
+        if footage.skipped:
+            problems.append(f"{source}: {footage.skipped} malformed images were skipped.")
         moments = []
         for number, kept in enumerate(finder.finish()):
             (part / f"{number:04d}.jpg").write_bytes(kept.image)
             (part / f"{number:04d}_overlay.jpg").write_bytes(kept.overlay)
             moments.append(kept.moment.as_json())
-        (part / "moments.json").write_text(
-            json.dumps({"source": source, "problems": problems, "moments": moments}, indent=1)
-        )
+        content = {"source": source, "problems": problems, "moments": moments}
+        (part / "moments.json").write_text(json.dumps(content, indent=1))
         part.rename(folder)
     except OSError as error:
-        raise PebalError(f"{folder} could not be written: {error.strerror}; free space or choose another --out.") from (
-            error
-        )
+        raise PebalError(
+            f"{folder} could not be written: {error.strerror}; free space or choose another --out."
+        ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

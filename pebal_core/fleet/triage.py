@@ -14,18 +14,26 @@ from .cluster import Cluster
 from .events import Moment, select
 from .gallery import Chosen, write_gallery
 from .scan import Job, ModelChoice, Request, expand, key, scan_here, stored
+from .viewer import write_rrd
 
 SCANS = "sources"
 """Folder of the results per source."""
 
 
 def triage(
-    sources: Sequence[str], out: Path, request: Request, choice: ModelChoice, top: int, cluster: Cluster | None = None
+    sources: Sequence[str],
+    out: Path,
+    request: Request,
+    choice: ModelChoice,
+    top: int,
+    cluster: Cluster | None = None,
+    rrd: Path | None = None,
 ) -> int:
     """Scan what was not scanned before, and write the gallery; returns the number of problems with sources.
 
     Args:
         cluster: where the sources are scanned; None: in this process, one after the other.
+        rrd: a recording of Rerun to be written as well.
 
     Raises:
         PebalError: there is no source, or the results cannot be written.
@@ -70,5 +78,7 @@ def triage(
         "model": f"{model.name} ({sha256[:12]})",
     }
     write_gallery(out, chosen, figures, failures)
+    if rrd is not None:
+        write_rrd(rrd, chosen, {source: folder for source, folder in folders.items() if source not in problems})
     print(f"{len(chosen)} moments of {len(entries)} events are in {out / 'index.html'}.")
     return len(failures)

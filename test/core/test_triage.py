@@ -169,8 +169,8 @@ def test_of_a_source_that_ends_early_what_came_before_counts(
 KILLED_AT_THE_SECOND = """
 import os, signal
 from pebal_core.commands.main import main
-from pebal_core.fleet import triage
-scan, done = triage.scan, []
+import pebal_core.fleet.scan as scanning
+scan, done = scanning.scan, []
 def scan_until(source, *rest):
     if done:
         call = AnomalyDetector.__call__
@@ -179,7 +179,7 @@ def scan_until(source, *rest):
         AnomalyDetector.__call__ = killed
     scan(source, *rest)
     done.append(source)
-triage.scan = scan_until
+scanning.scan = scan_until
 main()
 """
 
@@ -192,7 +192,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pyte
     )
     assert killed.returncode == -signal.SIGKILL
     assert not (out / "index.html").exists()
-    assert [folder.name[0] for folder in (out / "sources").iterdir()] == ["a"]
+    assert sorted(folder.name[:2] for folder in (out / "sources").iterdir()) == [".b", "a-"]
     seen: list[int] = []
     answer = AnomalyDetector.__call__
 
@@ -203,6 +203,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(AnomalyDetector, "__call__", count)
     assert run(*words, out) == 0
     assert len(seen) == 24 and set(seen) - {150} <= {202, 203, *range(140, 151)}, "a was not looked at again"
+    assert sorted(folder.name[:2] for folder in (out / "sources").iterdir()) == ["a-", "b-", "c-"]
     fresh = tmp_path / "fresh"
     assert run(*words, fresh) == 0
     for name in ("index.html", "moments.csv"):
@@ -246,6 +247,21 @@ def test_a_parked_robot_gives_one_moment_but_a_new_object_gives_another(tmp_path
     assert run(*same, other, "--out", out) == 0
     assert [Path(row["source"]).name for row in table(out)] == ["same240", "other"]
     assert "3, of which 1 look like one that is shown" in (out / "index.html").read_text()
+
+
+def test_the_recording_for_rerun(tmp_path: Path) -> None:
+    pytest.importorskip("rerun", reason="rerun-sdk is not installed")
+    source, out, rrd = bag(tmp_path / "drive", drive(1, span(3, 9, 240), 12)), tmp_path / "out", tmp_path / "out.rrd"
+    assert run(source, "--out", out, "--rerun", rrd) == 0
+    shown = subprocess.run([sys.executable, "-m", "rerun", "rrd", "print", rrd], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    (folder,) = (out / "sources").iterdir()
+    for entity in ("/moment/image", "/moment/overlay", "/moment/image/objects", f"/sources/{folder.name}/energy"):
+        assert entity.replace(".", "\\.") in shown.stdout or entity in shown.stdout, entity
+    lines = (folder / "series.csv").read_text().splitlines()
+    assert lines[0] == "seconds,energy,confirmed" and len(lines) == 13
+    assert [int(line.rpartition(",")[2]) for line in lines[1:]] == [0] * 5 + [1] * 5 + [0] * 2
+    assert {path.name for path in tmp_path.iterdir()} == {"drive", "out", "out.rrd"}
 
 
 def moment(energy: float, image: np.ndarray, crop: np.ndarray | None) -> Moment:

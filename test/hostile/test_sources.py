@@ -52,7 +52,8 @@ def test_predict_keeps_what_a_truncated_video_gave_and_fails(
     assert 3 <= read < 12
     assert f"promises 12 frames, but only {read} can be read" in said.err and f"Results of {read} frames" in said.out
     assert len(list(FrameSource(out / "overlay.mp4"))) == read
-    assert sorted(p.name for p in out.iterdir()) == ["energy", "labels", "overlay", "overlay.mp4"], "no leftovers"
+    written = ["energy", "labels", "objects", "objects.jsonl", "overlay", "overlay.mp4"]
+    assert sorted(p.name for p in out.iterdir()) == written, "no leftovers"
     assert run(["predict", str(path), f"--model={model}", f"--out={out}", "--frames=3"]) == 0, "that many there are"
     assert run(["calibrate", str(path), f"--model={model}", f"--out={tmp_path / 'c.safetensors'}"]) == 1
     assert not (tmp_path / "c.safetensors").exists()

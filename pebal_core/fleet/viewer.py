@@ -1,0 +1,71 @@
+"""The chosen moments and the alarm series of all sources as a recording of Rerun."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import PebalError
+from .gallery import Chosen
+from .scan import SERIES
+
+APPLICATION = "pebal triage"
+
+
+def write_rrd(path: Path, chosen: Sequence[Chosen], folders: Mapping[str, Path]) -> None:
+    """Write an .rrd file, which appears whole or not at all.
+
+    On the timeline ``rank`` lie the moments: image, overlay, the boxes of confirmed objects, and the source in words.
+    On the timeline ``time``, which begins at zero for each source, lie its energies in nats and its confirmed objects.
+
+    Args:
+        folders: results by source.
+
+    Raises:
+        PebalError: rerun-sdk is not installed, or the file cannot be written.
+    """
+    try:
+        import rerun as rr
+    except ModuleNotFoundError as error:
+        raise PebalError("--rerun needs the package rerun-sdk: pip install 'pebal_ros[rerun]'.") from error
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.touch()  # rerun only warns where it cannot write
+        stream = rr.RecordingStream(APPLICATION)
+        stream.save(part)
+        for one in chosen:
+            stream.set_time("rank", sequence=one.rank)
+            stream.log("moment/image", rr.EncodedImage(contents=one.stored.read_bytes(), media_type="image/jpeg"))
+            stream.log("moment/overlay", rr.EncodedImage(contents=one.overlay.read_bytes(), media_type="image/jpeg"))
+            stream.log("moment/image/objects", _boxes(rr, one))
+            words = " ".join(filter(None, (one.moment.source, one.moment.topic, one.clock, one.utc)))
+            stream.log("moment/source", rr.TextDocument(words))
+        stream.reset_time()
+        for folder in folders.values():
+            with (folder / SERIES).open() as lines:
+                for row in csv.DictReader(lines):
+                    stream.set_time("time", duration=float(row["seconds"]))
+                    stream.log(f"sources/{folder.name}/energy", rr.Scalars(float(row["energy"])))
+                    stream.log(f"sources/{folder.name}/confirmed_objects", rr.Scalars(float(row["confirmed"])))
+        stream.flush()
+        stream.disconnect()
+        part.replace(path)
+    except OSError as error:
+        raise PebalError(f"{path} could not be written: {error.strerror}; free space or choose another place.") from (
+            error
+        )
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _boxes(rr: Any, one: Chosen) -> Any:
+    labels = [
+        f"{found['id']}" if found["distance_m"] is None else f"{found['id']}: {found['distance_m']:.1f} m"
+        for found in one.moment.objects
+    ]
+    corners = [found["box"][:2] for found in one.moment.objects]
+    sizes = [found["box"][2:] for found in one.moment.objects]
+    return rr.Boxes2D(mins=corners, sizes=sizes, labels=labels)
