@@ -87,6 +87,7 @@ setup(
         "test": [
             "colcon-ros>=0.5",
             "hypothesis>=6.100",
+            "mapie>=1.4",  # the oracle of the guarantee
             "mypy>=1.11",
             "pytest>=8",
             "ruff>=0.6",

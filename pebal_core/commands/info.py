@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
+from ..ego_mask import decode_mask
 from ..engines.selection import model_info
 from ..model_file import ModelInfo, file_sha256, resolve_model
 
@@ -26,7 +27,11 @@ def run(args: Namespace) -> None:
     table.add_row("sha256", file_sha256(path))
     for name in (f.name for f in fields(ModelInfo) if f.name != "palette"):
         value = getattr(info, name)
-        if isinstance(value, dict):
+        if name == "ego_mask" and value:
+            text = f"{100 * decode_mask(value).mean():.1f} % of the image"
+        elif name == "guarantee" and value:
+            text = value["text"]
+        elif isinstance(value, dict):
             text = "\n".join(f"{key}: {item}" for key, item in value.items())
         elif isinstance(value, list):
             text = ", ".join(map(str, value))
