@@ -72,7 +72,10 @@ def find_ego(images: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> np.n
     count, regions, stats, _ = cv2.connectedComponentsWithStats(found, connectivity=8)
     mask = np.zeros(found.shape, bool)
     for number in range(1, count):
-        if stats[number, cv2.CC_STAT_AREA] >= SMALLEST * found.size:
+        left, top, width_of, height_of, area = stats[number]
+        outermost = left == 0 or top == 0 or left + width_of == found.shape[1] or top + height_of == found.shape[0]
+        # Inside the image, the edge of a wall or a lane that runs beside the vehicle for long would be found as well.
+        if area >= SMALLEST * found.size and (outermost or top + height_of > (1 - BONNET) * found.shape[0]):
             mask |= regions == number
     return cv2.resize(_fill_to_the_border(mask).astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
 

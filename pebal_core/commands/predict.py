@@ -13,6 +13,7 @@ import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from ..drift import DriftMonitor
 from ..errors import PebalError
 from ..render import VideoWriter, overlay, score_map
 from ..sources import FrameSource
@@ -33,12 +34,16 @@ def run(args: Namespace) -> None:
     for kind in ("labels", "energy", "overlay"):
         _make_folder(args.out / kind)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    monitor = DriftMonitor(detector.info) if detector.info.profile else None
+    drifted_at = 0
     video = VideoWriter(args.out / "overlay.mp4", source.rate) if source.is_video else None
     with Progress(*columns) as progress:
         total = min(args.frames, source.count or args.frames) if args.frames else source.count
         task = progress.add_task(f"{detector.engine_name} on {detector.device_name}", total=total)
         for number, frame in enumerate(source, start=1):
             result = detector(frame.image)
+            if monitor is not None and monitor.update(result.energy, frame.image).drifted and not drifted_at:
+                drifted_at = number
             picture = overlay(frame.image, score_map(result.energy, low, high))
             _write_image(args.out / "labels" / f"{frame.name}.png", result.labels)
             np.save(args.out / "energy" / f"{frame.name}.npy", result.energy)
@@ -50,6 +55,8 @@ def run(args: Namespace) -> None:
                 break
     if video is not None:
         video.close()
+    if monitor is not None and drifted_at:
+        print(f"From frame {drifted_at} on: {monitor.state.text}")
     print(f"Results of {number} frames are in {args.out}")
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..detector import AnomalyDetector
+from ..drift import features, make_profile
 from ..ego_mask import ego_mask
 from ..errors import PebalError
 from ..guarantee import Guarantee, Loss, Request, Risk, critical_energy, guarantee, object_loss, pixel_loss
@@ -16,6 +17,10 @@ from ..metrics.score_counts import ScoreCounts
 
 _EVERY = 97
 """Every 97th pixel is kept for the median: it only sets what is displayed."""
+
+
+_TAIL = 7
+"""Every 7th pixel is kept for the profile, and of these the upper quarter."""
 
 
 class CalibrationScene(NamedTuple):
@@ -65,7 +70,7 @@ def calibrate(
     source: str,
     relax: bool = False,
 ) -> Guarantee:
-    """Set ``threshold``, ``threshold_note``, ``guarantee`` and ``energy_range`` of ``detector.info``.
+    """Set ``threshold``, ``threshold_note``, ``guarantee``, ``profile`` and ``energy_range`` of ``detector.info``.
 
     The display range starts at the median and puts the threshold at 5/8 of the way.
 
@@ -79,6 +84,8 @@ def calibrate(
     """
     info = detector.info
     units, kept = UnitLosses(request), []
+    tails: list[tuple[str, np.ndarray, int]] = []
+    seen = []
     for scene in scenes:
         energy = detector(scene.image).energy
         ignore = ego_mask(info, *energy.shape)
@@ -86,7 +93,12 @@ def calibrate(
             void = scene.labels == VOID
             ignore = void if ignore is None else ignore | void
         units.add(scene.unit, energy, ignore)
-        kept.append((energy.ravel() if ignore is None else energy[~ignore])[::_EVERY])
+        known = energy.ravel() if ignore is None else energy[~ignore]
+        if known.size:
+            kept.append(known[::_EVERY])
+            seen.append(features(scene.image))
+            sample = np.sort(known[::_TAIL])
+            tails.append((scene.unit, sample[-max(1, sample.size // 4) :], sample.size))
     if not units.frames:
         raise PebalError(f"There is no scene in {source} to choose a threshold on.")
     promised = guarantee(units.losses(), request, unit, units.frames, source, relax)
@@ -94,4 +106,8 @@ def calibrate(
     info.threshold, info.guarantee = promised.threshold, promised.as_dict()
     info.threshold_note = promised.statements[0].text
     info.energy_range = [round(median, 3), round(median + 1.6 * max(promised.threshold - median, 0.1), 3)]
+    shares: dict[str, list[float]] = {}
+    for name, tail, size in tails:
+        shares.setdefault(name, []).append(np.count_nonzero(tail >= np.float32(promised.threshold)) / size)
+    info.profile = make_profile(shares, seen, request.clip).as_dict()
     return promised
