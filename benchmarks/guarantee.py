@@ -2,7 +2,8 @@
 
     python benchmarks/guarantee.py --idd-lite DATA/idd_lite --plot docs/guarantee.png
 
-Every drive of IDD Lite is one unit. In each split some drives choose the threshold and the others show what it is worth.
+Every drive of IDD Lite is one unit. In each split one half of them chooses the threshold, and the other half shows what
+it is worth.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ class Energies:
             alarm = (energy >= np.float32(threshold)) & (target != 255)
             stats = cv2.connectedComponentsWithStats(alarm.view(np.uint8), connectivity=8)[2]
             objects += int(np.count_nonzero(stats[1:, cv2.CC_STAT_AREA] >= size))
-            shares.append(np.count_nonzero(alarm) / max(1, np.count_nonzero(target != 255)))
+            shares.append(int(np.count_nonzero(alarm)) / max(1, int(np.count_nonzero(target != 255))))
         return objects / len(self.clean), float(np.mean(shares))
 
 

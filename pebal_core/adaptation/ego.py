@@ -84,7 +84,7 @@ def moved_mounting(first: np.ndarray, second: np.ndarray) -> bool:
     """Whether two drives' masks differ so much that the camera was mounted anew."""
     union = np.count_nonzero(first | second)
     share = union / first.size
-    return share > 0.02 and np.count_nonzero(first & second) / union < 0.3
+    return bool(share > 0.02 and np.count_nonzero(first & second) / union < 0.3)
 
 
 def _close(mask: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from ..training.finetune import FinetuneConfig, LossConfig, finetune
 from ..training.run import CHECKPOINT, RunConfig
 from ..training.samples import DataConfig, RichMix, SceneSource
 from .check import Energies, energies, figures
-from .ego import find_ego
+from .ego import FEWEST, find_ego, moved_mounting
 from .footage import Kept, collect, load
 from .report import write_report
 from .shapes import HELD_BACK, write_shapes
@@ -168,10 +169,24 @@ def _ego(
             ego = find_ego(images, [detector(image).labels for image in images])
         except PebalError as error:
             return None, f"none. {error}"
-        note = f"{100 * ego.mean():.1f} % of the image stays in place."
+        if not ego.any():
+            return None, "none. Nothing stays in place at the border of all frames."
+        note = f"{100 * ego.mean():.1f} % of the image stays in place.{_mountings(detector, folder, items)}"
     picture = ego.astype(np.uint8) * np.uint8(255)
     write_atomically(config.out / "ego_mask.png", cv2.imencode(".png", picture)[1].tobytes())
     return ego, f"{note} Edit ego_mask.png and give it with --ego-mask to change it."
+
+
+def _mountings(detector: AnomalyDetector, folder: Path, items: list[Kept]) -> str:
+    """A warning where the camera was mounted anew between two drives."""
+    masks = []
+    for drive in sorted({item.drive for item in items}):
+        images = [load(folder, item) for item in items if item.drive == drive][:EGO_FRAMES]
+        if len(images) >= FEWEST:
+            masks.append(find_ego(images, [detector(image).labels for image in images]))
+    if any(moved_mounting(first, second) for first, second in pairwise(masks)):
+        return " The mounting changed between drives, so only what is fixed in all of them is masked."
+    return ""
 
 
 def _write_scenes(work: Path, detector: AnomalyDetector, parts: dict[str, list[Kept]], ego: np.ndarray | None) -> None:

@@ -45,7 +45,7 @@ def draw_texture(family: str, height: int, width: int, rng: np.random.Generator)
     along = x * np.cos(angle) + y * np.sin(angle)
     across = -x * np.sin(angle) + y * np.cos(angle)
     if family == "noise":
-        pattern = sum(_noise(height, width, cells, rng) / cells for cells in (4, 8, 16, 32)) * 4
+        pattern = np.sum([4 * _noise(height, width, cells, rng) / cells for cells in (4, 8, 16, 32)], axis=0)
     elif family == "stripes":
         pattern = np.sin(along * 2 * np.pi / period) * rng.uniform(0.5, 3)
     elif family == "checks":

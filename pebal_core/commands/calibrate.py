@@ -52,10 +52,7 @@ def run(args: Namespace) -> None:
         units_needed(alpha, bound, request.confidence if request.confident else None)
         for alpha, bound in request.risks.values()
     )
-    if args.layout:
-        scenes, unit, source, count = _labelled(args, needed)
-    else:
-        scenes, unit, source, count = _footage(args, needed)
+    scenes, unit, source, count = _labelled(args, needed) if args.layout else _footage(args, needed)
     detector = load_detector(args)
     total = min(count, args.frames) if count and args.frames else count or args.frames
     promised = calibrate(detector, track(islice(scenes, args.frames), "calibrating", total), request, unit, source)
@@ -63,7 +60,7 @@ def run(args: Namespace) -> None:
     print(f"{args.out}: threshold {promised.threshold:.3f} nats. {promised.text}")
 
 
-def _labelled(args: Namespace, needed: int) -> tuple[Iterator[CalibrationScene], str, str, int]:
+def _labelled(args: Namespace, needed: int) -> tuple[Iterator[CalibrationScene], str, str, int | None]:
     """Units are the folders of the images, or runs of images where these are too few."""
     scenes = open_scenes(args.layout, args.sources[0], args.split)
     if len(args.sources) > 1:

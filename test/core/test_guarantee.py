@@ -50,7 +50,7 @@ def test_the_threshold_is_exact_at_the_energies(seed: int) -> None:
     def condition(t: float) -> bool:
         mean = np.mean([min(bound, float((energy >= np.float32(t)).mean())) for energy, _ in pairs])
         assert mean_risk(losses, t) == pytest.approx(mean, abs=1e-12)
-        return (12 * mean + bound) / 13 <= alpha + 1e-12
+        return bool((12 * mean + bound) / 13 <= alpha + 1e-12)
 
     assert condition(threshold)
     assert not condition(float(np.nextafter(np.float32(threshold), np.float32(-np.inf))))
@@ -99,7 +99,7 @@ def test_conformal_thresholds_equal_mapies() -> None:
     from mapie.risk_control.methods import find_best_predict_param, get_r_hat_plus
 
     rng = np.random.default_rng(1)
-    losses = [object_loss(rng.normal(rng.normal(), 1, 30)) for _ in range(25)]
+    losses = [object_loss(rng.normal(rng.normal(), 1, 30).tolist()) for _ in range(25)]
     grid = np.unique(np.concatenate([loss.energies for loss in losses]))
     above = np.nextafter(grid, np.float32(np.inf))
     risks = np.array([[loss.at(float(t)) for t in above] for loss in losses])
@@ -156,7 +156,7 @@ def test_what_is_out_of_reach_says_how_much_is_needed() -> None:
     assert "at most 1.25 %" in relaxed.text and "Not promised" in relaxed.text
     for bad in ({"alpha": 0.0}, {"alpha": 0.2}, {"confidence": 1.0}, {"object_size": 0}):
         with pytest.raises(PebalError, match="option"):
-            Request(**bad)  # type: ignore[arg-type]
+            Request(**bad)
 
 
 def test_the_command_promises_about_footage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
