@@ -9,7 +9,6 @@ it is worth.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
@@ -35,8 +34,8 @@ def drive_losses(folder: Path, request: Request, most: int) -> dict[Risk, list[L
     units, detector = UnitLosses(request), AnomalyDetector.load("starter")
     for split in ("train", "val"):
         scenes = idd_lite(folder, split)
-        numbers: Iterator[int] = iter(range(len(scenes)))
-        for drive, members in groupby(numbers, lambda i: scenes.pairs[i][0].parent.name):
+        drives = [image.parent.name for image, _ in scenes.pairs]
+        for drive, members in groupby(range(len(scenes)), drives.__getitem__):
             for index in list(members)[:most]:
                 image, labels = scenes.load(index)
                 units.add(f"{split}/{drive}", detector(image).energy, labels == VOID)
@@ -46,8 +45,8 @@ def drive_losses(folder: Path, request: Request, most: int) -> dict[Risk, list[L
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--idd-lite", type=Path, required=True)
-    parser.add_argument("--splits", type=int, default=500)
-    parser.add_argument("--most", type=int, default=8, help="frames of one drive, at most")
+    parser.add_argument("--splits", type=int, default=250)
+    parser.add_argument("--most", type=int, default=2, help="frames of one drive, at most")
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
     request = Request(0.02, object_alpha=0.3)

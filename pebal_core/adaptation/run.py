@@ -18,16 +18,18 @@ import cv2
 import numpy as np
 
 from ..data.coco import OutlierSet
+from ..data.outlier_mix import RichMix
 from ..detector import AnomalyDetector
 from ..ego_mask import encode_mask, read_mask
 from ..errors import PebalError
 from ..guarantee import Request
 from ..labels import VOID
+from ..losses import LossConfig
 from ..model_file import file_sha256, load_model, resolve_model, save_model, write_atomically
 from ..training.calibrate import CalibrationScene, calibrate
-from ..training.finetune import FinetuneConfig, LossConfig, finetune
+from ..training.finetune import FinetuneConfig, finetune
 from ..training.run import CHECKPOINT, RunConfig
-from ..training.samples import DataConfig, RichMix, SceneSource
+from ..training.samples import DataConfig, SceneSource
 from .check import Energies, energies, figures
 from .ego import FEWEST, find_ego, moved_mounting
 from .footage import Kept, collect, load
