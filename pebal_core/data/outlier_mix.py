@@ -107,6 +107,9 @@ class RichMix:
             harmonise=SHARE,
             blur=(0, 100),
             distractors=(0, 100),
+            small=SHARE,
+            small_height=(1, 1000),
+            known=(0, 100),
         )
 
     def outliers(

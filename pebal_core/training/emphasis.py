@@ -13,6 +13,7 @@ from torch import Tensor
 from ..data.partial_labels import GROUPS
 from ..errors import PebalError
 from ..labels import CITYSCAPES_CLASSES, OUTLIER
+from ..ranges import SHARE, check_ranges
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,7 @@ class Emphasis:
             raise PebalError(
                 f"emphasis.calm: there is no class '{unknown[0]}'; choose of {', '.join(CITYSCAPES_CLASSES)}."
             )
-        if self.calm_weight <= 0 or not 0 <= self.size_exponent <= 1:
-            raise PebalError(
-                f"emphasis: calm_weight must be positive and size_exponent lie in [0, 1]; they are "
-                f"{self.calm_weight} and {self.size_exponent}."
-            )
+        check_ranges(self, calm_weight=(1e-6, 1e6), size_exponent=SHARE)
 
     @property
     def calm_labels(self) -> tuple[int, ...]:

@@ -105,6 +105,7 @@ class FinetuneConfig:
             ema_decay=SHARE,
             input_size=SIDE,
             false_alarms=(1e-6, 0.5),
+            branch_width=(1, 4096),
         )
 
 

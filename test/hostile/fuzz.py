@@ -50,8 +50,9 @@ def read_onnx(data: bytes) -> None:
 
 def read_message(data: bytes) -> None:
     """The first bytes are the fields of the message, the rest its data."""
-    from pebal_core.footage.ros_images import ENCODINGS, from_compressed, to_rgb
     from sensor_msgs.msg import CompressedImage, Image
+
+    from pebal_core.footage.ros_images import ENCODINGS, from_compressed, to_rgb
 
     if len(data) < 8:
         return

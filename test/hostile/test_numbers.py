@@ -70,6 +70,8 @@ BEYOND: dict[str, dict[str, list[Any]]] = {
         "data.scale": ["[]", "[-1, 1]"], "data.mirror": [2], "data.color": [-1], "data.camera": [7],
         "data.validation_every": [0, -4], "data.rich_mix.count": ["[0, 1]", "[1, 100000]", "[3, 1]"],
         "data.rich_mix.height": ["[.nan, 1]", "[1]"], "data.rich_mix.anywhere": [2], "data.rich_mix.tilt": [-1, 999],
+        "data.rich_mix.small": [-1, 2], "data.rich_mix.small_height": ["[0, 1]", "[1]"], "data.rich_mix.known": [-1],
+        "branch_width": [0, -1], "emphasis.calm_weight": [0, ".nan"], "emphasis.size_exponent": [-1, 2],
         "data.rich_mix.blur": [-1], "data.rich_mix.distractors": [-1, ".inf"], "data.rich_mix.harmonise": [2],
         "loss.penalty": [0, -1, ".nan"], "loss.penalty_floor": [0], "loss.inlier_margin": [".nan", 5000],
         "loss.outlier_margin": [-5000, -100], "loss.energy_weight": [-1], "loss.hinge_weight": [".inf"],
