@@ -12,6 +12,7 @@ header: model files; onnx: the scan of ONNX files; message: camera images, raw a
 from __future__ import annotations
 
 import contextlib
+import importlib
 import inspect
 import json
 import struct
@@ -80,9 +81,7 @@ def main() -> None:
 
     modules = [integrity, model_file, onnx_scan]
     if target == "message":
-        from pebal_ros import images
-
-        modules = [images]
+        modules = [importlib.import_module("pebal_ros.images")]
     for module in modules:
         for item in list(vars(module).values()):
             if inspect.isfunction(item) and item.__module__ == module.__name__:
