@@ -194,7 +194,9 @@ class PretrainModule(TrainingModule):
             [{"params": groups[True], "lr": rates[0]}, {"params": groups[False], "lr": rates[1]}],
             weight_decay=self.config.weight_decay,
         )
+        steps = self.config.steps
+        rise = max(0.05, 1.5 / max(steps, 2))  # OneCycleLR divides by rise * steps - 1
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=rates, total_steps=self.config.steps, pct_start=0.05, cycle_momentum=False
+            optimizer, max_lr=rates, total_steps=steps, pct_start=rise, cycle_momentum=False
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
