@@ -17,6 +17,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from ..drift import DriftMonitor
 from ..errors import PebalError
 from ..footage import FrameSource
 from ..outputs import ObjectReader
@@ -56,6 +57,8 @@ def run(args: Namespace) -> int:
         alarms = read.settings.threshold is not None
         places.append(BagResults(args.out_bag, source, args.outputs, args.with_images, alarms))
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    monitor = DriftMonitor(detector.info) if detector.info.profile else None
+    drifted_at = 0
     number = 0
     try:
         with Progress(*columns) as progress, ExitStack() as stack:
@@ -64,7 +67,10 @@ def run(args: Namespace) -> int:
             total = min(args.frames, source.count or args.frames) if args.frames else source.count
             task = progress.add_task(f"{detector.engine_name} on {detector.device_name}", total=total)
             for number, frame in enumerate(source, start=1):
-                products = read(frame, detector(frame.image))
+                result = detector(frame.image)
+                if monitor is not None and monitor.update(result.energy, frame.image).drifted and not drifted_at:
+                    drifted_at = number
+                products = read(frame, result)
                 for place in places:
                     place.write(frame, products)
                 progress.advance(task)
@@ -74,4 +80,6 @@ def run(args: Namespace) -> int:
         left_out = f"; {source.skipped} malformed images were skipped" if source.skipped else ""
         where = " and ".join(str(path) for path in (args.out, args.out_bag) if path is not None)
         print(f"Results of {number} frames are in {where}{left_out}.")
+        if monitor is not None and drifted_at:
+            print(f"From frame {drifted_at} on: {monitor.state.text}")
     return 1 if source.skipped else 0
