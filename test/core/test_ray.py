@@ -23,6 +23,8 @@ from pebal_core.outputs import ObjectOptions
 
 from .bags import START, Messages, write_bag
 
+pytestmark = pytest.mark.slow
+
 FRAMES = 12
 
 

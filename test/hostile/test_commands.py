@@ -29,6 +29,8 @@ from pebal_core.networks import build_network
 
 from .commands import SERVER
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 30.0
 """Seconds after which a case hangs."""
 
