@@ -49,7 +49,7 @@ class SegmentationNetwork(nn.Module, ABC):
         return F.pad(images, padding, mode="replicate") if any(padding) else images
 
     def fold_linear(self) -> None:
-        """Merge further linear operations in place. Called after each BatchNorm has been folded into its convolution."""
+        """Merge further linear operations in place, after every BatchNorm was folded into its convolution."""
 
     def is_head(self, name: str) -> bool:
         """Whether the parameter or buffer of this state-dict name belongs to the head."""
