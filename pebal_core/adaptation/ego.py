@@ -1,9 +1,10 @@
 """What moves with the camera: bonnet, ornament, rectified borders, dirt on the lens.
 
 While the vehicle drives, the scene flows through the image and what is fixed to the camera stays. A pixel is taken for
-ego if it is part of an edge that stays in place in nine of ten frames, or if it never changes. What lies below such an
-edge at the bottom of the image is ego, too. Too little is taken rather than too much: a false alarm on the bonnet is
-a smaller evil than an object that is not seen.
+ego if it never changes, or if it is part of an edge that stays in place in nine of ten frames, near the bottom or the
+border of the image. What lies below such an edge at the bottom of the image is ego, too. Too little is taken rather
+than too much, because an object that is not seen is a greater evil than a false alarm on the bonnet. On a straight road
+the borders of the road stay in place as well, so what changes and is mostly called road or sidewalk is never ego.
 
     mask = find_ego(images, labels)      # H×W bool
 """
@@ -23,9 +24,11 @@ FEWEST = 12
 """Images from which on staying in place can be told from chance."""
 STILL = 6.0
 """Grey levels: a median change between two images below this is noise of the camera; so is a still scene."""
-SKY = 10
+ROAD, SIDEWALK, SKY = 0, 1, 10
 BONNET = 0.15
-"""Share of the height, from the bottom, in which a fixed outline is taken for that of a bonnet."""
+"""Share of the height, from the bottom, in which a fixed outline is taken for the outline of a bonnet."""
+ORNAMENT, BORDER = 0.3, 0.08
+"""Shares of the height above the bottom, and of the sides beside the other borders, where a fixed edge counts."""
 SMALLEST = 0.0005
 """Share of the image below which a region is chance."""
 
@@ -67,8 +70,11 @@ def find_ego(images: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> np.n
     # Fixed edges are those whose median contrast is well above their change: a moving scene averages to nothing.
     fixed = (contrast > change) & (contrast > 3.0)
     constant = small.std(0) < 2.0  # black borders of a rectified image
-    sky = np.mean([cv2.resize(x, size, interpolation=cv2.INTER_NEAREST) == SKY for x in labels], axis=0) > 0.5
-    found = _close(((fixed | constant) & ~(sky & ~fixed)).astype(np.uint8))
+    seen = np.stack([cv2.resize(x, size, interpolation=cv2.INTER_NEAREST) for x in labels])
+    sky = (seen == SKY).mean(0) > 0.5
+    ground = np.isin(seen, (ROAD, SIDEWALK)).mean(0) > 0.5
+    found = _close(((fixed & _edge_zone(fixed.shape)) | (constant & ~sky)).astype(np.uint8))
+    found[ground & ~constant] = 0
     count, regions, stats, _ = cv2.connectedComponentsWithStats(found, connectivity=8)
     mask = np.zeros(found.shape, bool)
     for number in range(1, count):
@@ -77,7 +83,17 @@ def find_ego(images: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> np.n
         # Inside the image, the edge of a wall or a lane that runs beside the vehicle for long would be found as well.
         if area >= SMALLEST * found.size and (outermost or top + height_of > (1 - BONNET) * found.shape[0]):
             mask |= regions == number
-    return cv2.resize(_fill_to_the_border(mask).astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
+    filled = _fill_to_the_border(mask) & ~(ground & ~constant)
+    return cv2.resize(filled.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
+
+
+def _edge_zone(shape: tuple[int, ...]) -> np.ndarray:
+    """H×W bool: where an edge of the vehicle or of a rectified image can lie."""
+    zone = np.ones(shape, bool)
+    height, width = shape
+    top, side = round(BORDER * height), round(BORDER * width)
+    zone[top : round((1 - ORNAMENT) * height), side : width - side] = False
+    return zone
 
 
 def moved_mounting(first: np.ndarray, second: np.ndarray) -> bool:

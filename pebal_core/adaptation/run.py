@@ -37,6 +37,8 @@ from .report import write_report
 from .shapes import HELD_BACK, write_shapes
 
 EGO_FRAMES = 40
+EGO_BLOCKS = 8
+"""Blocks of time from which on the scene can be trusted to have changed."""
 CHECKED = 40
 TRAINED = ["fuse.*", "classify.*", "aspp.*", "low_level.*", "encoder.model.blocks.5.*", "encoder.model.blocks.6.*"]
 """Parameters of the starter's network that learn; of other networks, the head learns."""
@@ -167,6 +169,11 @@ def _ego(
     if config.ego_mask is not None:
         ego: np.ndarray = IgnoreMask.read(config.ego_mask).at(*images[0].shape[:2])
         note = f"{100 * ego.mean():.1f} % of the image, from {config.ego_mask.name}."
+    elif (blocks := len({(item.drive, item.block) for item in items})) < EGO_BLOCKS:
+        return (
+            None,
+            f"none. It takes {EGO_BLOCKS} blocks of time, and {blocks} are in the part that adapts; drive longer.",
+        )
     else:
         try:
             ego = find_ego(images, [detector(image).labels for image in images])
