@@ -15,7 +15,7 @@ writes, so that the results are those of one process.
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -68,6 +68,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     if args.out is None and args.out_bag is None:
         raise PebalError("There is no place for the results: give --out FOLDER, --out-bag FILE.mcap, or both.")
+    with held(args.out) if args.out is not None else nullcontext():
+        return _predict(args)
+
+
+def _predict(args: Namespace) -> int:
     source = FrameSource(args.source, args.topic)
     cluster, info = chosen_cluster(args), model_info(resolve_model(args.model))
     if cluster is None:
@@ -78,12 +83,9 @@ def run(args: Namespace) -> int:
     read = ObjectReader(object_options(args, info), info, source)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     number = 0
-    with ExitStack() as outer:
-        if args.out is not None:
-            outer.enter_context(held(args.out))
-        total = min(args.frames, source.count or args.frames) if args.frames else source.count
-        most = -(-total // args.batch) if total else sys.maxsize
-        workers = outer.enter_context(open_workers(cluster, partial(Network, load), most))
+    total = min(args.frames, source.count or args.frames) if args.frames else source.count
+    most = -(-total // args.batch) if total else sys.maxsize
+    with open_workers(cluster, partial(Network, load), most) as workers:
         places = _places(args, source, read.settings.threshold is not None)
         try:
             with Progress(*columns) as progress, ExitStack() as stack:

@@ -7,6 +7,7 @@ and then takes one task after the other. A worker that dies is replaced, and its
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +20,8 @@ from ..errors import PebalError
 ATTEMPTS = 3
 """Workers that a task may cost before it is given up."""
 HERE = "local"
+CONNECTING = 10.0
+"""Seconds that the head of a cluster has to answer."""
 
 T = TypeVar("T")
 Load = Callable[[], Callable[[Any], Any]]
@@ -105,6 +108,15 @@ def open_workers(cluster: Cluster | None, load: Load, most: int) -> Iterator[Wor
 
 
 def _connect(ray: Any, address: str, folder: str) -> None:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():  # Ray itself would try for minutes
+        try:
+            socket.create_connection((host, int(port)), CONNECTING).close()
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise PebalError(
+                f"The Ray cluster {address} cannot be reached: {reason}; see 'ray status' there."
+            ) from error
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if address == HERE:
         options |= {"include_dashboard": False, "_temp_dir": folder}

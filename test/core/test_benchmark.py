@@ -234,7 +234,7 @@ from pebal_core.detector import AnomalyDetector
 path = {str(tmp_path / "set")!r}
 reader = ScoreReader(AnomalyDetector.load({str(model)!r}))
 names = list(score_names(["energy", "msp", "max_logit", "entropy"], True))
-for index in range(4):
+for index in range(8):
     reader(open_set("real", path).load(index).image, names)
 del reader
 before = peak_memory_mb()
