@@ -77,6 +77,7 @@ setup(
         "test": [
             "colcon-ros>=0.5",
             "hypothesis>=6.100",
+            "mapie>=1.4",  # the oracle of the guarantee
             "mcap>=1.2",  # opens what we write
             "mypy>=1.11",
             "pytest>=8",

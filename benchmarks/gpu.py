@@ -57,9 +57,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer networks, sizes and turns")
     parser.add_argument("--parts", nargs="+", choices=BUDGETS, default=list(BUDGETS))
     parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto", help="cpu: at toy size")
-    parser.add_argument("--seconds", type=float, help="budget of the whole run; 350, or 115 with --quick")
+    parser.add_argument(
+        "--seconds", type=float, help="budget of the whole run; 350, or 115 with --quick; more is shared by the parts"
+    )
     arguments = parser.parse_args()
-    allowed = arguments.seconds if arguments.seconds is not None else 115 if arguments.quick else 350
+    usual = 115 if arguments.quick else 350
+    allowed = arguments.seconds if arguments.seconds is not None else usual
     end = time.monotonic() + allowed
     device = find_device() if arguments.device == "auto" else arguments.device
     report: dict[str, Any] = {
@@ -73,7 +76,7 @@ def main() -> None:
     log.write_text("")
     for name in BUDGETS:
         if name in (*REQUIRED, *arguments.parts):
-            budget = min(BUDGETS[name][arguments.quick], end - time.monotonic())
+            budget = min(BUDGETS[name][arguments.quick] * max(1, allowed / usual), end - time.monotonic())
             report["parts"][name] = part = run_part(name, device, arguments.quick, budget, log)
             write(arguments.out, report)
             show(name, part)

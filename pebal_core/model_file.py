@@ -48,6 +48,12 @@ class ModelInfo:
     """Alarm threshold in nats, or None where none was chosen."""
     threshold_note: str = ""
     """How the threshold was chosen."""
+    guarantee: dict[str, Any] = field(default_factory=dict)
+    """What is promised at the threshold, in words and figures: `guarantee.Guarantee.as_dict`."""
+    ego_mask: str = ""
+    """What moves with the camera and raises no alarm: a PNG in base64 (`IgnoreMask.encode`), or nothing."""
+    profile: dict[str, Any] = field(default_factory=dict)
+    """What the energies of the camera's own scenes look like: `drift.Profile`."""
     energy_range: list[float] = field(default_factory=lambda: [-15.0, 0.0])
     """Energies in nats that are shown as 0 and 255."""
     training: dict[str, Any] = field(default_factory=dict)

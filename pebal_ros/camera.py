@@ -14,6 +14,8 @@ from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
+from pebal_core.detector import Result
+from pebal_core.drift import DriftMonitor
 from pebal_core.footage.ros_images import RgbImage, decode
 
 from .camera_input import CameraInput
@@ -79,6 +81,7 @@ class Camera:
         self.mailbox: Mailbox[ReceivedFrame] = Mailbox(ready)
         self.outputs = CameraOutputs(node, prefix, outputs, output_qos)
         self.objects = ObjectStage(objects)
+        self._drift = DriftMonitor(objects.info) if objects.info.profile else None
         self.input = CameraInput(
             node,
             CompressedImage if compressed else Image,
@@ -109,6 +112,16 @@ class Camera:
         self._node = node
         self._info_topic = f"{prefix}camera_info"
         self._info_subscription: Subscription[Any] | None = None
+
+    def watch(self, result: Result, image: RgbImage) -> None:
+        """Hold an answered frame against the frames that the model was calibrated on; of the inference thread."""
+        if self._drift is not None:
+            self._drift.update(result.energy, image)
+
+    @property
+    def drift(self) -> str:
+        """That the guarantee no longer holds, and why, in one sentence; empty: it holds, or there is none."""
+        return self._drift.state.text if self._drift is not None and self._drift.state.drifted else ""
 
     def open(self) -> None:
         """Begin to receive."""

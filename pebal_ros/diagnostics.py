@@ -142,12 +142,19 @@ def camera_values(camera: Camera, settings: Settings) -> dict[str, str]:
     }
     for stage, (p50, p95) in camera.stages.percentiles().items():
         values[f"{stage} p50 (ms)"], values[f"{stage} p95 (ms)"] = f"{p50:.2f}", f"{p95:.2f}"
+    values["drift"] = camera.drift or "none"
     values["last error"] = camera.last_error
     return values
 
 
 def model_values(detector: AnomalyDetector, settings: Settings) -> dict[str, str]:
     """What runs, and with which limits."""
+    if not detector.info.guarantee:
+        guarantee = "none: choose the threshold with 'pebal calibrate' or 'pebal adapt'"
+    elif settings.threshold != detector.info.threshold:
+        guarantee = f"none: it is for the threshold of the model, {detector.info.threshold:g} nats"
+    else:
+        guarantee = detector.info.guarantee["text"]
     return {
         "model": str(detector.model_path),
         "model sha256": detector.model_sha256,
@@ -156,5 +163,6 @@ def model_values(detector: AnomalyDetector, settings: Settings) -> dict[str, str
         "device": detector.device_name,
         "engine notes": " ".join(detector.notes) or "none",
         "threshold (nats)": "none" if settings.threshold is None else f"{settings.threshold:g}",
+        "guarantee": guarantee,
         "score limits (nats)": f"{settings.score_min:g} … {settings.score_max:g}",
     }

@@ -104,6 +104,10 @@ def examine(camera: Camera, settings: Settings) -> Finding:
         )
     if behind and dropped > OVERLOAD_SHARE * rate_in:
         return Finding(WARN, "overload", f"{served}: the camera is faster than the model, older frames are dropped.")
+    if camera.drift:
+        return Finding(
+            WARN, "drift", f"{camera.drift} Adapt the model to such scenes (pebal adapt), or calibrate it on them."
+        )
     if report.left_out:
         return Finding(
             WARN,

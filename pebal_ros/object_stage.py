@@ -40,7 +40,7 @@ class ObjectContext:
 
     def __init__(self, node: Node, info: ModelInfo, ignore_mask: str, object_classes: str, mounting: str) -> None:
         self.info = info
-        self.mask = IgnoreMask.read(ignore_mask) if ignore_mask else None
+        self.mask = IgnoreMask.read(ignore_mask) if ignore_mask else IgnoreMask.decode(info.ego_mask)
         self.class_map = ClassMap.read(object_classes, info.class_names)
         self.mounting = mounting
         self.transforms = TransformSource(node) if mounting == BY_TF else None

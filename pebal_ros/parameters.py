@@ -129,7 +129,12 @@ PARAMETERS: tuple[Spec, ...] = (
     Spec("output_depth", int, 1, "Messages that every output keeps for subscribers that lag behind.", (1, 100)),
     Spec("outputs", list, list(OUTPUT_NAMES), "Outputs that are offered.", choices=OUTPUT_NAMES),
     Spec("autostart", bool, True, "Configure and activate at start; false: an external lifecycle manager does."),
-    Spec("ignore_mask", str, "", "Image file that is not black where nothing may alarm; empty: none."),
+    Spec(
+        "ignore_mask",
+        str,
+        "",
+        "Image file that is not black where nothing may alarm; empty: the ego mask in the model file, if any.",
+    ),
     Spec("object_classes", str, "", "YAML file of names under which objects are published; empty: 'anomaly'."),
     Spec("mounting", str, NO_MOUNTING, "Where the camera's height and angles come from.", choices=MOUNTINGS),
     Spec("ground_frame", str, "base_footprint", "Frame of obstacles and markers, whose z = 0 is the ground."),

@@ -170,6 +170,7 @@ class Pipeline:
             return
         for job, result in zip(jobs, results, strict=True):
             job.camera.engine_failures, job.camera.engine_error = 0, ""
+            job.camera.watch(result, job.image)
             header, (height, width) = job.frame.message.header, job.image.shape[:2]
             calibration = job.camera.calibration(header, height, width)
             sight = partial(

@@ -183,12 +183,10 @@ class SetBenchmark:
             return metrics
 
         main = forward.scores[self.main]
-        with ThreadPoolExecutor(4) as pool:
-            objects = pool.submit(self.operating.plain, main, frame.target, forward.labels, name)
-            after = pool.submit(self._after_rules, main, frame.target, forward.labels, name)
+        with ThreadPoolExecutor(2) as pool:
             metrics = dict(zip(self.scores, pool.map(count, self.scores)))
-        record, filtered = after.result()
-        record.update(objects.result())
+        record, filtered = self._after_rules(main, frame.target, forward.labels, name)
+        record.update(self.operating.plain(main, frame.target, forward.labels, name))
         metrics.update(filtered)
         for score in self.scores:
             record[f"{score}.bins"], record[f"{score}.pixels"] = coarse_counts(forward.scores[score], frame.target)

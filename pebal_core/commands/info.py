@@ -12,6 +12,7 @@ from rich.table import Table
 from ..engines.selection import model_info
 from ..integrity import read_tensors
 from ..model_file import ONNX, ModelInfo, file_sha256, resolve_model
+from ..objects import IgnoreMask
 
 _UNITS = {"threshold": " nats", "energy_range": " nats"}
 
@@ -33,7 +34,12 @@ def run(args: Namespace) -> None:
         )
     for name in (f.name for f in fields(ModelInfo) if f.name != "palette"):
         value = getattr(info, name)
-        if isinstance(value, dict):
+        if name == "ego_mask":
+            mask = IgnoreMask.decode(value)
+            text = "" if mask is None else f"{100 * mask.share:.1f} % of the image"
+        elif name == "guarantee" and value:
+            text = value["text"]
+        elif isinstance(value, dict):
             text = "\n".join(f"{key}: {item}" for key, item in value.items())
         elif isinstance(value, list):
             text = ", ".join(map(str, value))

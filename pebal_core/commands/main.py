@@ -23,7 +23,8 @@ COMMANDS = {
     "train": "PEBAL fine-tuning of a segmentation network",
     "suggest-margins": "energy histograms of a network, and the margins that follow from them",
     "ablate": "train and compare the variants of the objective",
-    "calibrate": "choose the alarm threshold on scenes without anomalies",
+    "adapt": "a model for one camera, from its footage alone",
+    "calibrate": "choose the alarm threshold that keeps a promise about false alarms",
     "benchmark": "every figure of the field on whole data sets, beside the published ones",
     "pack": "submission files for Fishyscapes and SegmentMeIfYouCan, checked",
 }

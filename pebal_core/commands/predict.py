@@ -23,6 +23,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from ..drift import DriftMonitor
 from ..engines.selection import model_info
 from ..errors import PebalError
 from ..fleet.cluster import open_workers
@@ -82,6 +83,8 @@ def _predict(args: Namespace) -> int:
         title, load = "frames", model_choice(args).everywhere().load
     read = ObjectReader(object_options(args, info), info, source)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    monitor = DriftMonitor(info) if info.profile else None
+    drifted_at = 0
     number = 0
     total = min(args.frames, source.count or args.frames) if args.frames else source.count
     most = -(-total // args.batch) if total else sys.maxsize
@@ -94,15 +97,19 @@ def _predict(args: Namespace) -> int:
                 task = progress.add_task(title, total=total)
                 frames = islice(source, args.frames or None)
                 for frame, result in answered(frames, workers, args.batch):
+                    number += 1
+                    if monitor is not None and monitor.update(result.energy, frame.image).drifted and not drifted_at:
+                        drifted_at = number
                     products = read(frame, result)
                     for place in places:
                         place.write(frame, products)
-                    number += 1
                     progress.advance(task)
         finally:  # what there is so far is kept, whatever ends the run
             left_out = f"; {source.skipped} malformed images were skipped" if source.skipped else ""
             where = " and ".join(str(path) for path in (args.out, args.out_bag) if path is not None)
             print(f"Results of {number} frames are in {where}{left_out}.")
+            if monitor is not None and drifted_at:
+                print(f"From frame {drifted_at} on: {monitor.state.text}")
     return 1 if source.skipped else 0
 
 

@@ -40,7 +40,7 @@ MOST_REPORTED = 0.1
 _STEP = 1.1
 _BAND = 128  # rows that are counted at once
 _SHARE_PARTS = 4  # the least share, a quarter, of an object that is covered and of a report that is outliers
-_BATCH = 2_000_000  # events times replicates that are summed at once
+_BATCH = 500_000  # events times replicates that are summed at once
 
 
 @dataclass(frozen=True)

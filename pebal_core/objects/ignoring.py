@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from ..errors import PebalError
+
+LONG_SIDE = 480
+"""Pixels of the longer side of an encoded mask: finer than the network's own resolution, and a few kilobytes as PNG."""
 
 ASPECT_TOLERANCE = 0.01
 """Relative difference of the sides' ratio up to which a mask is scaled to an image."""
@@ -17,12 +21,16 @@ class IgnoreMask:
     """A mask that follows the size of the images.
 
     Args:
-        mask: H×W uint8, nonzero where nothing may alarm.
-        name: of its file, for messages.
+        mask: H×W bool or uint8, nonzero where nothing may alarm.
+        name: what it is called in messages, such as "The ignore mask bonnet.png".
+
+    >>> mask = IgnoreMask(np.eye(4, dtype=bool), "The mask")
+    >>> IgnoreMask.decode(mask.encode()).at(8, 8).shape
+    (8, 8)
     """
 
     def __init__(self, mask: np.ndarray, name: str) -> None:
-        self.mask, self.name = mask, name
+        self.mask, self.name = np.where(mask, 255, 0).astype(np.uint8), name
         self._scaled: dict[tuple[int, int], np.ndarray] = {}
 
     @classmethod
@@ -30,12 +38,48 @@ class IgnoreMask:
         """Read an image file; every pixel that is not black is ignored.
 
         Raises:
-            PebalError: no such file, or no image.
+            PebalError: no such file, no image, or no pixel is left to look at.
         """
         content = cv2.imread(str(Path(path).expanduser()), cv2.IMREAD_GRAYSCALE)
         if content is None:
             raise PebalError(f"The ignore mask {path} is missing or no image; give a PNG that is black where to look.")
-        return cls(content, str(path))
+        if content.all():
+            raise PebalError(
+                f"The ignore mask {path} has no black pixel, so nothing would ever alarm; black is looked at."
+            )
+        return cls(content, f"The ignore mask {path}")
+
+    @classmethod
+    def decode(cls, text: str) -> IgnoreMask | None:
+        """The mask that a model file holds (`ModelInfo.ego_mask`); None where it holds none.
+
+        Raises:
+            PebalError: the text is no PNG in base64.
+        """
+        if not text:
+            return None
+        try:
+            content = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
+        except ValueError:
+            content = np.zeros(0, np.uint8)
+        pixels = cv2.imdecode(content, cv2.IMREAD_GRAYSCALE) if len(content) else None
+        if pixels is None:
+            raise PebalError("The ego mask in the model file is damaged; adapt or calibrate the model again.")
+        return cls(pixels, "The ego mask in the model file")
+
+    def encode(self) -> str:
+        """A PNG in base64, reduced to `LONG_SIDE`; a pixel of it is ignored where any part of it is."""
+        mask: np.ndarray = self.mask
+        factor = LONG_SIDE / max(self.mask.shape)
+        if factor < 1:
+            size = max(1, round(mask.shape[1] * factor)), max(1, round(mask.shape[0] * factor))
+            mask = cv2.resize(mask, size, interpolation=cv2.INTER_AREA)
+        return base64.b64encode(cv2.imencode(".png", np.where(mask, 255, 0).astype(np.uint8))[1].tobytes()).decode()
+
+    @property
+    def share(self) -> float:
+        """Of the image that is ignored, in [0, 1]."""
+        return float(np.count_nonzero(self.mask)) / self.mask.size
 
     def at(self, height: int, width: int) -> np.ndarray:
         """The mask at the size of an image, H×W bool.
@@ -47,8 +91,8 @@ class IgnoreMask:
             rows, columns = self.mask.shape
             if abs(width * rows / (height * columns) - 1) > ASPECT_TOLERANCE:
                 raise PebalError(
-                    f"The ignore mask {self.name} is {columns}×{rows} but the images are {width}×{height}: it belongs "
-                    "to another camera. Make one for this camera."
+                    f"{self.name} is {columns}×{rows} but the images are {width}×{height}: it belongs to another "
+                    "camera. Make one for this camera."
                 )
             scaled = cv2.resize(self.mask, (width, height), interpolation=cv2.INTER_NEAREST)
             self._scaled = {(height, width): scaled > 0}

@@ -60,7 +60,7 @@ class ObjectReader:
         self._rules: ObjectRules | None = None
         if self.settings.threshold is not None:
             self._rules = ObjectRules.for_model(info, options.threshold)
-        self._mask = IgnoreMask.read(options.ignore_mask) if options.ignore_mask else None
+        self._mask = IgnoreMask.read(options.ignore_mask) if options.ignore_mask else IgnoreMask.decode(info.ego_mask)
         self._ground: GroundPlane | None = None
         if options.calibration:
             from_topic = options.calibration == BY_TOPIC

@@ -1,48 +1,114 @@
-"""Where to set the alarm: energies on scenes without anomalies."""
+"""Where to set the alarm: the threshold that keeps a promise on scenes without anomalies."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 
 from ..detector import AnomalyDetector
+from ..drift import features, make_profile
 from ..errors import PebalError
+from ..guarantee import Guarantee, Request, Risk, guarantee
 from ..labels import VOID
+from ..metrics.score_counts import ScoreCounts
+from ..objects import IgnoreMask
+from ..risk_control import Loss, critical_energy, object_loss, pixel_loss
 
-_EVERY = 7
-"""Every 7th pixel is kept: neighbours say nearly the same, and 7 divides no common image width."""
+_EVERY = 97
+"""Every 97th pixel is kept for the median: it only sets what is displayed."""
+
+_TAIL = 7
+"""Every 7th pixel is kept for the profile, and of these the upper quarter."""
+
+
+class CalibrationScene(NamedTuple):
+    """One scene without anomalies."""
+
+    unit: str
+    """The drive or block of time it belongs to."""
+    image: np.ndarray
+    """H×W×3 uint8 RGB."""
+    labels: np.ndarray | None = None
+    """H×W; pixels of 255 are left out."""
+
+
+class UnitLosses:
+    """Collects the energies of scenes, unit by unit, and gives the losses of the units."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.frames = 0
+        self._counts: dict[str, ScoreCounts] = {}
+        self._critical: dict[str, list[float]] = {}
+
+    def add(self, unit: str, energy: np.ndarray, ignore: np.ndarray | None) -> None:
+        """One frame: energy H×W float32, and the pixels H×W bool to leave out. An empty frame does not count."""
+        known = energy.ravel() if ignore is None else energy[~ignore]
+        if not known.size:
+            return
+        self.frames += 1
+        self._counts.setdefault(unit, ScoreCounts()).add(np.empty(0, np.float32), np.ascontiguousarray(known))
+        if self.request.object_alpha is not None:
+            critical = critical_energy(energy, self.request.object_size, ignore)
+            self._critical.setdefault(unit, []).append(critical)
+
+    def losses(self) -> dict[Risk, list[Loss]]:
+        """For each risk of the request, one loss per unit."""
+        losses: dict[Risk, list[Loss]] = {"pixels": [pixel_loss(c, self.request.clip) for c in self._counts.values()]}
+        if self.request.object_alpha is not None:
+            losses["objects"] = [object_loss(critical) for critical in self._critical.values()]
+        return losses
 
 
 def calibrate(
     detector: AnomalyDetector,
-    scenes: Iterable[tuple[np.ndarray, np.ndarray | None]],
-    false_alarms: float,
-    note: str,
-) -> None:
-    """Set ``threshold``, ``threshold_note`` and ``energy_range`` of ``detector.info``.
+    scenes: Iterable[CalibrationScene],
+    request: Request,
+    unit: str,
+    source: str,
+    relax: bool = False,
+) -> Guarantee:
+    """Set ``threshold``, ``threshold_note``, ``guarantee``, ``profile`` and ``energy_range`` of ``detector.info``.
 
-    The threshold is the energy that the given share of the inlier pixels exceeds, all images pooled. The display
-    range starts at the median and puts the threshold at 5/8 of the way.
+    The display range starts at the median and puts the threshold at 5/8 of the way.
 
     Args:
-        scenes: images H×W×3 uint8 RGB without anomalies, each with labels H×W (255 = leave out) or None.
-        false_alarms: share in (0, 1) of inlier pixels that may raise an alarm.
-        note: where the scenes come from.
+        unit: what a unit is, in the plural, as in "drives".
+        source: where the scenes come from.
+        relax: promise what can be promised where the request is out of reach; see `guarantee`.
 
     Raises:
-        PebalError: no scene, or a share outside (0, 1).
+        PebalError: no scene, or a promise out of reach.
     """
-    if not 0 < false_alarms < 1:
-        raise PebalError(f"The share of false alarms must lie between 0 and 1; it is {false_alarms}.")
-    kept = []
-    for image, labels in scenes:
-        energy = detector(image).energy.ravel()[::_EVERY]
-        kept.append(energy if labels is None else energy[labels.ravel()[::_EVERY] != VOID])
-    if not kept:
-        raise PebalError("There is no scene to choose a threshold on.")
-    median, threshold = np.quantile(np.concatenate(kept), [0.5, 1 - false_alarms])
     info = detector.info
-    info.threshold = round(float(threshold), 3)
-    info.threshold_note = f"exceeded by {100 * false_alarms:g} % of the inlier pixels of {note}"
-    info.energy_range = [round(float(median), 3), round(float(median + 1.6 * (threshold - median)), 3)]
+    units, kept = UnitLosses(request), []
+    tails: list[tuple[str, np.ndarray, int]] = []
+    seen = []
+    mask = IgnoreMask.decode(info.ego_mask)
+    for scene in scenes:
+        energy = detector(scene.image).energy
+        ignore = None if mask is None else mask.at(*energy.shape)
+        if scene.labels is not None:
+            void = scene.labels == VOID
+            ignore = void if ignore is None else ignore | void
+        units.add(scene.unit, energy, ignore)
+        known = energy.ravel() if ignore is None else energy[~ignore]
+        if known.size:
+            kept.append(known[::_EVERY])
+            seen.append(features(scene.image))
+            sample = np.sort(known[::_TAIL])
+            tails.append((scene.unit, sample[-max(1, sample.size // 4) :], sample.size))
+    if not units.frames:
+        raise PebalError(f"There is no scene in {source} to choose a threshold on.")
+    promised = guarantee(units.losses(), request, unit, units.frames, source, relax)
+    median = float(np.median(np.concatenate(kept)))
+    info.threshold, info.guarantee = promised.threshold, promised.as_dict()
+    info.threshold_note = promised.statements[0].text
+    info.energy_range = [round(median, 3), round(median + 1.6 * max(promised.threshold - median, 0.1), 3)]
+    shares: dict[str, list[float]] = {}
+    for name, tail, size in tails:
+        shares.setdefault(name, []).append(np.count_nonzero(tail >= np.float32(promised.threshold)) / size)
+    info.profile = make_profile(shares, seen, request.clip).as_dict()
+    return promised

@@ -27,6 +27,7 @@ from torch import Tensor
 from ..data.partial_labels import ANYTHING, resolve_groups
 from ..detector import AnomalyDetector
 from ..errors import PebalError
+from ..guarantee import Request
 from ..labels import CITYSCAPES_CLASSES, OUTLIER, VOID
 from ..losses import LossConfig, pebal_loss
 from ..metrics.alarms import Alarms
@@ -37,7 +38,7 @@ from ..networks import AnomalyBranch, KeptClasses, SegmentationNetwork, upsample
 from ..ranges import COUNT, RATE, SHARE, SIDE, check_ranges
 from ..scores import free_energy
 from .branch import add_branch, set_statistics
-from .calibrate import calibrate
+from .calibrate import CalibrationScene, calibrate
 from .emphasis import Emphasis
 from .run import AveragedWeights, RunConfig, TrainingModule, find_checkpoint, fit, make_trainer
 from .samples import DataConfig, TrainingSamples, ValidationScenes, open_outliers
@@ -89,7 +90,7 @@ class FinetuneConfig:
     smoothing: bool = True
     """Whether the exported model blurs its energy (7×7 Gaussian)."""
     false_alarms: float = 0.01
-    """Share of the validation scenes' inlier pixels above the threshold that is stored with the model."""
+    """Expected share of falsely alarmed pixels at the threshold that is stored with the model."""
     licence: str = ""
     """Licence of the resulting weights: it follows from the data."""
 
@@ -155,8 +156,9 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
         for name in ("best", "last"):
             path = out / f"{name}.safetensors"
             detector = AnomalyDetector.load(path)
-            scenes = (validation.clean(number) for number in range(len(validation)))
-            calibrate(detector, scenes, config.false_alarms, f"{len(validation)} validation scenes")
+            scenes = (CalibrationScene(str(n), *validation.clean(n)) for n in range(len(validation)))
+            request = Request(config.false_alarms)
+            calibrate(detector, scenes, request, "scenes", f"{len(validation)} validation scenes", relax=True)
             save_model(path, load_model(path)[0], detector.info)
     return module.best
 

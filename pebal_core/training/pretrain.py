@@ -23,18 +23,19 @@ from torch import Tensor
 from ..data.augment import random_camera, random_color, random_crop, random_mirror, random_scale
 from ..data.scenes import SceneSet, camvid
 from ..detector import AnomalyDetector
+from ..guarantee import Request
 from ..labels import VOID
 from ..metrics.segmentation import SegmentationMetrics
 from ..model_file import ModelInfo, save_model
 from ..networks import SegmentationNetwork, build_network
 from ..ranges import RATE, SHARE, SIDE, WEIGHT, check_ranges
-from .calibrate import calibrate
+from .calibrate import CalibrationScene, calibrate
 from .encoders import load_encoder
 from .run import AveragedWeights, RunConfig, TrainingModule, find_checkpoint, fit, make_trainer
 from .stream import Sample, shuffled_index
 
 FALSE_ALARMS = 0.01
-"""Share of the validation set's inlier pixels above the threshold that is stored with the model."""
+"""Expected share of falsely alarmed pixels at the threshold that is stored with the model."""
 
 
 @dataclass(kw_only=True)
@@ -116,7 +117,8 @@ def pretrain(config: PretrainConfig) -> Path:
     if trainer.is_global_zero:
         save_model(out, network, info, config.half)
         detector = AnomalyDetector.load(out)
-        calibrate(detector, map(validation.load, range(len(validation))), FALSE_ALARMS, validation.name)
+        scenes = (CalibrationScene(str(n), *validation.load(n)) for n in range(len(validation)))
+        calibrate(detector, scenes, Request(FALSE_ALARMS), "scenes", validation.name, relax=True)
         save_model(out, network, detector.info, config.half)
     return out
 
@@ -194,7 +196,9 @@ class PretrainModule(TrainingModule):
             [{"params": groups[True], "lr": rates[0]}, {"params": groups[False], "lr": rates[1]}],
             weight_decay=self.config.weight_decay,
         )
+        steps = self.config.steps
+        rise = max(0.05, 1.5 / max(steps, 2))  # OneCycleLR divides by rise * steps - 1
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=rates, total_steps=self.config.steps, pct_start=0.05, cycle_momentum=False
+            optimizer, max_lr=rates, total_steps=steps, pct_start=rise, cycle_momentum=False
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

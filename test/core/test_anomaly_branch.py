@@ -118,7 +118,7 @@ def test_training_moves_the_branch_alone_and_resumes(workshop: Path, tmp_path: P
         ((*BRANCH, "--trained=[encoder.*]"), "the network beside the branch stays frozen"),
         (("--emphasis.calm=[person, rider]",), "no pixel of it was found in 40 samples of CamVid train (3)"),
         (("--emphasis.calm=[pedestrian]",), "there is no class 'pedestrian'"),
-        (("--emphasis.size_exponent=2",), "size_exponent lie in [0, 1]"),
+        (("--emphasis.size_exponent=2",), "size_exponent must lie between 0 and 1"),
         (("--data.known=OUTLIERS",), "which is no known thing"),
     ],
 )

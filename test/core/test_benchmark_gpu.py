@@ -22,7 +22,7 @@ def run(out: Path, *options: str) -> dict[str, dict[str, object]]:
 
 
 def test_every_part_reports_figures_without_a_gpu(tmp_path: Path) -> None:
-    parts = run(tmp_path / "gpu.json")
+    parts = run(tmp_path / "gpu.json", "--seconds", "280")
     log = (tmp_path / "gpu.log").read_text()
     found = {name: (part["status"], part["reason"]) for name, part in parts.items()}
     assert found == dict.fromkeys(PARTS, ("done", "")), log[-3000:]

@@ -46,7 +46,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_model_says_how_it_was_made(trained: Path) -> None:
     info = read_info(trained)
-    assert info.threshold is not None and "1 % of the inlier pixels of CamVid val" in info.threshold_note
+    assert info.threshold is not None and "of CamVid val" in info.guarantee["text"]
     assert info.energy_range[0] < info.threshold < info.energy_range[1]
     assert info.training["data"] == "CamVid train (3 images)"
     assert (trained.parent / "log" / "metrics.csv").is_file()
@@ -87,11 +87,22 @@ def test_benchmark_predict_calibrate_and_info(
     assert len(list((tmp_path / "labels").iterdir())) == len(list((tmp_path / "overlay").iterdir())) == 3
     calibrated = tmp_path / "calibrated.safetensors"
     assert (
-        main(["calibrate", str(data / "test"), f"--model={trained}", f"--out={calibrated}", "--false-alarms=0.1"]) == 0
+        main(
+            [
+                "calibrate",
+                str(data / "test"),
+                f"--model={trained}",
+                f"--out={calibrated}",
+                "--alpha=0.15",
+                "--clip=0.2",
+                "--block=0.1",
+            ]
+        )
+        == 0
     )
     assert read_info(calibrated).threshold < read_info(trained).threshold  # type: ignore[operator]
     assert main(["info", str(calibrated)]) == 0
-    assert "exceeded by 10 % of the inlier pixels of test" in " ".join(capsys.readouterr().out.split())
+    assert "at most 15 % of the known pixels raise a false alarm" in " ".join(capsys.readouterr().out.split())
 
 
 def test_class_weights_favour_rare_classes_and_keep_the_mean_loss(data: Path) -> None:

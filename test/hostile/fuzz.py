@@ -12,7 +12,6 @@ header: model files; onnx: the scan of ONNX files; message: camera images, raw a
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect
 import json
 import struct
@@ -78,10 +77,9 @@ def main() -> None:
 
     target, seconds = sys.argv[1], int(sys.argv[2])
     from pebal_core import integrity, model_file, onnx_scan
+    from pebal_core.footage import ros_images
 
-    modules = [integrity, model_file, onnx_scan]
-    if target == "message":
-        modules = [importlib.import_module("pebal_ros.images")]
+    modules = [ros_images] if target == "message" else [integrity, model_file, onnx_scan]
     for module in modules:
         for item in list(vars(module).values()):
             if inspect.isfunction(item) and item.__module__ == module.__name__:

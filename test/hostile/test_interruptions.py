@@ -63,7 +63,9 @@ def interrupt(arguments: list[str], begun: Callable[[], bool], how: signal.Signa
     )
     deadline = time.monotonic() + PATIENCE
     while not begun():
-        assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be interrupted"
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(f"it could not be interrupted: {process.communicate()[0].decode()[-2000:]}")
         time.sleep(0.005)
     process.send_signal(how)
     said = process.communicate(timeout=PATIENCE)[0].decode()

@@ -22,7 +22,15 @@ OPTIONS = {
         "cores": ["0", "-1", "nan", "2.5"], "inlier-ids": ["-1", "256", "0.5"], "anomaly-ids": ["256"],
         "void-ids": ["-1"],
     },
-    "calibrate x --out=y": {"false-alarms": ["0", "1", "-1", "nan"], "frames": ["0", "-3"]},
+    "calibrate x --out=y": {
+        "alpha": ["0", "1", "-1", "nan"], "object-alpha": ["0", "1", "nan"], "object-size": ["0", "1.5"],
+        "clip": ["0", "2", "nan"], "confidence": ["0", "1", "nan"], "block": ["0", "-1", "nan"],
+        "interval": ["-1", "nan", "inf"], "frames": ["0", "-3"],
+    },
+    "adapt x --out=y": {
+        "steps": ["0", "-1", "1.5"], "interval": ["0", "-1", "nan"], "block": ["0", "inf"], "frames": ["0", "-3"],
+        "keep": ["-1", "2", "nan"], "alpha": ["0", "1", "nan"],
+    },
     "convert a b.safetensors": {"seed": ["-1", "4294967296", "x"]},
     "prepare-coco a b": {"min-side": ["-1", "99999999"]},
     "ablate": {"fixed-penalty": ["0", "-1", "nan"]},

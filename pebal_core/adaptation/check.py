@@ -1,0 +1,123 @@
+"""How a model does on the check part of the footage: false objects, alarmed share, recall of pasted objects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from ..data.coco import OutlierSet
+from ..data.outlier_mix import ObjectPool, RichMix, horizon_row
+from ..detector import AnomalyDetector
+from ..labels import OUTLIER
+from ..metrics.pooled import PooledMetrics
+
+FOUND = 0.25
+"""Share of an object that must be alarmed for it to be found."""
+MIN_OBJECT = 50
+"""Pixels of a pasted object that must be found."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one model on one set of frames without anomalies, and on the same frames with pasted objects."""
+
+    threshold: float
+    false_objects: float
+    """Per frame."""
+    alarmed: float
+    """Share of the known pixels."""
+    recall: float
+    """Share of the pasted objects that are found at the threshold."""
+    ap: float
+    """Average precision of the pasted objects' pixels."""
+    agreement: float
+    """Share of the pixels whose label is that of the model that the adaptation started from."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Energies:
+    """What a model says of the check frames, kept so that thresholds can be compared."""
+
+    clean: list[np.ndarray]
+    mixed: list[np.ndarray]
+    targets: list[np.ndarray]
+    """1 on pasted objects, 0 elsewhere, 255 on the ego mask."""
+    labels: list[np.ndarray]
+
+    def recall(self, threshold: float) -> float:
+        """Share of the pasted objects of which at least a quarter is alarmed."""
+        found = objects = 0
+        for energy, target in zip(self.mixed, self.targets):
+            count, regions, stats, _ = cv2.connectedComponentsWithStats((target == 1).astype(np.uint8), connectivity=8)
+            alarmed = np.bincount(regions[energy >= np.float32(threshold)], minlength=count)
+            for number in range(1, count):
+                if stats[number, cv2.CC_STAT_AREA] >= MIN_OBJECT:
+                    objects += 1
+                    found += bool(alarmed[number] >= FOUND * stats[number, cv2.CC_STAT_AREA])
+        return found / objects if objects else float("nan")
+
+    def threshold_of(self, recall: float) -> float:
+        """The highest threshold, to a hundredth of a nat, at which at least this recall is reached."""
+        low = float(min(energy.min() for energy in self.mixed))
+        high = float(max(energy.max() for energy in self.mixed))
+        while high - low > 0.01:
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.recall(middle) >= recall else (low, middle)
+        return low
+
+    def false_objects(self, threshold: float, size: int) -> tuple[float, float]:
+        """Alarmed regions of at least so many pixels per clean frame, and the alarmed share of the known pixels."""
+        objects, shares = 0, []
+        for energy, target in zip(self.clean, self.targets):
+            alarm = (energy >= np.float32(threshold)) & (target != 255)
+            stats = cv2.connectedComponentsWithStats(alarm.view(np.uint8), connectivity=8)[2]
+            objects += int(np.count_nonzero(stats[1:, cv2.CC_STAT_AREA] >= size))
+            shares.append(int(np.count_nonzero(alarm)) / max(1, int(np.count_nonzero(target != 255))))
+        return objects / len(self.clean), float(np.mean(shares))
+
+
+def energies(
+    detector: AnomalyDetector, images: Sequence[np.ndarray], base: Sequence[np.ndarray], ego: np.ndarray | None,
+    outliers: OutlierSet,
+) -> Energies:  # fmt: skip
+    """Run a model on the check frames, as they are and with pasted objects.
+
+    Args:
+        base: labels of the frames by the model that the adaptation starts from.
+        ego: H×W bool.
+    """
+    mix, pool = RichMix(shapes=0.0), ObjectPool(outliers)
+    kept = Energies([], [], [], [])
+    for number, (image, labels) in enumerate(zip(images, base)):
+        rng = np.random.default_rng([0xC4EC, number])
+        mixed, pasted = mix.outliers((image, labels), horizon_row(labels), pool, rng, [])
+        target = (pasted == OUTLIER).astype(np.uint8)
+        if ego is not None:
+            target[ego] = 255
+        result = detector(image)
+        kept.clean.append(result.energy)
+        kept.labels.append(result.labels)
+        kept.mixed.append(detector(mixed).energy)
+        kept.targets.append(target)
+    return kept
+
+
+def figures(run: Energies, base: Sequence[np.ndarray], threshold: float, size: int) -> Figures:
+    """The figures at a threshold."""
+    pooled, agreement = PooledMetrics(), []
+    for number, (energy, target, labels) in enumerate(zip(run.mixed, run.targets, run.labels)):
+        pooled.update(energy, target, name=str(number))
+        agreement.append(float((labels == base[number]).mean()))
+    ap = pooled.compute().ap
+    objects, alarmed = run.false_objects(threshold, size)
+    return Figures(
+        threshold, objects, alarmed, run.recall(threshold), float("nan") if ap is None else ap,
+        float(np.mean(agreement)),
+    )  # fmt: skip

@@ -1,0 +1,105 @@
+"""What moves with the camera: bonnet, ornament, rectified borders, dirt on the lens.
+
+While the vehicle drives, the scene flows through the image and what is fixed to the camera stays. A pixel is taken for
+ego if it is part of an edge that stays in place in nine of ten frames, or if it never changes. What lies below such an
+edge at the bottom of the image is ego, too. Too little is taken rather than too much: a false alarm on the bonnet is
+a smaller evil than an object that is not seen.
+
+    mask = find_ego(images, labels)      # H×W bool
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from ..errors import PebalError
+
+SIDE = 240
+"""Pixels of the longer side at which the images are compared."""
+FEWEST = 12
+"""Images from which on staying in place can be told from chance."""
+STILL = 6.0
+"""Grey levels: a median change between two images below this is noise of the camera; so is a still scene."""
+SKY = 10
+BONNET = 0.15
+"""Share of the height, from the bottom, in which a fixed outline is taken for that of a bonnet."""
+SMALLEST = 0.0005
+"""Share of the image below which a region is chance."""
+
+
+def find_ego(images: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> np.ndarray:
+    """What stays in place over images of one camera on a moving vehicle.
+
+    Args:
+        images: H×W×3 uint8 RGB, of one size, some seconds apart.
+        labels: trainIds H×W of the network, one per image.
+
+    Returns:
+        H×W bool.
+
+    Raises:
+        PebalError: too few images, images of several sizes, or a camera that stands still.
+    """
+    if len(images) < FEWEST:
+        raise PebalError(f"The ego mask needs {FEWEST} different frames at least; there are {len(images)}.")
+    if len({image.shape for image in images}) > 1:
+        raise PebalError("The ego mask needs frames of one size; give the drives of one camera and one resolution.")
+    height, width = images[0].shape[:2]
+    factor = SIDE / max(height, width)
+    size = round(width * factor), round(height * factor)
+    small = np.stack(
+        [cv2.resize(cv2.cvtColor(i, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_AREA) for i in images]
+    ).astype(np.float32)
+    # The brightness of whole images changes with the exposure, and says nothing.
+    edges = np.stack([cv2.GaussianBlur(i, (0, 0), 1) - cv2.GaussianBlur(i, (0, 0), 6) for i in small])
+    centre = np.median(edges, axis=0)
+    change = cv2.GaussianBlur(np.quantile(np.abs(edges - centre), 0.9, axis=0).astype(np.float32), (0, 0), 1.5)
+    contrast = cv2.GaussianBlur(np.abs(centre), (0, 0), 1.5)
+    half = len(small) // 2
+    if float(np.median(np.abs(small[:half].mean(0) - small[half:].mean(0)))) + float(np.median(small.std(0))) < STILL:
+        raise PebalError(
+            "The camera stands still in this footage, so nothing can be told from what moves with the camera; give "
+            "footage of a moving vehicle, or a mask of your own with --ego-mask."
+        )
+    # Fixed edges are those whose median contrast is well above their change: a moving scene averages to nothing.
+    fixed = (contrast > change) & (contrast > 3.0)
+    constant = small.std(0) < 2.0  # black borders of a rectified image
+    sky = np.mean([cv2.resize(x, size, interpolation=cv2.INTER_NEAREST) == SKY for x in labels], axis=0) > 0.5
+    found = _close(((fixed | constant) & ~(sky & ~fixed)).astype(np.uint8))
+    count, regions, stats, _ = cv2.connectedComponentsWithStats(found, connectivity=8)
+    mask = np.zeros(found.shape, bool)
+    for number in range(1, count):
+        left, top, width_of, height_of, area = stats[number]
+        outermost = left == 0 or top == 0 or left + width_of == found.shape[1] or top + height_of == found.shape[0]
+        # Inside the image, the edge of a wall or a lane that runs beside the vehicle for long would be found as well.
+        if area >= SMALLEST * found.size and (outermost or top + height_of > (1 - BONNET) * found.shape[0]):
+            mask |= regions == number
+    return cv2.resize(_fill_to_the_border(mask).astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
+
+
+def moved_mounting(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether two drives' masks differ so much that the camera was mounted anew."""
+    union = np.count_nonzero(first | second)
+    share = union / first.size
+    return bool(share > 0.02 and np.count_nonzero(first & second) / union < 0.3)
+
+
+def _close(mask: np.ndarray) -> np.ndarray:
+    return cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((7, 7), np.uint8))
+
+
+def _fill_to_the_border(mask: np.ndarray) -> np.ndarray:
+    """What a fixed outline shuts off at the bottom is ego, too: the inside of a bonnet has no edges of its own."""
+    filled, height = mask.copy(), mask.shape[0]
+    lowest = round((1 - BONNET) * height)
+    for column in np.flatnonzero(mask[lowest:].any(0)):
+        top = lowest + int(np.flatnonzero(mask[lowest:, column])[0])
+        filled[top:, column] = True
+    # A few columns alone, such as those of a lane marking that is always there, make no bonnet.
+    opened = cv2.morphologyEx(
+        filled.astype(np.uint8), cv2.MORPH_OPEN, np.ones((1, max(3, mask.shape[1] // 4)), np.uint8)
+    )
+    return mask | (opened > 0)

@@ -1,0 +1,82 @@
+"""The report of an adaptation: one HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from ..model_file import write_atomically
+from ..render import overlay, score_map
+from .check import Energies
+
+WIDTH = 480
+SHOWN = 6
+STYLE = (
+    "body{font-family:sans-serif;max-width:1020px;margin:2em auto}img{width:480px;margin:2px}"
+    "td,th{padding:.2em .8em;text-align:right}"
+)
+
+
+def write_report(
+    path: Path, summary: dict[str, Any], images: Sequence[np.ndarray], before: Energies, after: Energies,
+    threshold: float, ego: np.ndarray | None,
+) -> None:  # fmt: skip
+    """Figures, ego mask, frames before and after, histograms, and the worst remaining false alarms."""
+    low, high = float(np.median(after.clean[0])), float(threshold)
+    worst = sorted(range(len(images)), key=lambda i: -np.count_nonzero(after.clean[i] >= threshold))[:SHOWN]
+    even = np.unique(np.linspace(0, len(images) - 1, SHOWN).astype(int)).tolist()
+
+    def pair(i: int) -> str:
+        return _picture(_shown(images[i], before.clean[i], low, high)) + _picture(
+            _shown(images[i], after.clean[i], low, high)
+        )
+
+    rows = "".join(
+        f"<tr><th>{name.replace('_', ' ')}</th>"
+        + "".join(f"<td>{summary[column][name]:.4g}</td>" for column in ("before", "after_at_equal_recall", "after"))
+        + "</tr>"
+        for name in summary["before"]
+    )
+    first = images[0].copy()
+    if ego is not None:
+        first[ego] = (255, 0, 255)
+    body = f"""<h1>Adaptation to {html.escape(", ".join(summary["sources"]))}</h1>
+<p>{html.escape(summary["guarantee"]["text"])}</p>
+<table><tr><th></th><th>before</th><th>after, at equal recall</th><th>after, at its threshold</th></tr>{rows}</table>
+<h2>Ego mask</h2><p>{html.escape(summary["ego_mask"])}</p>{_picture(first)}
+<h2>Energies of the check frames, without pasted objects</h2>{_histogram(before.clean, after.clean)}
+<h2>Before and after</h2>{"<br>".join(map(pair, even))}
+<h2>The worst remaining false alarms</h2>{"<br>".join(map(pair, worst))}"""
+    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Adaptation</title><style>{STYLE}</style>{body}'
+    write_atomically(path, page.encode())
+
+
+def _shown(image: np.ndarray, energy: np.ndarray, low: float, high: float) -> np.ndarray:
+    return overlay(image, score_map(energy, low, low + 1.6 * max(high - low, 0.1)))
+
+
+def _picture(image: np.ndarray) -> str:
+    size = WIDTH, round(WIDTH * image.shape[0] / image.shape[1])
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)[..., ::-1]
+    content = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
+    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(content).decode()}">'
+
+
+def _histogram(before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> str:
+    """Two step lines as SVG; the vertical axis is logarithmic."""
+    bins = np.linspace(-25, 2, 109)
+    lines = []
+    for energies, color in ((before, "#888"), (after, "#06c")):
+        share = sum(np.histogram(e, bins)[0] for e in energies) / sum(e.size for e in energies)
+        heights = 200 - 33 * (np.log10(np.maximum(share, 1e-6)) + 6)
+        points = " ".join(f"{40 + 8 * i},{y:.0f}" for i, y in enumerate(heights))
+        lines.append(f'<polyline points="{points}" fill="none" stroke="{color}"/>')
+    marks = "".join(f'<text x="{40 + 8 * 4 * (e + 25)}" y="220" font-size="11">{e}</text>' for e in range(-25, 3, 5))
+    legend = '<text x="50" y="15" fill="#888">before</text><text x="110" y="15" fill="#06c">after</text>'
+    return f'<svg width="940" height="230">{"".join(lines)}{marks}{legend}</svg><p>Nats; one decade is 33 pixels.</p>'

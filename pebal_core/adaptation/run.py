@@ -1,0 +1,261 @@
+"""Adapt a model to one camera: ``pebal adapt``.
+
+The output folder gets model.safetensors, summary.json, report.html and ego_mask.png; work/ holds what a run that was
+interrupted continues from. The frames are labelled by the model itself, so nothing but footage is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from ..data.coco import OutlierSet
+from ..data.outlier_mix import RichMix
+from ..detector import AnomalyDetector
+from ..errors import PebalError
+from ..guarantee import Request
+from ..labels import VOID
+from ..losses import LossConfig
+from ..model_file import file_sha256, load_model, resolve_model, save_model, write_atomically
+from ..objects import IgnoreMask
+from ..training.calibrate import CalibrationScene, calibrate
+from ..training.finetune import FinetuneConfig, finetune
+from ..training.run import CHECKPOINT, RunConfig
+from ..training.samples import DataConfig, SceneSource
+from .check import Energies, energies, figures
+from .ego import FEWEST, find_ego, moved_mounting
+from .footage import Kept, collect, load
+from .report import write_report
+from .shapes import HELD_BACK, write_shapes
+
+EGO_FRAMES = 40
+CHECKED = 40
+TRAINED = ["fuse.*", "classify.*", "aspp.*", "low_level.*", "encoder.model.blocks.5.*", "encoder.model.blocks.6.*"]
+"""Parameters of the starter's network that learn; of other networks, the head learns."""
+
+
+@dataclass(frozen=True)
+class AdaptConfig:
+    """Everything that defines one adaptation."""
+
+    sources: list[str]
+    out: Path
+    topic: str = ""
+    """Of recordings, the image topic by its name or its type; empty: the only one."""
+    model: str = "starter"
+    outliers: Path | None = None
+    """Folder written by ``pebal prepare-coco``; None: random shapes of random texture."""
+    ego_mask: Path | None = None
+    """Mask of one's own; None: found in the footage."""
+    steps: int = 120
+    interval: float = 0.5
+    block: float = 4.0
+    frames: int = 300
+    keep: float = 0.85
+    """Share of the check frames' pixels that must keep the label which the first model gives them."""
+    request: Request = field(default_factory=Request)
+
+
+def adapt(config: AdaptConfig) -> dict[str, Any]:
+    """Run all stages; a run that was interrupted continues where it was. Returns what summary.json holds.
+
+    Raises:
+        PebalError: footage or options that cannot be used.
+    """
+    started, work = time.monotonic(), config.out / "work"
+    identity = _identity(config)
+    _same_run(work / "run.json", identity)
+    kept, why = collect(config.sources, work / "frames", config.interval, config.block, config.frames, config.topic)
+    parts = {part: [item for item in kept if item.part == part] for part in ("adapt", "calibrate", "check")}
+    parts["check"] = parts["check"][:: max(1, len(parts["check"]) // CHECKED)]
+    print(f"{len(kept)} frames kept: " + ", ".join(f"{len(items)} to {part}" for part, items in parts.items()))
+    for reason, number in why.items():
+        print(f"  {number} left out: {reason}")
+
+    before = AnomalyDetector.load(config.model, engine="torch")
+    ego, note = _ego(config, before, work / "frames", parts["adapt"])
+    print(f"Ego mask: {note}")
+    before.info.ego_mask = "" if ego is None else IgnoreMask(ego, "The ego mask").encode()
+    outliers = config.outliers or work / "shapes"
+    if config.outliers is None:
+        write_shapes(outliers)
+    _write_scenes(work, before, parts, ego)
+
+    trained = _finetune(config, work, outliers, identity)
+    after = AnomalyDetector.load(trained, engine="torch")
+    images = [load(work / "frames", item) for item in parts["check"]]
+    base = [before(image).labels for image in images]
+    held = OutlierSet.open(outliers)
+    held = held.hold_back(HELD_BACK)[1] if config.outliers is None else held
+    runs = {"before": energies(before, images, base, ego, held), "after": energies(after, images, base, ego, held)}
+    size = config.request.object_size
+    if before.info.threshold is None:
+        raise PebalError(f"{config.model} has no threshold; choose one with 'pebal calibrate' first.")
+    first = figures(runs["before"], base, before.info.threshold, size)
+    # The same recall of the same pasted objects makes the two models comparable.
+    equal = figures(runs["after"], base, runs["after"].threshold_of(first.recall), size)
+    forgotten = equal.agreement < config.keep
+    if forgotten:
+        print(
+            f"The adapted model gives {equal.agreement:.2f} of the pixels the first one's label, less than "
+            f"{config.keep:g}: the last good state, the model from before, is kept."
+        )
+    chosen = before if forgotten else after
+    chosen.info.ego_mask = before.info.ego_mask
+    scenes = (
+        CalibrationScene(f"{item.drive}/{item.block}", load(work / "frames", item)) for item in parts["calibrate"]
+    )
+    unit = f"blocks of {config.block:g} s"
+    promised = calibrate(chosen, scenes, config.request, unit, _names(config.sources), relax=True)
+    final = figures(runs["before" if forgotten else "after"], base, promised.threshold, size)
+    chosen.info.training = {**chosen.info.training, "adapted_to": _names(config.sources)}
+    network, _ = load_model(config.model if forgotten else trained)
+    save_model(config.out / "model.safetensors", network, chosen.info)
+    summary = {
+        "sources": [Path(source).name for source in config.sources],
+        "frames": {part: len(items) for part, items in parts.items()},
+        "left_out": why,
+        "ego_mask": note,
+        "before": first.as_dict(),
+        "after_at_equal_recall": equal.as_dict(),
+        "after": final.as_dict(),
+        "kept_the_first_model": forgotten,
+        "suspects": _suspects(runs["before"], parts["check"]),
+        "guarantee": promised.as_dict(),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    write_atomically(config.out / "summary.json", json.dumps(summary, indent=2).encode())
+    shown = runs["before" if forgotten else "after"]
+    write_report(config.out / "report.html", summary, images, runs["before"], shown, promised.threshold, ego)
+    return summary
+
+
+def _identity(config: AdaptConfig) -> dict[str, Any]:
+    values = {key: str(value) for key, value in asdict(config).items() if key not in ("out", "request", "keep")}
+    return {**values, "model": file_sha256(resolve_model(config.model))}
+
+
+def _same_run(path: Path, identity: dict[str, Any]) -> None:
+    """An output folder belongs to one set of options."""
+    if path.is_file():
+        stored = json.loads(path.read_text())
+        if changed := [key for key in identity if stored.get(key) != identity[key]]:
+            raise PebalError(
+                f"{path.parent.parent} holds an adaptation with another {changed[0]} ({stored.get(changed[0])}); "
+                f"restore that option, or choose another --out."
+            )
+    write_atomically(path, json.dumps(identity).encode())
+
+
+def _names(sources: Sequence[str]) -> str:
+    return ", ".join(Path(source).name for source in sources)
+
+
+def _ego(
+    config: AdaptConfig, detector: AnomalyDetector, folder: Path, items: list[Kept]
+) -> tuple[np.ndarray | None, str]:
+    """The mask at the size of the frames, and a sentence about it."""
+    images = [load(folder, item) for item in items[:: max(1, len(items) // EGO_FRAMES)]]
+    if config.ego_mask is not None:
+        ego: np.ndarray = IgnoreMask.read(config.ego_mask).at(*images[0].shape[:2])
+        note = f"{100 * ego.mean():.1f} % of the image, from {config.ego_mask.name}."
+    else:
+        try:
+            ego = find_ego(images, [detector(image).labels for image in images])
+        except PebalError as error:
+            return None, f"none. {error}"
+        if not ego.any():
+            return None, "none. Nothing stays in place at the border of all frames."
+        note = f"{100 * ego.mean():.1f} % of the image stays in place.{_mountings(detector, folder, items)}"
+    picture = ego.astype(np.uint8) * np.uint8(255)
+    write_atomically(config.out / "ego_mask.png", cv2.imencode(".png", picture)[1].tobytes())
+    return ego, f"{note} Edit ego_mask.png and give it with --ego-mask to change it."
+
+
+def _mountings(detector: AnomalyDetector, folder: Path, items: list[Kept]) -> str:
+    """A warning where the camera was mounted anew between two drives."""
+    masks = []
+    for drive in sorted({item.drive for item in items}):
+        images = [load(folder, item) for item in items if item.drive == drive][:EGO_FRAMES]
+        if len(images) >= FEWEST:
+            masks.append(find_ego(images, [detector(image).labels for image in images]))
+    if any(moved_mounting(first, second) for first, second in pairwise(masks)):
+        return " The mounting changed between drives, so only what is fixed in all of them is masked."
+    return ""
+
+
+def _write_scenes(work: Path, detector: AnomalyDetector, parts: dict[str, list[Kept]], ego: np.ndarray | None) -> None:
+    """The frames with the detector's labels, laid out as a labelled data set; the ego mask is void."""
+    for split, part in (("train", "adapt"), ("val", "calibrate")):
+        images, labels = (work / "scenes" / kind / "city_gt_fine" / split for kind in ("images", "annotation"))
+        images.mkdir(parents=True, exist_ok=True)
+        labels.mkdir(parents=True, exist_ok=True)
+        for item in parts[part]:
+            stem = Path(item.file).stem
+            link = images / f"{stem}_leftImg8bit.png"
+            if link.exists():
+                continue
+            ids = detector(load(work / "frames", item)).labels.copy()
+            if ego is not None:
+                ids[ego] = VOID
+            write_atomically(labels / f"{stem}_gtFine.png", cv2.imencode(".png", ids)[1].tobytes())
+            link.hardlink_to(work / "frames" / item.file)
+
+
+def _finetune(config: AdaptConfig, work: Path, outliers: Path, identity: dict[str, Any]) -> Path:
+    """The fine-tuned model, trained now or by the run that was interrupted."""
+    run = work / "run"
+    if (run / "done").is_file():
+        return run / "last.safetensors"
+    network, info = load_model(config.model)
+    names = [name for name, _ in network.named_parameters()]
+    trained = TRAINED if info.network == "deeplabv3plus" and any(n.startswith("fuse.") for n in names) else []
+    resume = (run / CHECKPOINT).is_file()
+    finetune(
+        FinetuneConfig(
+            model=config.model,
+            out=str(run),
+            data=DataConfig(
+                root=str(work),
+                scenes=[SceneSource("cityscapes_flat", "scenes", "train", height=360)],
+                validation=[SceneSource("cityscapes_flat", "scenes", "val", height=360)],
+                outliers=str(outliers),
+                held_back=list(HELD_BACK) if config.outliers is None else [],
+                rich_mix=RichMix(height=[0.15, 3.5], anywhere=0.35, anywhere_height=[0.05, 0.9]),
+                crop=[320, 384],
+                scale=[0.75, 2.0],
+                color=0.4,
+                check=False,
+                validation_every=8,
+            ),
+            trainer=RunConfig(
+                steps=config.steps, validate_every=config.steps, checkpoint_every=20, resume=resume, accelerator="cpu",
+                devices=1,
+            ),
+            loss=LossConfig(penalty_floor=1.0, inlier_margin=-9.0, outlier_margin=-4.0),
+            trained=trained,
+            rate=2e-4,
+            trunk_rate=1e-4 if trained else 1e-5,
+            ema_decay=0.98,
+            licence=info.licence,
+        )
+    )  # fmt: skip
+    write_atomically(run / "done", b"")
+    return run / "last.safetensors"
+
+
+def _suspects(run: Energies, items: list[Kept]) -> list[str]:
+    """Frames whose strongest energies stand far above those of the others: there may be an anomaly in them."""
+    peaks = np.array(
+        [float(np.quantile(energy[target != 255], 0.999)) for energy, target in zip(run.clean, run.targets)]
+    )
+    spread = np.median(np.abs(peaks - np.median(peaks))) * 1.4826 + 0.1
+    return [items[i].file for i in np.flatnonzero(peaks > np.median(peaks) + 5 * spread)]

@@ -1,0 +1,198 @@
+"""When a guarantee no longer holds: a test that is valid at any time, on alarms and on what the images look like.
+
+The model file keeps a `Profile` of its calibration frames. In use, two numbers in [0, 1] are watched: the alarmed share
+of a frame, clipped and divided by its bound, and whether the frame looks unlike every calibration frame. Under the
+hypothesis that their conditional means stay at or below those of the worst calibration unit, the wealth of a gambler
+who bets on larger values is a supermartingale, so it exceeds 1 / level with a probability of at most `level`, however
+long one watches (Ville). Bets that start at every time are mixed with weights 1 / (j (j + 1)), so that a change after a
+long calm is seen as well. Each frame takes constant time and memory.
+
+    monitor = DriftMonitor(detector.info)
+    state = monitor.update(result.energy, image)
+    if state.drifted: print(state.text)
+
+Sources: Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting" (JRSS-B 2024); Shin, Ramdas,
+Rinaldo, "E-detectors" (2023).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from .errors import PebalError
+from .model_file import ModelInfo
+from .objects import IgnoreMask
+
+LEVEL = 0.001
+"""Chance that a camera without drift is ever reported."""
+GROUP = 5
+"""Frames whose mean is one bet: neighbours resemble each other."""
+STAKES = (0.3, 0.6, 0.9)
+"""Shares of the greatest possible stake; a third of the wealth each."""
+FEATURES = ("brightness", "contrast", "sharpness", "saturated")
+TOLERANCE = (12.0, 8.0, 0.8, 0.03)
+"""By how much a feature must leave the range of the calibration frames."""
+UNLIKE = 0.2
+"""Share of unlike frames that is no drift: few calibration frames do not show everything."""
+GRID = (18, 32)
+DAMPING = 0.97
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What the model file keeps of its calibration frames."""
+
+    alarmed: float
+    """Largest mean of the clipped alarmed share of any calibration unit."""
+    bound: float
+    low: list[float]
+    high: list[float]
+    """Range of each of `FEATURES`."""
+    frames: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class DriftState:
+    """What is known after a frame."""
+
+    drifted: bool
+    reason: str
+    """night, glare, fog, blur, dirt, or another place or camera; empty without drift."""
+    evidence: float
+    """Wealth of the gambler: 1 at the start; drift from 1 / level on."""
+
+    @property
+    def text(self) -> str:
+        return f"The guarantee no longer holds: {self.reason}." if self.drifted else "The guarantee holds."
+
+
+def features(image: np.ndarray) -> np.ndarray:
+    """Brightness, contrast, sharpness (all in grey levels) and the saturated share of an image H×W×3 uint8 RGB."""
+    green = image[::8, :, 1]
+    small = green[:, ::8].astype(np.float32)
+    steps = cv2.absdiff(np.ascontiguousarray(green[:, 1:]), np.ascontiguousarray(green[:, :-1]))
+    return np.array([small.mean(), small.std(), steps.mean(), (small >= 250).mean()])
+
+
+def make_profile(shares: dict[str, list[float]], seen: Sequence[np.ndarray], bound: float) -> Profile:
+    """The profile of the calibration frames.
+
+    Args:
+        shares: alarmed share of each frame, by unit.
+        seen: `features` of each frame.
+    """
+    worst = max(float(np.mean(np.minimum(values, bound))) for values in shares.values())
+    low, high = np.min(seen, axis=0), np.max(seen, axis=0)
+    return Profile(worst, bound, [round(float(v), 3) for v in low], [round(float(v), 3) for v in high], len(seen))
+
+
+class Gambler:
+    """The wealth of bets on a mean above m, of values in [0, 1]; `wealth` is an e-process."""
+
+    def __init__(self, mean: float) -> None:
+        self.mean = min(max(mean, 0.02), 0.95)
+        self.bets, self.wealth = 0, 1.0
+        self._running = [0.0] * len(STAKES)
+
+    def bet(self, value: float) -> float:
+        """One value; returns the wealth after it."""
+        self.bets += 1
+        start = 1 / (self.bets * (self.bets + 1))
+        for i, stake in enumerate(STAKES):
+            growth = 1 + stake / self.mean * (value - self.mean)
+            self._running[i] = min((self._running[i] + start) * growth, 1e30)
+        self.wealth = sum(self._running) / len(STAKES) + 1 / (self.bets + 1)
+        return self.wealth
+
+
+class DriftMonitor:
+    """Watches the frames of one camera.
+
+    Raises:
+        PebalError: the model has no profile.
+    """
+
+    def __init__(self, info: ModelInfo, level: float = LEVEL) -> None:
+        if not info.profile or info.threshold is None:
+            raise PebalError("The model has no profile to compare with; calibrate it with 'pebal calibrate'.")
+        self.profile, self.info, self.level = Profile(**info.profile), info, level
+        margin = np.array(TOLERANCE)
+        self._low, self._high = np.array(self.profile.low) - margin, np.array(self.profile.high) + margin
+        self._mask = IgnoreMask.decode(info.ego_mask)
+        self._alarms = Gambler(1.5 * self.profile.alarmed / self.profile.bound)
+        self._looks = Gambler(UNLIKE)
+        self._group: list[tuple[float, float]] = []
+        self._recent = np.zeros(len(FEATURES))
+        self._place = np.zeros(GRID, np.float32)
+        self._frames = 0
+        self.state = DriftState(False, "", 1.0)
+
+    def update(self, energy: np.ndarray, image: np.ndarray) -> DriftState:
+        """Take one frame: energy H×W float32 and image H×W×3 uint8 RGB of any size.
+
+        A drift that was reported stays reported; make a new monitor to start anew. Images of other proportions than
+        the ego mask come from another camera, which is a drift at once.
+        """
+        try:
+            ignore = None if self._mask is None else self._mask.at(*energy.shape).view(np.uint8)
+        except PebalError:
+            reason = self.state.reason or "the images have other proportions than those of the calibration"
+            self.state = DriftState(True, reason, self.state.evidence)
+            return self.state
+        size = (GRID[1] * 8, GRID[0] * 8)
+        small = cv2.resize(energy, size, interpolation=cv2.INTER_NEAREST)
+        alarm = small >= np.float32(self.info.threshold or 0.0)
+        known = small.size
+        if ignore is not None:
+            scene = cv2.resize(ignore, size, interpolation=cv2.INTER_NEAREST) == 0
+            alarm &= scene
+            known = max(1, int(np.count_nonzero(scene)))
+        share = min(np.count_nonzero(alarm) / known, self.profile.bound) / self.profile.bound
+        seen = features(image)
+        unlike = bool(((seen < self._low) | (seen > self._high)).any())
+        self._frames += 1
+        weight = max(1 / self._frames, 1 - DAMPING)
+        self._recent += weight * (seen - self._recent)
+        self._place += weight * (
+            cv2.resize(alarm.astype(np.float32), GRID[::-1], interpolation=cv2.INTER_AREA) - self._place
+        )
+        self._group.append((share, float(unlike)))
+        if len(self._group) == GROUP:
+            shares, looks = np.mean(self._group, axis=0).tolist()
+            self._group.clear()
+            # Half of the level for each of the two.
+            evidence = max(self._alarms.bet(shares), self._looks.bet(looks)) / 2
+            drifted = self.state.drifted or evidence >= 1 / self.level
+            reason = self.state.reason or (self._guess() if drifted else "")
+            self.state = DriftState(drifted, reason, max(evidence, self.state.evidence) if drifted else evidence)
+        return self.state
+
+    def _guess(self) -> str:
+        """The likeliest reason, from the mean of the recent frames."""
+        below, above = self._recent < self._low, self._recent > self._high
+        # Alarms that stay on the same cells frame after frame, in few of them.
+        fixed = self._place > 0.6
+        if (
+            fixed.any()
+            and self._alarms.wealth > self._looks.wealth
+            and math.isclose(float(self._place[fixed].sum()), float(self._place.sum()), rel_tol=0.5)
+        ):
+            return "the same places alarm in every frame, as behind a dirty or blocked lens"
+        if below[0]:
+            return "the images are darker than those of the calibration, as at night"
+        if below[1]:
+            return "the images have less contrast than those of the calibration, as in fog"
+        if above[3] or above[0]:
+            return "the images are brighter or more saturated than those of the calibration, as in glare"
+        if below[2]:
+            return "the images are less sharp than those of the calibration, as by blur, rain or a dirty lens"
+        return "there are more alarms than at the calibration, as in another place or with another camera"

@@ -1,0 +1,202 @@
+"""The promise at a threshold: what is asked for, what can be promised with so many drives, and its words.
+
+promised = guarantee(losses, Request(alpha=0.01), unit="drives", frames=1200, source="town.mp4")
+promised.threshold, promised.text
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from .errors import PebalError
+from .risk_control import (
+    CLIP,
+    Loss,
+    largest_confident_risk,
+    largest_mean_risk,
+    smallest_alpha,
+    smallest_threshold,
+    units_needed,
+)
+
+Risk = Literal["pixels", "objects"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be promised."""
+
+    alpha: float = 0.01
+    """Expected share of falsely alarmed pixels."""
+    object_alpha: float | None = None
+    """Chance that a frame shows a false object; None: nothing is promised about it."""
+    object_size: int = 100
+    """Pixels of a false object, at least."""
+    clip: float = CLIP
+    """A unit with a larger share of falsely alarmed pixels counts as this one."""
+    confidence: float = 0.95
+    """Of the second statement."""
+    confident: bool = False
+    """Whether the threshold fulfils the second statement, too; else it is told where that threshold lies."""
+
+    def __post_init__(self) -> None:
+        shares = {"alpha": self.alpha, "object_alpha": self.object_alpha, "clip": self.clip}
+        for name, value in {**shares, "confidence": self.confidence}.items():
+            if value is not None and not 0 < value < 1:
+                raise PebalError(f"The option {name} must lie between 0 and 1; it is {value}.")
+        if self.alpha > self.clip:
+            raise PebalError(
+                f"The option alpha ({self.alpha:g}) exceeds clip ({self.clip:g}), so every threshold would keep the "
+                f"promise; lower alpha or raise clip."
+            )
+        if self.object_size < 1:
+            raise PebalError(f"The option object_size must be at least 1 pixel; it is {self.object_size}.")
+
+    @property
+    def risks(self) -> dict[Risk, tuple[float, float]]:
+        """Promised risk and bound of the loss, for each loss that something is promised about."""
+        pixels: dict[Risk, tuple[float, float]] = {"pixels": (self.alpha, self.clip)}
+        return pixels if self.object_alpha is None else {**pixels, "objects": (self.object_alpha, 1.0)}
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One promise, and from which threshold on it holds."""
+
+    risk: Risk
+    alpha: float
+    confidence: float | None
+    """None: the promise is about the mean over repetitions of the calibration."""
+    threshold: float | None
+    """Nats; None: out of reach with so many units."""
+    needed: int
+    """Units from which on it is within reach."""
+    text: str
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """The threshold and what is promised for it."""
+
+    threshold: float
+    statements: tuple[Statement, ...]
+    units: int
+    unit: str
+    """What a unit is, in the plural: drives, blocks of 5 s, …"""
+    frames: int
+    source: str
+    request: Request
+
+    @property
+    def text(self) -> str:
+        """Everything in words: the promises that hold at the threshold, those that do not, and the assumption."""
+        reached = [s for s in self.statements if s.threshold is not None and s.threshold <= self.threshold]
+        missed = [s for s in self.statements if s not in reached]
+        sentences = [s.text for s in reached]
+        for statement in missed:
+            reason = (
+                f"{self._units(statement.needed)} are needed at least"
+                if statement.threshold is None
+                else f"the threshold would have to be {statement.threshold:.3f}"
+            )
+            sentences.append(f"Not promised, because {reason}: {statement.text}")
+        sentences.append(
+            f"This assumes that what comes resembles the {self._units(self.units)} ({self.frames} frames of "
+            f"{self.source}) as these resemble each other, and that nothing anomalous was in them."
+        )
+        return " ".join(sentences)
+
+    def _units(self, number: int) -> str:
+        if number > 1:
+            return f"{number} {self.unit}"
+        first, *rest = self.unit.split(" ")
+        return " ".join([f"1 {first.removesuffix('s')}", *rest])
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the model file keeps."""
+        return {
+            "text": self.text,
+            "threshold": self.threshold,
+            "units": self.units,
+            "unit": self.unit,
+            "frames": self.frames,
+            "source": self.source,
+            "request": asdict(self.request),
+            "statements": [asdict(statement) for statement in self.statements],
+        }
+
+
+def guarantee(
+    losses: dict[Risk, list[Loss]], request: Request, unit: str, frames: int, source: str, relax: bool = False
+) -> Guarantee:
+    """The smallest threshold that keeps the promises, and the promises in words.
+
+    The largest of the thresholds of several promises keeps them all, because no loss rises with the threshold.
+
+    Args:
+        losses: for each risk of the request, one loss per unit.
+        unit: what a unit is, in the plural.
+        source: where the units come from.
+        relax: where a promise about the mean is out of reach, promise the smallest risk that is not.
+
+    Raises:
+        PebalError: the promise is out of reach; the sentence has the number of units needed, and what can be promised.
+    """
+    statements, required = [], []
+    for risk, (alpha, bound) in request.risks.items():
+        units = len(losses[risk])
+        if relax:
+            alpha = max(alpha, smallest_alpha(bound, units))
+        for confidence in (None, request.confidence):
+            statement = _state(risk, alpha, bound, losses[risk], confidence, unit, request)
+            statements.append(statement)
+            if confidence is not None and not request.confident:
+                continue
+            if statement.threshold is None:
+                name = "alpha" if risk == "pixels" else "object-alpha"
+                raise PebalError(
+                    f"{statement.needed} {unit} are needed to promise {name} {alpha:g}"
+                    + (f" with {100 * confidence:g} % confidence" if confidence else "")
+                    + f", even if none raises a false alarm; {source} has {units}. Record more, take shorter blocks of "
+                    f"time, or give --{name} {_round_up(smallest_alpha(bound, units, confidence)):g}, the smallest "
+                    f"that {units} {unit} can promise."
+                )
+            required.append(statement.threshold)
+    threshold = max(required)
+    if not math.isfinite(threshold):
+        # No energy is low enough to break the promise; the threshold still has to be a number.
+        threshold = float(min(loss.energies[-1] for loss in losses["pixels"]))
+    return Guarantee(threshold, tuple(statements), len(losses["pixels"]), unit, frames, source, request)
+
+
+def _state(
+    risk: Risk, alpha: float, bound: float, losses: list[Loss], confidence: float | None, unit: str, request: Request
+) -> Statement:
+    """One promise at the smallest threshold that keeps it."""
+    units = len(losses)
+    if confidence is None:
+        # Rounding must not take away a promise that holds exactly.
+        largest = largest_mean_risk(alpha, bound, units) if units >= units_needed(alpha, bound) else -1.0
+        text = "On average over calibrations, "
+    else:
+        largest = largest_confident_risk(alpha, bound, units, confidence)
+        text = f"With {100 * confidence:g} % confidence, "
+    if risk == "pixels":
+        text += (
+            f"at most {100 * alpha:.3g} % of the known pixels raise a false alarm, where one of the {unit} with more "
+            f"than {100 * bound:g} % counts as {100 * bound:g} %."
+        )
+    else:
+        text += (
+            f"at most {100 * alpha:.3g} % of the frames show a false object of {request.object_size} pixels or more."
+        )
+    threshold = smallest_threshold(losses, max(largest, 0.0)) if largest >= -1e-12 else None
+    return Statement(risk, alpha, confidence, threshold, units_needed(alpha, bound, confidence), text)
+
+
+def _round_up(value: float) -> float:
+    """To two significant digits."""
+    digit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return math.ceil(value / digit - 1e-9) * digit

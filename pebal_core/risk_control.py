@@ -1,0 +1,231 @@
+"""Conformal risk control over drives, and its counterpart that holds with confidence: exact thresholds for a risk.
+
+A unit is a drive, or a block of time where there are too few drives. Frames of one drive resemble each other, so it is
+units that are taken to be exchangeable with what comes later. A loss says how bad one threshold is for one unit; it
+lies in [0, bound] and never rises with the threshold. Two losses are offered:
+
+- *pixels*: share of the unit's known pixels with an energy at or above the threshold, clipped at the bound;
+- *objects*: share of the unit's frames with at least one connected region of alarmed pixels of some size. (The number
+  of regions is no such loss: it can rise with the threshold, when one region falls apart.)
+
+Alarms are energies ≥ threshold in float32. The losses therefore change only just above energies that occur, and the
+thresholds below are exact: one float32 step lower, their condition fails.
+
+    losses = [object_loss([2.0, 3.5, 1.0]), object_loss([2.5, 0.5, 1.5])]      # one per unit
+    threshold = smallest_threshold(losses, largest_mean_risk(0.5, 1.0, len(losses)))
+
+Sources: Angelopoulos, Bates, Fisch, Lei, Schuster, "Conformal risk control" (ICLR 2024), and Angelopoulos, Bates,
+Candès, Jordan, Lei, "Learn then test" (2021), whose p-values bound the binomial tail (Hoeffding, Bentkus).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from .metrics.score_counts import ScoreCounts
+
+CLIP = 0.05
+"""Bound of the loss *pixels*: a unit with a larger share of false alarms counts as this one."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of one unit as a step function of the threshold.
+
+    The loss at t is ``losses[i]`` for the lowest listed energy ``energies[i]`` ≥ t, and 0 above all of them. Below the
+    last listed energy it is ``losses[-1]``.
+    """
+
+    energies: np.ndarray
+    """n distinct float32 energies, falling."""
+    losses: np.ndarray
+    """n float64, rising."""
+
+    def at(self, threshold: float) -> float:
+        """The loss at one threshold."""
+        count = len(self.energies) - int(np.searchsorted(self.energies[::-1], np.float32(threshold), "left"))
+        return float(self.losses[count - 1]) if count else 0.0
+
+
+def pixel_loss(counts: ScoreCounts, bound: float = CLIP) -> Loss:
+    """Share of alarmed pixels of a unit, clipped at a bound.
+
+    Args:
+        counts: energies of the unit's known pixels, added as the second argument of `ScoreCounts.add`.
+    """
+    total = int(counts.page_totals()[1].sum())
+    energies, losses = [], []
+    for stretch in counts.outlier_scores():
+        share = stretch.tp / total
+        # One energy beyond the bound, because from there on the loss is the bound.
+        end = int(np.searchsorted(share, bound, "left")) + 1
+        energies.append(stretch.score[:end])
+        losses.append(np.minimum(share[:end], bound))
+        if end <= len(share):
+            break
+    return Loss(np.concatenate(energies).astype(np.float32), np.concatenate(losses))
+
+
+def object_loss(critical: Sequence[float]) -> Loss:
+    """Share of a unit's frames that show a false object.
+
+    Args:
+        critical: `critical_energy` of each frame, in any order.
+    """
+    values, number = np.unique(np.asarray(critical, np.float32), return_counts=True)
+    shown = np.isfinite(values)
+    return Loss(values[shown][::-1].copy(), np.cumsum(number[shown][::-1]) / len(critical))
+
+
+def critical_energy(energy: np.ndarray, size: int, ignore: np.ndarray | None = None) -> float:
+    """The highest threshold at which a frame shows so many connected alarmed pixels (8 neighbours).
+
+    It is one of the frame's energies. A higher threshold leaves subsets of the alarmed regions, so the frame shows such
+    a region exactly at the thresholds up to this one.
+
+    Args:
+        energy: H×W float32.
+        size: pixels of a region that counts.
+        ignore: H×W bool, pixels that raise no alarm.
+
+    Returns:
+        an energy, or -inf where fewer connected pixels than that are left.
+    """
+    energy = energy if ignore is None else np.where(ignore, np.float32(-np.inf), energy)
+    values = np.unique(energy[np.isfinite(energy)])
+    if len(values) == 0:
+        return -math.inf
+
+    def shows(threshold: np.float32) -> bool:
+        stats = cv2.connectedComponentsWithStats((energy >= threshold).view(np.uint8), connectivity=8)[2]
+        return bool((stats[1:, cv2.CC_STAT_AREA] >= size).any())
+
+    if not shows(values[0]):
+        return -math.inf
+    low, high = 0, len(values)
+    # Regions of this size are found in the upper tail; so steps that double from the top come first.
+    step = 2 * size
+    while len(values) - step > 0 and not shows(values[len(values) - step]):
+        high, step = len(values) - step, 2 * step
+    low = max(low, len(values) - step)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if shows(values[middle]) else (low, middle)
+    return float(values[low])
+
+
+def smallest_threshold(losses: Sequence[Loss], risk: float) -> float:
+    """The smallest float32 threshold at which the mean loss of the units is at most `risk`.
+
+    Args:
+        losses: one per unit.
+        risk: as `largest_mean_risk` or `largest_confident_risk` gives it.
+
+    Returns:
+        -inf where the losses stay below the risk at every threshold.
+
+    Raises:
+        ValueError: the risk is negative: no threshold can promise it.
+    """
+    if risk < 0:
+        raise ValueError("no threshold has a negative risk")
+    energies = np.concatenate([loss.energies for loss in losses])
+    steps = np.concatenate([np.diff(loss.losses, prepend=0.0) for loss in losses])
+    order = np.argsort(-energies, kind="stable")
+    energies, mean = energies[order], np.cumsum(steps[order]) / len(losses)
+    last = np.append(energies[1:] != energies[:-1], True) if len(energies) else np.zeros(0, bool)
+    energies, mean = energies[last], mean[last]
+    # Rounding errors of the sums are far below the weight of one pixel of one unit.
+    above = np.flatnonzero(mean > risk + 1e-12)
+    return float(np.nextafter(energies[above[0]], np.float32(np.inf))) if len(above) else -math.inf
+
+
+def mean_risk(losses: Sequence[Loss], threshold: float) -> float:
+    """Mean loss of the units at a threshold."""
+    return float(np.mean([loss.at(threshold) for loss in losses]))
+
+
+def largest_mean_risk(alpha: float, bound: float, units: int) -> float:
+    """The mean loss R of the units up to which (n·R + bound) / (n + 1) ≤ alpha; negative: out of reach."""
+    return ((units + 1) * alpha - bound) / units
+
+
+def largest_confident_risk(alpha: float, bound: float, units: int, confidence: float) -> float:
+    """The mean loss of the units up to which a risk above alpha is rejected at level 1 - confidence; -1: out of reach.
+
+    All float32 thresholds, from the highest down, are one fixed sequence of tests, which ends at the first one that
+    does not reject; the losses never rise with the threshold, so that is the first with a larger mean loss than this.
+    """
+    level = 1 - confidence
+    low, high = 0.0, alpha
+    if hoeffding_bentkus(0.0, alpha / bound, units) > level:
+        return -1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (
+            (middle, high) if hoeffding_bentkus(middle / bound, alpha / bound, units) <= level else (low, middle)
+        )
+    return low
+
+
+def hoeffding_bentkus(mean: float, alpha: float, units: int) -> float:
+    """p-value of "the risk exceeds alpha", from the mean of independent losses in [0, 1] (Learn then test, eq. 8)."""
+    if alpha >= 1:
+        return 0.0
+    mean = min(mean, alpha)
+    divergence = (mean * math.log(mean / alpha) if mean > 0 else 0.0) + (1 - mean) * math.log((1 - mean) / (1 - alpha))
+    # ⌈n·mean⌉, except that a sum of losses that is whole but for rounding stays that whole number.
+    successes = math.ceil(units * mean - 1e-9)
+    return min(1.0, math.exp(-units * divergence), math.e * binomial_tail(successes, units, alpha))
+
+
+def binomial_tail(successes: int, trials: int, chance: float) -> float:
+    """Probability of at most so many successes."""
+    if chance <= 0:
+        return 1.0
+    terms = (
+        math.exp(
+            math.lgamma(trials + 1)
+            - math.lgamma(k + 1)
+            - math.lgamma(trials - k + 1)
+            + k * math.log(chance)
+            + (trials - k) * math.log1p(-chance)
+        )
+        for k in range(min(successes, trials) + 1)
+    )
+    return min(1.0, math.fsum(terms))
+
+
+def units_needed(alpha: float, bound: float, confidence: float | None = None) -> int:
+    """Number of units from which on a risk of alpha can be promised, if none of them raises a false alarm.
+
+    Args:
+        confidence: of the statement; None: the statement about the mean.
+    """
+    if confidence is None:
+        return max(1, math.ceil((bound - alpha) / alpha - 1e-9))
+    return _first(lambda units: hoeffding_bentkus(0.0, alpha / bound, units) <= 1 - confidence)
+
+
+def smallest_alpha(bound: float, units: int, confidence: float | None = None) -> float:
+    """The smallest risk that so many units without false alarms can promise."""
+    if confidence is None:
+        return bound / (units + 1)
+    return bound * (1 - (1 - confidence) ** (1 / units))
+
+
+def _first(holds: Callable[[int], bool]) -> int:
+    """The first positive number from which on a condition holds."""
+    high = 1
+    while not holds(high):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high

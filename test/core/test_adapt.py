@@ -1,0 +1,106 @@
+"""`pebal adapt` on a small synthetic drive, the ego mask, and what footage is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from pebal_core.adaptation.ego import find_ego, moved_mounting
+from pebal_core.adaptation.footage import collect
+from pebal_core.commands.main import main
+from pebal_core.errors import PebalError
+from pebal_core.model_file import read_info
+from pebal_core.objects import IgnoreMask
+
+
+def scene(number: int, bonnet: bool = True, height: int = 90, width: int = 160) -> np.ndarray:
+    """Texture that is another one in every frame, over a bonnet with fixed edges."""
+    rng = np.random.default_rng(number)
+    image = cv2.GaussianBlur(rng.integers(0, 256, (height, width, 3), np.uint8), (0, 0), 4)
+    image = cv2.normalize(image, None, 20, 235, cv2.NORM_MINMAX)  # type: ignore[call-overload]
+    if bonnet:
+        image[height - 12 :] = (150, 20, 20)
+        image[height - 12 : height - 9] = (250, 240, 230)
+    return image
+
+
+def write_drive(folder: Path, count: int, first: int = 0, **options: int) -> Path:
+    folder.mkdir()
+    for number in range(first, first + count):
+        cv2.imwrite(str(folder / f"{number:04d}.png"), scene(number, **options)[..., ::-1])  # type: ignore[arg-type]
+    return folder
+
+
+def test_the_bonnet_is_found_and_nothing_else() -> None:
+    images = [scene(n) for n in range(30)]
+    mask = find_ego(images, [np.zeros((90, 160), np.uint8)] * 30)
+    assert mask[80:].mean() > 0.9 and mask[:70].mean() < 0.02
+    without = find_ego([scene(n, bonnet=False) for n in range(30)], [np.zeros((90, 160), np.uint8)] * 30)
+    assert without.mean() < 0.02
+    assert moved_mounting(mask, mask[::-1]) and not moved_mounting(mask, mask)
+
+
+def test_a_still_camera_has_no_ego_mask() -> None:
+    rng = np.random.default_rng(0)
+    images = [
+        (scene(0).astype(int) + rng.integers(-2, 3, (90, 160, 3))).clip(0, 255).astype(np.uint8) for _ in range(20)
+    ]
+    with pytest.raises(PebalError, match="stands still"):
+        find_ego(images, [np.zeros((90, 160), np.uint8)] * 20)
+
+
+def test_a_mask_travels_in_the_model_file_and_fits_any_size() -> None:
+    mask = np.zeros((720, 1280), bool)
+    mask[650:] = True
+    text = IgnoreMask(mask, "The mask").encode()
+    decoded = IgnoreMask.decode(text)
+    assert decoded is not None and decoded.mask.shape == (270, 480) and len(text) < 2000
+    scaled = decoded.at(360, 640)
+    assert scaled[326:].all() and not scaled[:322].any()
+    assert decoded.share == pytest.approx(70 / 720, abs=0.01) and IgnoreMask.decode("") is None
+    with pytest.raises(PebalError, match="another camera"):
+        decoded.at(480, 640)
+    for damaged in ("AAAA", "no base64"):
+        with pytest.raises(PebalError, match="damaged"):
+            IgnoreMask.decode(damaged)
+
+
+def test_neighbours_never_stand_on_two_sides(tmp_path: Path) -> None:
+    kept, why = collect([str(write_drive(tmp_path / "drive", 100))], tmp_path / "frames", 0.1, 5.0, 1000)
+    numbers = {int(item.file[3:9]): item.part for item in kept}
+    assert all(numbers.get(n + 1, part) == part for n, part in numbers.items())
+    assert set(numbers.values()) == {"adapt", "calibrate", "check"} and why["next to a frame of another part"] > 0
+
+
+def test_footage_that_cannot_be_used_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    single = write_drive(tmp_path / "single", 1)
+    with pytest.raises(PebalError, match="too few"):
+        collect([str(single)], tmp_path / "a", 0.1, 5.0, 100)
+    wide = write_drive(tmp_path / "wide", 3, width=200)
+    with pytest.raises(PebalError, match="one resolution"):
+        collect([str(single), str(wide)], tmp_path / "b", 0.1, 5.0, 100)
+    black = tmp_path / "black"
+    black.mkdir()
+    for number in range(5):
+        cv2.imwrite(str(black / f"{number}.png"), np.full((90, 160, 3), 255 * (number % 2), np.uint8))
+    with pytest.raises(PebalError, match="3 black, 2 overexposed"):
+        collect([str(black)], tmp_path / "c", 0.1, 5.0, 100)
+
+
+def test_a_model_for_a_camera(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drive, out = write_drive(tmp_path / "drive", 60), tmp_path / "out"
+    command = ["adapt", str(drive), "--out", str(out), "--steps=1", "--block=2"]
+    assert main(command) == 0
+    info = read_info(out / "model.safetensors")
+    assert info.ego_mask and info.guarantee["unit"] == "blocks of 2 s" and info.profile["frames"] > 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["before"]["recall"] <= summary["after_at_equal_recall"]["recall"] + 1e-9
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/jpeg") > 10 and 'src="http' not in page
+    assert main(command) == 0, "a finished run continues at its end"
+    assert main([*command[:-2], "--steps=2"]) == 1
+    assert "another steps" in capsys.readouterr().err
