@@ -48,6 +48,11 @@ class Chosen:
         return self.stored.with_name(f"{self.stored.stem}_overlay.jpg")
 
     @property
+    def name(self) -> str:
+        """The last part of the source's path."""
+        return Path(self.moment.source).name
+
+    @property
     def utc(self) -> str:
         """When the frame was taken, where the source says it."""
         if not self.moment.time_ns:
