@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -77,24 +78,19 @@ def files(out: Path, *apart: str) -> dict[str, bytes]:
     return {str(file.relative_to(out)): file.read_bytes() for file in found}
 
 
-def descendants(of: int) -> Iterator[tuple[int, str]]:
-    """Numbers and command lines of this process's children and theirs."""
-    parents = {}
+def workers_at_work() -> Iterator[int]:
+    """Numbers of the workers, among this process's children and theirs, that have a task."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            parents[int(folder.name)] = int(fields[1])
+            if not (folder / "cmdline").read_bytes().startswith(b"ray::_Worker.do"):
+                continue
+            ancestor = process = int(folder.name)
+            while ancestor > 1 and ancestor != os.getpid():
+                ancestor = int(Path(f"/proc/{ancestor}/stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-    for process in parents:
-        ancestor = process
-        while ancestor in parents and ancestor != of:
-            ancestor = parents[ancestor]
-        if ancestor == of and process != of:
-            try:
-                yield process, (Path("/proc") / str(process) / "cmdline").read_text().replace("\0", " ")
-            except OSError:
-                continue
+        if ancestor == os.getpid():
+            yield process
 
 
 @contextmanager
@@ -104,12 +100,10 @@ def one_is_killed(begun: Callable[[], bool] = lambda: True) -> Iterator[None]:
     over = threading.Event()
 
     def kill_one() -> None:
-        while not killed and not over.wait(0.005):
-            for process, command in descendants(os.getpid()) if begun() else ():
-                if command.startswith("ray::_Worker.do"):
-                    os.kill(process, signal.SIGKILL)
-                    killed.append(process)
-                    break
+        while not killed and not over.wait(0.02):
+            for process in islice(workers_at_work(), 1) if begun() else ():
+                os.kill(process, signal.SIGKILL)
+                killed.append(process)
 
     killer = threading.Thread(target=kill_one)
     killer.start()
