@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 # colcon build --symlink-install runs a link to this file from its own folder.
-REQUIREMENTS = Path(__file__).resolve().with_name("requirements.txt")
+ROOT = Path(__file__).resolve().parent
+REQUIREMENTS = ROOT / "requirements.txt"
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "pebal_core/__init__.py").read_text(), re.MULTILINE)
 INDEX = "share/ament_index/resource_index/packages"
 
 
@@ -18,9 +21,10 @@ def files(pattern: str) -> list[str]:
 
 setup(
     name="pebal_ros",
-    version="0.1.0",
+    version=VERSION[1] if VERSION else None,
     description="Pixel-wise anomaly detection on the road (PEBAL) as a ROS 2 node",
-    license="Apache-2.0",
+    license="Apache-2.0 AND CC-BY-NC-4.0",  # the code, and the weights of the starter
+    license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.10",
     packages=find_packages(include=["pebal_core*", "pebal_ros*"]),
     package_data={

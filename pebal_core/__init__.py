@@ -1,1 +1,68 @@
-"""PEBAL: pixel-wise energy-biased abstention learning for anomaly segmentation (ECCV 2022)."""
+"""PEBAL: pixel-wise energy-biased abstention learning for anomaly segmentation (ECCV 2022).
+
+The names below are the public interface; what lies in the modules beside them may change between versions. They are
+imported when they are first used, so ``import pebal_core`` itself is quick and needs no torch.
+
+>>> import pebal_core
+>>> sorted(pebal_core.__all__)[:3]
+['AnomalyDetector', 'ModelInfo', 'PebalError']
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .detector import AnomalyDetector, Result
+    from .errors import PebalError
+    from .losses import LossConfig, pebal_loss
+    from .metrics.pooled import PooledMetrics
+    from .metrics.segmentation import SegmentationMetrics
+    from .model_file import ModelInfo, load_model, save_model
+    from .objects import ObjectRules, find_objects
+    from .scores import free_energy
+
+__version__ = "0.1.0"
+__all__ = [
+    "AnomalyDetector",
+    "LossConfig",
+    "ModelInfo",
+    "ObjectRules",
+    "PebalError",
+    "PooledMetrics",
+    "Result",
+    "SegmentationMetrics",
+    "__version__",
+    "find_objects",
+    "free_energy",
+    "load_model",
+    "pebal_loss",
+    "save_model",
+]
+
+_MODULES = {
+    "AnomalyDetector": "detector",
+    "LossConfig": "losses",
+    "ModelInfo": "model_file",
+    "ObjectRules": "objects",
+    "PebalError": "errors",
+    "PooledMetrics": "metrics.pooled",
+    "Result": "detector",
+    "SegmentationMetrics": "metrics.segmentation",
+    "find_objects": "objects",
+    "free_energy": "scores",
+    "load_model": "model_file",
+    "pebal_loss": "losses",
+    "save_model": "model_file",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

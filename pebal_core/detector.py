@@ -70,7 +70,7 @@ class AnomalyDetector:
         Args:
             model: path, or bare name of a shipped model.
             engine: ``torch`` (.safetensors), ``onnxruntime`` (.onnx, or what was exported from a .safetensors file
-                and lies beside it), or ``auto``: what can run the file; where both can, the faster one.
+                and lies beside it), or ``auto``, the faster of the engines that can run the file.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, with onnxruntime also ``tensorrt`` or ``tensorrt:N``; a
                 named device that is missing is an error.
             precision: ``auto``, ``fp32``, ``fp16`` or ``bf16``; an .onnx file has one and takes no other.

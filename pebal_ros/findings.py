@@ -17,7 +17,7 @@ from .stream_statistics import RATE_WINDOW
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
 UNSAID = ""
-"""Code of a finding that is not worth a line in the log, or is there already."""
+"""Code of a finding that the log does not repeat."""
 PATIENCE = 3.0
 """Seconds without a frame before silence is a fault: discovery and the first frame take their time."""
 OVERLOAD_SHARE = 0.1

@@ -116,7 +116,7 @@ OUTPUT_NAMES = (
 
 PARAMETERS: tuple[Spec, ...] = (
     Spec("model", str, "starter", "Model file (.safetensors or .onnx written by pebal), or a shipped model."),
-    Spec("engine", str, AUTO, "auto: what can run the model, the faster.", choices=(AUTO, "torch", "onnxruntime")),
+    Spec("engine", str, AUTO, "auto: the faster of those that fit the model.", choices=(AUTO, "torch", "onnxruntime")),
     Spec("device", str, AUTO, "cpu, cuda, cuda:N, tensorrt (onnxruntime), or auto: the GPU where there is one."),
     Spec("precision", str, AUTO, "Arithmetic of the network.", choices=(AUTO, "fp32", "fp16", "bf16")),
     Spec("input_height", int, 0, "Height in pixels that the network sees; 0: as the model file says.", (0, 8192)),

@@ -6,6 +6,15 @@ from pathlib import Path
 
 import pytest
 
+FOLDERS = {"golden": ("golden",), "ros": ("ros", "slow")}
+"""Markers of all tests in a folder."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for marker in FOLDERS.get(item.path.parent.name, ()):
+            item.add_marker(marker)
+
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:

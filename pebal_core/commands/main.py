@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from .. import __version__
 from ..errors import PebalError
 from ..installation import explained_imports
 
@@ -34,11 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; a `PebalError` ends it with its one sentence and status 1."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
-        print("usage: pebal COMMAND [options]      pebal COMMAND --help\n")
+        print("usage: pebal COMMAND [options]      pebal COMMAND --help      pebal --version\n")
         for name, purpose in COMMANDS.items():
             print(f"  {name:<17}{purpose}")
         return 0 if words else 2
     name = words[0]
+    if name == "--version":
+        print(f"pebal_ros {__version__}")
+        return 0
     if name not in COMMANDS:
         print(f"pebal: there is no command '{name}'; choose one of: {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2

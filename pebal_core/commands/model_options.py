@@ -20,7 +20,7 @@ def add_topic_argument(parser: ArgumentParser) -> None:
 
 def add_model_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--model", type=str, default="starter", help="model file, or name of a shipped model")
-    parser.add_argument("--engine", choices=ENGINES, default="auto", help="auto: what can run the model, the faster")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="auto: the faster of those that fit")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:N, or tensorrt (onnxruntime)")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Which engine runs a model: what was asked for, or with ``auto`` the faster one where both can."""
+"""Select the engine that runs a model: the one asked for or, with ``auto``, the faster of those that can run it."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class SegmentationNetwork(nn.Module, ABC):
         return F.pad(images, padding, mode="replicate") if any(padding) else images
 
     def fold_linear(self) -> None:
-        """Merge what else is linear, in place, when every BatchNorm that directly follows a convolution is in that."""
+        """Merge further linear operations in place, after every BatchNorm was folded into its convolution."""
 
     def is_head(self, name: str) -> bool:
         """Whether the parameter or buffer of this state-dict name belongs to the head."""

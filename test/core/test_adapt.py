@@ -16,6 +16,8 @@ from pebal_core.errors import PebalError
 from pebal_core.model_file import read_info
 from pebal_core.objects import IgnoreMask
 
+pytestmark = pytest.mark.slow
+
 
 def scene(number: int, bonnet: bool = True, height: int = 90, width: int = 160) -> np.ndarray:
     """Texture that is another one in every frame, over a bonnet with fixed edges."""

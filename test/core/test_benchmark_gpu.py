@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks/gpu.py"
 PARTS = ("machine", "parity", "inference", "training", "node", "steps", "loading", "onnx", "compiled")
 

@@ -35,6 +35,8 @@ from pebal_core.onnx_pooling import TRANSLATIONS
 
 from .test_engine_torch import network_of, photograph
 
+pytestmark = pytest.mark.slow
+
 TINY: dict[str, Any] = {"encoder": "resnet18", "decoder_channels": 16}
 
 

@@ -24,6 +24,8 @@ from pebal_core.networks.folding import fold, round_kernels
 from pebal_core.networks.winograd import WinogradConv2d, is_suited
 from pebal_core.scores import free_energy, gaussian_blur
 
+pytestmark = pytest.mark.slow
+
 PHOTOGRAPH = Path(__file__).parents[2] / "docs/demo.jpg"
 NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {
     # name, arguments, BatchNorms that no convolution directly precedes

@@ -30,6 +30,8 @@ from pebal_core.scores import free_energy
 from .test_coco import square, write_coco
 from .test_data import write_camvid
 
+pytestmark = pytest.mark.slow
+
 CONFIGURATIONS = [p for p in sorted((Path(__file__).parents[2] / "config").glob("*.yaml")) if p.stem != "anomaly"]
 
 Train = Callable[..., Path]

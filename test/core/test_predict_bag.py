@@ -27,6 +27,8 @@ from pebal_core.render import VideoWriter
 
 from .bags import PERIOD, START, Messages, drive, write_bag
 
+pytestmark = pytest.mark.slow
+
 HEIGHT, WIDTH = 120, 160
 
 

@@ -21,6 +21,8 @@ from pebal_core.training.pretrain import class_weights
 
 from .test_data import write_camvid
 
+pytestmark = pytest.mark.slow
+
 TINY = {"encoder": "resnet18", "decoder_channels": 16}
 
 

@@ -28,6 +28,8 @@ from pebal_core.networks import build_network
 from .bags import START, Messages, write_bag
 from .benchmarks import figures
 
+pytestmark = pytest.mark.slow
+
 FRAMES = 12
 
 

@@ -18,6 +18,8 @@ from pebal_core.footage import FrameSource
 from pebal_core.metrics.sequences import SequenceMetrics
 from pebal_core.objects import RoadObject
 
+pytestmark = pytest.mark.slow
+
 RED = Cutout(
     np.full((40, 40, 3), (255, 0, 0), np.uint8), np.ones((40, 40), np.float32), np.full((40, 40), 254, np.uint8)
 )

@@ -26,6 +26,8 @@ from pebal_core.render import VideoWriter
 
 from .bags import START, Messages, write_bag
 
+pytestmark = pytest.mark.slow
+
 HEIGHT, WIDTH, PERIOD = 120, 160, 100_000_000
 
 SEES_RED = """

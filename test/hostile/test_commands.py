@@ -30,6 +30,8 @@ from pebal_core.networks import build_network
 from .commands import SERVER
 from .test_sources import video
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 30.0
 """Seconds after which a case hangs."""
 

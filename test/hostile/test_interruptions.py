@@ -29,6 +29,8 @@ from ..core.test_finetune import workshop as workshop  # the fixture
 from ..core.test_pretrain import options as pretrain_options
 from .commands import refused, run
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 120.0
 FRAMES = 40
 

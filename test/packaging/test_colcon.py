@@ -15,6 +15,8 @@ from ament_index_python.packages import get_package_prefix, get_package_share_di
 
 from pebal_core.commands.main import COMMANDS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 NODES = {"anomaly_node", "camera_player"}
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
