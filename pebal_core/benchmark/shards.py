@@ -1,7 +1,7 @@
 """What a benchmark knows so far: one small file per image, and the exact counts of scores in few larger ones.
 
-Every file appears whole or not at all, so a run can be killed at any time and shared by any number of processes that
-see the folder. The process that evaluates an image writes its counts first and its record last: an image is done when
+Every file appears whole or not at all, so a run can be killed at any time and shared by any number of workers that
+see the folder. The worker that evaluates an image writes its counts first and its record last: an image is done when
 its record is there.
 """
 
