@@ -238,20 +238,19 @@ class _RayWorkers:
         """What a task gave, and why it failed; None where it is to be tried again."""
         errors = self._ray.exceptions
         try:
-            result = self._ray.get(reference)
+            result, error = self._ray.get(reference), None
         except errors.RayActorError:  # killed, out of memory, or a library that took the process down
             if self._busy.pop(worker, None) is not None:  # else another task of this worker told so before
                 self._add()
             if begun.attempt < ATTEMPTS:
                 return None
             return None, LostError(f"{begun.task} was given up: each of {ATTEMPTS} workers died while it had it.")
-        except errors.RayTaskError as error:
+        except errors.RayTaskError as raised:
+            expected, cause = isinstance(raised.cause, PebalError), raised.cause
+            result, error = None, cause if expected else LostError(f"{begun.task} could not be looked at: {cause!r}.")
+        if worker in self._busy:  # else it died over its other task
             self._busy[worker] -= 1
-            if isinstance(error.cause, PebalError):
-                return None, error.cause
-            return None, LostError(f"{begun.task} could not be looked at: {error.cause!r}.")
-        self._busy[worker] -= 1
-        return result, None
+        return result, error
 
     def _add(self) -> None:
         worker = self._make()
