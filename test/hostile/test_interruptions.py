@@ -299,7 +299,7 @@ def test_a_failed_output_folder_is_named(place: Path, tmp_path: Path, capsys: py
         ["predict", str(place / "images"), model, f"--out={tmp_path / 'file'}"],
         ["benchmark", f"--dataset=mine={place}", model, f"--out={tmp_path / 'file'}"],
         ["pack", str(place / "images"), "--format=fishyscapes", model, f"--out={tmp_path / 'file'}"],
-        ["calibrate", str(place / "images"), model, f"--out={tmp_path / 'file' / 'm.safetensors'}", "--frames=2"],
+        ["calibrate", str(place / "images"), model, f"--out={tmp_path / 'file' / 'm.safetensors'}", "--alpha=0.04"],
         ["predict", str(place / "images"), model, f"--out=/proc/{os.getpid()}/no"],
         ["predict", str(place / "images"), model, f"--out={'x' * 5000}"],
     ):
