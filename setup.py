@@ -75,7 +75,7 @@ setup(
             "ros-kilted-std-srvs",
             "ros-kilted-visualization-msgs",
         ],
-        "ray": ["ray>=2.40"],  # triage on several processes or machines
+        "ray": ["ray>=2.40"],  # several processes or machines
         "rerun": ["rerun-sdk>=0.24"],  # triage --rerun
         "demo": ["scikit-image>=0.22"],  # the photograph that the demo puts on the road
         "test": [

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -23,9 +24,9 @@ from rich.table import Table
 
 from pebal_core.engines.machine import allotted_cores
 from pebal_core.errors import PebalError
-from pebal_core.fleet.cluster import HERE, Cluster
+from pebal_core.fleet.cluster import HERE, Cluster, open_workers
 from pebal_core.fleet.events import EventFinder, select
-from pebal_core.fleet.scan import Job, ModelChoice, Request, stored
+from pebal_core.fleet.scan import Job, ModelChoice, Request, Scanner, stored
 from pebal_core.footage import FrameSource
 from pebal_core.footage.bag_writer import BagWriter
 from pebal_core.footage.bags import open_reader
@@ -147,10 +148,12 @@ def time_triage(
     if len(jobs) < 2 * workers or workers > allotted_cores():
         raise PebalError(f"{workers} workers need as many cores and at least {2 * workers} --drives.")
     done = []
-    for _, problem in Cluster(HERE, allotted_cores() // workers).scan(jobs, request, choice):
-        if problem:
-            raise PebalError(problem)
-        done.append(time.perf_counter())
+    cluster, load = Cluster(HERE, allotted_cores() // workers), partial(Scanner, request, choice.everywhere())
+    with open_workers(cluster, load, workers) as started:
+        for _, _, error in started.results(jobs):
+            if error is not None:
+                raise error
+            done.append(time.perf_counter())
     return (len(jobs) - workers) * frames / (done[-1] - done[workers - 1])
 
 

@@ -5,7 +5,6 @@ ROS and PyTorch are imported by processes of their own, so a broken installation
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import re
@@ -25,6 +24,7 @@ from .data.scenes import open_scenes
 from .detector import AnomalyDetector
 from .engines.machine import allotted_cores
 from .errors import PebalError
+from .installation import PROJECT, Requirement, installed_version, pip_line, requirements, unmet
 
 OK, NOTE, WARNING, ERROR = "ok", "note", "warning", "error"
 PYTHONS = ((3, 10), (3, 12))
@@ -109,29 +109,27 @@ def check_python() -> Check:
 
 def check_packages() -> Iterator[Check]:
     """The requirements of the package and of its extras, and packages that must not lie side by side."""
-    try:
-        declared = importlib.metadata.requires("pebal_ros") or []
-    except importlib.metadata.PackageNotFoundError:
+    declared = {requirement.extra for requirement in requirements()}
+    if not declared:
         yield Check(
-            "packages", NOTE, "pebal_ros was not installed by pip, so its requirements are not known",
+            "packages", NOTE, f"{PROJECT} was not installed by pip, so its requirements are not known",
             "On a machine without ROS 2: source scripts/environment.sh.",
         )  # fmt: skip
         return
-    wrong = _unmet(declared, "")
-    if wrong:
-        yield Check("packages", ERROR, f"{', '.join(wrong)}", f"pip install {_quoted(wrong)}")
+    if wrong := unmet():
+        yield Check("packages", ERROR, _named(wrong), pip_line(*map(str, wrong)))
     else:
         yield Check("packages", OK, "all that is required is there")
     for extra, purpose in EXTRAS.items():
-        if any(f'extra == "{extra}"' in line.replace("'", '"') for line in declared):
-            wrong = _unmet(declared, extra)
-            if wrong:
-                missing = f"for {purpose}: {', '.join(wrong)}"
-                yield Check(f"extra {extra}", NOTE, missing, f"If you need it: pip install 'pebal_ros[{extra}]'")
-            else:
-                yield Check(f"extra {extra}", OK, f"{purpose}: all is there")
+        if extra not in declared:
+            continue
+        if wrong := unmet(extra):
+            found, remedy = f"for {purpose}: {_named(wrong)}", f"If you need it: {pip_line(f'{PROJECT}[{extra}]')}"
+            yield Check(f"extra {extra}", NOTE, found, remedy)
+        else:
+            yield Check(f"extra {extra}", OK, f"{purpose}: all is there")
     for kept, others in (("onnxruntime-gpu", ["onnxruntime"]), ("opencv-python-headless", ["opencv-python"])):
-        both = [name for name in [kept, *others] if _version(name)]
+        both = [name for name in [kept, *others] if installed_version(name)]
         if len(both) > 1:
             yield Check(
                 kept, ERROR, f"{' and '.join(both)} are both installed, and each overwrites files of the other",
@@ -139,32 +137,11 @@ def check_packages() -> Iterator[Check]:
             )  # fmt: skip
 
 
-def _unmet(declared: Sequence[str], extra: str) -> list[str]:
-    """Requirements of an extra ("": of the package itself) that are not fulfilled, with what is there instead."""
-    from packaging.requirements import Requirement
-
-    wrong = []
-    for requirement in map(Requirement, declared):
-        belongs = requirement.marker is None or requirement.marker.evaluate({"extra": extra})
-        if not belongs or (extra and (requirement.marker is None or requirement.marker.evaluate({"extra": ""}))):
-            continue
-        version = _version(requirement.name)
-        if version is None:
-            wrong.append(f"{requirement.name}{requirement.specifier} is missing")
-        elif not requirement.specifier.contains(version, prereleases=True):
-            wrong.append(f"{requirement.name}{requirement.specifier} is needed, {version} is installed")
-    return wrong
-
-
-def _quoted(wrong: Sequence[str]) -> str:
-    return " ".join(f"'{text.split(' ')[0]}'" for text in wrong)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _named(wrong: Sequence[Requirement]) -> str:
+    found = ((one, installed_version(one.package)) for one in wrong)
+    return ", ".join(
+        f"{one} is needed, {version} is installed" if version else f"{one} is missing" for one, version in found
+    )
 
 
 def check_machine() -> Check:

@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import ModuleType
 
 from .errors import PebalError
@@ -20,6 +21,35 @@ PROJECT = "pebal_ros"
 MODULES = {"opencv-python-headless": "cv2", "pyyaml": "yaml"}
 """Modules that are not named as their package is."""
 ROS_PACKAGE = r"rclpy|\w+_(msgs|srvs|interfaces)"
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """A package that the project or one of its extras asks for.
+
+    Args:
+        operator: ``>=``, ``==``, or "" where any version does.
+        extra: "" where the project itself asks for it.
+    """
+
+    package: str
+    operator: str
+    version: str
+    extra: str
+
+    def __str__(self) -> str:
+        """As pip takes it."""
+        return f"{self.package}{self.operator}{self.version}"
+
+    @property
+    def module(self) -> str:
+        """What is imported of it."""
+        return MODULES.get(self.package.lower(), self.package.lower().replace("-", "_"))
+
+    def met_by(self, version: str) -> bool:
+        """Whether an installed version fulfils it; "" is none."""
+        found, needed = _numbers(version), _numbers(self.version)
+        return bool(version) and (found == needed if self.operator == "==" else found >= needed)
 
 
 def load(module: str) -> ModuleType:
@@ -51,13 +81,12 @@ def explained_imports() -> Iterator[None]:
 
 
 def _check_versions() -> None:
-    for name, (package, needed) in _requirements().items():
-        module = sys.modules.get(name)
-        found = _version(module, package) if module is not None else ""
-        if found and _numbers(found) < _numbers(needed):
+    for name, needed in _by_module().items():
+        found = _imported_version(name, needed.package) if name in sys.modules else ""
+        if found and not needed.met_by(found):
             raise PebalError(
-                f"The package {package} is too old: {found} is installed, {needed} or newer is needed: "
-                f"{_pip(f'{package}>={needed}')}."
+                f"The package {needed.package} is too old: {found} is installed, {needed.version} or newer is needed: "
+                f"{pip_line(str(needed))}."
             )
 
 
@@ -67,50 +96,62 @@ def _explanation(error: ImportError) -> str:
         if re.search("multiarray|_ARRAY_API|NumPy 1", str(error)):
             return (
                 f"{name or 'A package'} was compiled for NumPy 1 and does not load with NumPy "
-                f"{_version(sys.modules.get('numpy'), 'numpy')}: {_pip('numpy<2')}."
+                f"{_imported_version('numpy', 'numpy')}: {pip_line('numpy<2')}."
             )
         return f"{name or 'A package'} does not load: {next(iter(str(error).splitlines()), 'no reason given')}"
     if re.fullmatch(ROS_PACKAGE, name):
         return f"The ROS package {name} is missing: source your installation of ROS 2 (docs/install.md)."
-    package, needed = _requirements().get(name, (name, ""))
-    wanted = f"{package}>={needed}" if needed else package
-    asked = f" ({needed} or newer is needed)" if needed else ""
-    return f"The package {package} is missing{asked}: {_pip(wanted)}."
+    needed = _by_module().get(name) or Requirement(name, "", "", "")
+    asked = f" ({needed.version} or newer is needed)" if needed.version else ""
+    return f"The package {needed.package} is missing{asked}: {pip_line(str(needed))}."
 
 
-def _requirements() -> dict[str, tuple[str, str]]:
-    """Package and lowest version by module name, as the installed project declares them."""
+def requirements() -> list[Requirement]:
+    """As the installed project declares them; none where pip did not install it."""
     try:
         lines = importlib.metadata.requires(PROJECT) or []
-    except importlib.metadata.PackageNotFoundError:  # the bare sources
-        return {}
-    found = {}
-    for line in lines:
-        if match := re.match(r"([\w.-]+?)\s*(?:\[[^]]*\])?\s*\(?>=\s*([\d.]+)", line):
-            package = match[1]
-            found[MODULES.get(package.lower(), package.lower().replace("-", "_"))] = (package, match[2])
-    return found
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    matches = (re.match(r"([\w.-]+)(?:\[[^]]*\])?\s*\(?([<>=!~]*)\s*([\d.]*)", line) for line in lines)
+    extras = (re.search(r"extra == [\"']([\w-]+)", line) for line in lines)
+    return [
+        Requirement(match[1], match[2], match[3], extra[1] if extra else "")
+        for match, extra in zip(matches, extras)
+        if match
+    ]
 
 
-def _version(module: ModuleType | None, package: str) -> str:
-    """Of what was imported, which may come from another package of the same module; "" where it is not to be had."""
-    version = getattr(module, "__version__", "")
-    if isinstance(version, str) and version:
-        return version
+def unmet(extra: str = "") -> list[Requirement]:
+    """Requirements of an extra ("": of the project itself) whose package is missing or has another version."""
+    return [one for one in requirements() if one.extra == extra and not one.met_by(installed_version(one.package))]
+
+
+def installed_version(package: str) -> str:
+    """ "" where it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return ""
 
 
+def pip_line(*requirements: str) -> str:
+    """The line that installs packages; it keeps NumPy 1 where that is what a distribution of ROS was built with."""
+    numpy = _imported_version("numpy", "numpy")
+    kept = ["numpy<2"] if numpy.startswith("1.") and "numpy<2" not in requirements else []
+    where = " in a virtual environment (docs/install.md)" if sys.prefix == sys.base_prefix else ""
+    return "pip install " + " ".join(f"'{one}'" for one in [*requirements, *kept]) + where
+
+
+def _by_module() -> dict[str, Requirement]:
+    return {one.module: one for one in requirements() if one.operator == ">="}
+
+
+def _imported_version(module: str, package: str) -> str:
+    """Of what was imported, which may come from another package of the same module; "" where it is not to be had."""
+    version = getattr(sys.modules.get(module), "__version__", "")
+    return version if isinstance(version, str) and version else installed_version(package)
+
+
 def _numbers(version: str) -> list[int]:
     """The first three numbers of a version: of 2.4.0rc1+cu130 these are 2, 4 and 0."""
     return [int(number) for number in [*re.findall(r"\d+", version.partition("+")[0]), 0, 0, 0][:3]]
-
-
-def _pip(requirement: str) -> str:
-    """The line that installs a package; it keeps NumPy 1 where that is what a distribution of ROS was built with."""
-    numpy = _version(sys.modules.get("numpy"), "numpy")
-    kept = " 'numpy<2'" if numpy.startswith("1.") and requirement != "numpy<2" else ""
-    where = " in a virtual environment (docs/install.md)" if sys.prefix == sys.base_prefix else ""
-    return f"pip install '{requirement}'{kept}{where}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -61,30 +62,66 @@ def label_colors(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.nda
 
 
 class VideoWriter:
-    """MP4 of RGB frames; the size follows from the first. The file appears, whole, when it is closed.
+    """A video of RGB frames; the size follows from the first. The file appears, whole, when it is closed.
+
+    Args:
+        codec: ``mp4v`` for .mp4, or ``VP80`` for .webm.
 
     Raises:
         PebalError: the file cannot be written, or a frame has another size than the first.
     """
 
-    def __init__(self, path: Path, rate: float) -> None:
-        self.path, self.rate = path, rate
+    def __init__(self, path: Path, rate: float, codec: str = "mp4v") -> None:
+        self.path, self.rate, self.codec = path, rate, codec
+        self.shape: tuple[int, ...] = ()
+        """Of the first frame, once there is one."""
         self._part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
         self._writer: cv2.VideoWriter | None = None
-        self._shape: tuple[int, ...] = ()
+        self._count = 0
 
     def write(self, image: np.ndarray) -> None:
         if self._writer is None:
-            self._shape = image.shape
-            fourcc = cv2.VideoWriter.fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(str(self._part), fourcc, self.rate, (image.shape[1], image.shape[0]))
+            self.shape, size = image.shape, (image.shape[1], image.shape[0])
+            with _silent():  # OpenCV remarks on the container's name for VP80
+                self._writer = cv2.VideoWriter(str(self._part), cv2.VideoWriter.fourcc(*self.codec), self.rate, size)
             if not self._writer.isOpened():
                 raise PebalError(f"The video {self.path} cannot be written; choose another folder.")
-        if image.shape != self._shape:
-            raise PebalError(f"The frames of {self.path} change size from {self._shape} to {image.shape}.")
+        if image.shape != self.shape:
+            raise PebalError(f"The frames of {self.path} change size from {self.shape} to {image.shape}.")
         self._writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        self._count += 1
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.release()
-            self._part.replace(self.path)
+        if self._writer is None:
+            return
+        self._writer.release()
+        if self._readable() != self._count:  # OpenCV does not tell of a full disk
+            self._part.unlink(missing_ok=True)
+            raise PebalError(f"The video {self.path} could not be written; free space or choose another place.")
+        self._part.replace(self.path)
+
+    def _readable(self) -> int:
+        """Frames in the file: an .mp4 states them in its end, of a .webm that was cut off only the frames tell."""
+        with _silent():
+            capture = cv2.VideoCapture(str(self._part))
+            found = 0
+            if self.codec == "mp4v":
+                found = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
+            else:
+                while capture.grab():
+                    found += 1
+            capture.release()
+        return found
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing that a library writes to the standard error is seen."""
+    kept = os.dup(2)
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

@@ -26,12 +26,14 @@ from ..objects import ObjectRules
 from .bootstrap import Coarse, central, coarse_counts, draw_weights, intervals, replicate_figures
 from .forward import Forward, ScoreReader
 from .operating import PLAIN, RULES, OperatingPoint, Record
-from .passes import Outcome, Pass, Workers
+from .passes import Outcome, Pass
 from .pictures import draw_frames
 from .protocols import SMALL_OBJECTS, Protocol
 from .results import STAGES, Components, Objects, Score, Segmentation, SetInfo, SetResult, save_curve
 from .shards import CountShards, Records, trusting, write_once
 
+FIRST, SECOND = "first", "second"
+"""Stages of a set: the figures, and the components at the threshold that follows from them."""
 FILTERED = "filtered"
 """Name beside the scores of the main score after the object rules, whose pooled figures give only a threshold."""
 
@@ -83,6 +85,8 @@ class SetBenchmark:
         self._figures = self.folder / "figures.json"
         self.first = Pass(
             name,
+            FIRST,
+            name,
             Records(self.folder / "images", len(data)),
             self._classes if data.ids.classes else self._anomalies,
             None if data.ids.classes else CountShards(self.folder / "counts"),
@@ -96,7 +100,7 @@ class SetBenchmark:
         return not self.data.ids.classes and (self.protocol.components or self.data.track is not None)
 
     def sum_up(self) -> None:
-        """Figures of all images from their counts, for the first process; then the counts are not needed any more."""
+        """Figures of all images from their counts; then the counts are not needed any more."""
         counts = self.first.counts
         if counts is None or self._summed_up() is not None:
             return
@@ -112,11 +116,10 @@ class SetBenchmark:
         if len(done) == len(self.data):
             counts.clear()
 
-    def prepare_components(self, workers: Workers) -> Pass | None:
-        """The second pass; waits for the first process to sum up. None where there are no components to look for."""
+    def prepare_components(self) -> Pass | None:
+        """The second pass, after `sum_up` of the command. None where there are no components to look for."""
         if not self.has_components:
             return None
-        workers.wait(lambda: int(self._summed_up() is None), f"{self.name}: the threshold for components")
         pooled = self._pooled()
         thresholds = {score: pooled[score].best_f1_threshold for score in (self.main, FILTERED) if score in pooled}
         if thresholds.get(self.main) is None:
@@ -129,7 +132,8 @@ class SetBenchmark:
         }
         codes = [f"{np.float32(threshold).view(np.uint32):08x}" for threshold in thresholds.values()]
         folder = self.folder / "_".join(["components", *codes])
-        self.second = Pass(f"{self.name}, components", Records(folder, len(self.data)), self._components)
+        records = Records(folder, len(self.data))
+        self.second = Pass(f"{self.name}, components", SECOND, self.name, records, self._components)
         return self.second
 
     def failures(self) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """What a benchmark knows so far: one small file per image, and the exact counts of scores in few larger ones.
 
-Every file appears whole or not at all, so a run can be killed at any time and shared by any number of processes that
-see the folder. The process that evaluates an image writes its counts first and its record last: an image is done when
+Every file appears whole or not at all, so a run can be killed at any time and shared by any number of workers that
+see the folder. The worker that evaluates an image writes its counts first and its record last: an image is done when
 its record is there.
 """
 
@@ -84,11 +84,6 @@ class Records:
             if index not in done
         }
 
-    def missing(self) -> list[int]:
-        """Images that are neither done nor failed."""
-        known = {*self.done(), *self._list("failed")}
-        return [index for index in range(self.count) if index not in known]
-
     def _path(self, index: int, suffix: str) -> Path:
         return self.folder / f"{index:06d}.{suffix}"
 
@@ -117,37 +112,27 @@ class CountShards:
         _write_archive(path, [index], metrics, metrics.__getitem__)
         level = 0
         self._own.setdefault(0, []).append(path)
-        while len(parts := self._own.get(level, [])) >= MERGED:
-            images = sorted(image for part in parts for image in _images(part) or ())
+        while len(self._own.get(level, [])) >= MERGED:
+            valid = _disjoint(self._own[level])
+            parts, images = [part for part, _ in valid], sorted(image for _, images in valid for image in images)
             merged = self.folder / f"{images[0]:06d}-{len(images)}-{self._origin}.zip"
             _write_archive(merged, images, metrics, lambda score, parts=parts: _merge(parts, score))  # type: ignore[misc]
             for part in parts:
-                part.unlink()
+                part.unlink(missing_ok=True)
             self._own[level] = []
             level += 1
             self._own.setdefault(level, []).append(merged)
 
     def covered(self) -> set[int]:
         """Images whose counts are there."""
-        return {image for _, images in self._valid() for image in images}
+        return {image for _, images in _disjoint(self.folder.glob("*.zip")) for image in images}
 
     def total(self, score: str) -> PooledMetrics:
         """The counts of all images together."""
-        return _merge([path for path, _ in self._valid()], score)
+        return _merge([path for path, _ in _disjoint(self.folder.glob("*.zip"))], score)
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _valid(self) -> list[tuple[Path, list[int]]]:
-        found = [(path, images) for path in sorted(self.folder.glob("*.zip")) if (images := _images(path))]
-        found.sort(key=lambda item: -len(item[1]))
-        covered: set[int] = set()
-        valid = []
-        for path, images in found:
-            if covered.isdisjoint(images):
-                covered.update(images)
-                valid.append((path, images))
-        return valid
 
 
 def write_once(path: Path, values: Mapping[str, Any], explain: Callable[[str, Any, Any], str]) -> None:
@@ -179,6 +164,19 @@ def _merge(paths: Iterable[Path], score: str) -> PooledMetrics:
             names = [name for name in archive.files if name.startswith(f"{score}/")]
             total.merge(PooledMetrics.from_state({name.removeprefix(f"{score}/"): archive[name] for name in names}))
     return total
+
+
+def _disjoint(paths: Iterable[Path]) -> list[tuple[Path, list[int]]]:
+    """Archives that are there, of which no two cover the same image, with their images; large ones come first."""
+    found = [(path, images) for path in sorted(set(paths)) if (images := _images(path))]
+    found.sort(key=lambda item: -len(item[1]))
+    covered: set[int] = set()
+    disjoint = []
+    for path, images in found:
+        if covered.isdisjoint(images):
+            covered.update(images)
+            disjoint.append((path, images))
+    return disjoint
 
 
 def _images(path: Path) -> list[int] | None:

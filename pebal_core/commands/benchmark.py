@@ -1,8 +1,7 @@
 """``pebal benchmark --model M --dataset NAME=PATH … --out DIR``: every figure of the field, on whole data sets.
 
-Resumes where it was killed. Shared over processes, on one machine or on many that see DIR:
-
-    torchrun --nproc-per-node N [--nnodes M --rdzv-endpoint HOST:PORT] -m pebal_core benchmark …
+Resumes where it was killed. ``--ray`` shares the images of the data sets over processes, on one machine or on many that
+see DIR.
 """
 
 from __future__ import annotations
@@ -14,16 +13,18 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ..benchmark.plan import Request
 from ..benchmark.protocols import PROTOCOLS
-from ..benchmark.run import Request, run_benchmark
+from ..benchmark.run import run_benchmark
 from ..benchmark.sequences import RESULTS, evaluate_sequences, table, write_results
 from ..data.sequences import SequenceFrame, open_sequences
 from ..errors import PebalError
 from ..labels import VOID
 from ..objects import ObjectRules, TrackRules
-from ..ranges import Number, Whole
+from ..ranges import Whole
 from ..scores import SCORES
-from .model_options import add_model_arguments, load_detector
+from .cluster_options import add_cluster_arguments, chosen_cluster
+from .model_options import add_model_arguments, load_detector, model_choice
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -35,7 +36,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="NAME=PATH",
         help="a set known by name (docs/benchmark.md), or any name for a folder with images/ and labels/; repeatable",
     )
-    parser.add_argument("--sequences", type=Path, help="folder of labelled sequences: objects over time")
+    parser.add_argument(
+        "--sequences", type=Path, help="folder of labelled sequences: objects over time (without --ray)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="results folder")
     parser.add_argument("--protocol", choices=sorted(PROTOCOLS), default="fishyscapes")
     parser.add_argument(
@@ -50,9 +53,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--anomaly-ids", type=Whole(0, 255), nargs="+", default=[1])
     parser.add_argument("--void-ids", type=Whole(0, 255), nargs="*", default=[VOID])
-    parser.add_argument(
-        "--patience", type=Number(0.1, 1e6), default=600.0, help="seconds until silent processes count as dead"
-    )
+    add_cluster_arguments(parser)
     add_model_arguments(parser)
 
 
@@ -64,11 +65,7 @@ def run(args: Namespace) -> int:
             raise PebalError("Nothing to do: name a set with --dataset NAME=PATH, or give --sequences FOLDER.")
         return 0
     request = Request(
-        model=args.model,
-        engine=args.engine,
-        device=args.device,
-        precision=args.precision,
-        input_size=(args.input_size[0], args.input_size[1]) if args.input_size else None,
+        model=model_choice(args),
         datasets=args.dataset,
         out=args.out,
         protocol=args.protocol,
@@ -77,9 +74,8 @@ def run(args: Namespace) -> int:
         inlier_ids=args.inlier_ids,
         anomaly_ids=args.anomaly_ids,
         void_ids=args.void_ids,
-        patience=args.patience,
     )
-    return run_benchmark(request)
+    return run_benchmark(request, chosen_cluster(args))
 
 
 def _run_sequences(args: Namespace) -> None:

@@ -7,6 +7,7 @@ import sys
 from jsonargparse import ArgumentParser, Namespace
 
 from ..detector import ENGINES, PRECISIONS, AnomalyDetector
+from ..fleet.scan import ModelChoice
 from ..integrity import SIDES
 from ..ranges import Whole
 
@@ -31,9 +32,17 @@ def add_model_arguments(parser: ArgumentParser) -> None:
     )
 
 
+def add_batch_argument(parser: ArgumentParser) -> None:
+    parser.add_argument("--batch", type=Whole(1, 1024), default=1, help="frames that go through the network at once")
+
+
+def model_choice(args: Namespace) -> ModelChoice:
+    size = (args.input_size[0], args.input_size[1]) if args.input_size else None
+    return ModelChoice(args.model, args.engine, args.device, args.precision, size)
+
+
 def load_detector(args: Namespace) -> AnomalyDetector:
-    size = tuple(args.input_size) if args.input_size else None
-    detector = AnomalyDetector.load(args.model, args.engine, args.device, args.precision, input_size=size)
+    detector = model_choice(args).load()
     if detector.reason:
         print(detector.reason, file=sys.stderr)
     return detector

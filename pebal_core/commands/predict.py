@@ -7,22 +7,40 @@ of a folder are taken to follow each other, ten in a second.
 
 With ``--out-bag FILE.mcap`` it writes a recording with the topics that the node would publish, for ``ros2 bag play``
 and viewers, and no folder unless ``--out`` is given as well.
+
+With ``--ray`` the workers of a Ray cluster run the network; this process reads the frames, follows the objects and
+writes, so that the results are those of one process.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import sys
+from contextlib import ExitStack, nullcontext
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ..drift import DriftMonitor
+from ..engines.selection import model_info
 from ..errors import PebalError
+from ..fleet.cluster import open_workers
+from ..fleet.frames import Network, answered
 from ..footage import FrameSource
+from ..locks import held
+from ..model_file import resolve_model
 from ..outputs import ObjectReader
 from ..ranges import Whole
-from .model_options import add_model_arguments, add_topic_argument, load_detector
+from .cluster_options import add_cluster_arguments, chosen_cluster
+from .model_options import (
+    add_batch_argument,
+    add_model_arguments,
+    add_topic_argument,
+    load_detector,
+    model_choice,
+)
 from .object_options import add_object_arguments, object_options
 from .results import CHOICES, DEFAULT_OUTPUTS, BagResults, FolderResults, Results
 
@@ -42,6 +60,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--with-images", action="store_true", help="copy the camera's images to --out-bag as well")
     parser.add_argument("--frames", type=Whole(0, 10**9), default=0, help="stop after this many; 0: all")
+    add_batch_argument(parser)
+    add_cluster_arguments(parser)
     add_model_arguments(parser)
     add_object_arguments(parser)
 
@@ -49,37 +69,52 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     if args.out is None and args.out_bag is None:
         raise PebalError("There is no place for the results: give --out FOLDER, --out-bag FILE.mcap, or both.")
+    with held(args.out) if args.out is not None else nullcontext():
+        return _predict(args)
+
+
+def _predict(args: Namespace) -> int:
     source = FrameSource(args.source, args.topic)
-    detector = load_detector(args)
-    places: list[Results] = [FolderResults(args.out, source)] if args.out is not None else []
-    read = ObjectReader(object_options(args, detector.info), detector.info, source)
-    if args.out_bag is not None:
-        alarms = read.settings.threshold is not None
-        places.append(BagResults(args.out_bag, source, args.outputs, args.with_images, alarms))
+    cluster, info = chosen_cluster(args), model_info(resolve_model(args.model))
+    if cluster is None:
+        detector = load_detector(args)
+        title, load = f"{detector.engine_name} on {detector.device_name}", lambda: detector
+    else:
+        title, load = "frames", model_choice(args).everywhere().load
+    read = ObjectReader(object_options(args, info), info, source)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    monitor = DriftMonitor(detector.info) if detector.info.profile else None
+    monitor = DriftMonitor(info) if info.profile else None
     drifted_at = 0
     number = 0
-    try:
-        with Progress(*columns) as progress, ExitStack() as stack:
-            for place in places:
-                stack.enter_context(place)
-            total = min(args.frames, source.count or args.frames) if args.frames else source.count
-            task = progress.add_task(f"{detector.engine_name} on {detector.device_name}", total=total)
-            for number, frame in enumerate(source, start=1):
-                result = detector(frame.image)
-                if monitor is not None and monitor.update(result.energy, frame.image).drifted and not drifted_at:
-                    drifted_at = number
-                products = read(frame, result)
+    total = min(args.frames, source.count or args.frames) if args.frames else source.count
+    most = -(-total // args.batch) if total else sys.maxsize
+    with open_workers(cluster, partial(Network, load), most) as workers:
+        places = _places(args, source, read.settings.threshold is not None)
+        try:
+            with Progress(*columns) as progress, ExitStack() as stack:
                 for place in places:
-                    place.write(frame, products)
-                progress.advance(task)
-                if number == args.frames:
-                    break
-    finally:  # what there is so far is kept, whatever ends the run
-        left_out = f"; {source.skipped} malformed images were skipped" if source.skipped else ""
-        where = " and ".join(str(path) for path in (args.out, args.out_bag) if path is not None)
-        print(f"Results of {number} frames are in {where}{left_out}.")
-        if monitor is not None and drifted_at:
-            print(f"From frame {drifted_at} on: {monitor.state.text}")
+                    stack.enter_context(place)
+                task = progress.add_task(title, total=total)
+                frames = islice(source, args.frames or None)
+                for frame, result in answered(frames, workers, args.batch):
+                    number += 1
+                    if monitor is not None and monitor.update(result.energy, frame.image).drifted and not drifted_at:
+                        drifted_at = number
+                    products = read(frame, result)
+                    for place in places:
+                        place.write(frame, products)
+                    progress.advance(task)
+        finally:  # what there is so far is kept, whatever ends the run
+            left_out = f"; {source.skipped} malformed images were skipped" if source.skipped else ""
+            where = " and ".join(str(path) for path in (args.out, args.out_bag) if path is not None)
+            print(f"Results of {number} frames are in {where}{left_out}.")
+            if monitor is not None and drifted_at:
+                print(f"From frame {drifted_at} on: {monitor.state.text}")
     return 1 if source.skipped else 0
+
+
+def _places(args: Namespace, source: FrameSource, alarms: bool) -> list[Results]:
+    places: list[Results] = [FolderResults(args.out, source)] if args.out is not None else []
+    if args.out_bag is not None:
+        places.append(BagResults(args.out_bag, source, args.outputs, args.with_images, alarms))
+    return places

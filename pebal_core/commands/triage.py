@@ -14,12 +14,12 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from ..engines.selection import model_info
-from ..fleet.cluster import HERE, Cluster
-from ..fleet.scan import ModelChoice, Request
+from ..fleet.scan import Request
 from ..fleet.triage import triage
 from ..model_file import resolve_model
 from ..ranges import Number, Whole
-from .model_options import add_model_arguments, add_topic_argument
+from .cluster_options import add_cluster_arguments, chosen_cluster
+from .model_options import add_batch_argument, add_model_arguments, add_topic_argument, model_choice
 from .object_options import add_object_arguments, object_options
 
 
@@ -31,27 +31,17 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--top", type=Whole(1, 100_000), default=50, help="moments to show")
     parser.add_argument("--rate", type=Number(0, 1000), default=0.0, help="frames per second to look at; 0: all")
-    parser.add_argument("--batch", type=Whole(1, 1024), default=1, help="frames that go through the network at once")
+    add_batch_argument(parser)
     parser.add_argument(
         "--rerun", type=Path, metavar="FILE.rrd", help="write moments and alarm series for Rerun as well"
     )
-    parser.add_argument(
-        "--ray",
-        type=str,
-        nargs="?",
-        const=HERE,
-        metavar="ADDRESS",
-        help="share the sources over the workers of a Ray cluster; without an address, over those of this machine",
-    )
-    parser.add_argument("--cores", type=Whole(1, 1024), default=1, help="of each worker of --ray that has no GPU")
+    add_cluster_arguments(parser)
     add_model_arguments(parser)
     add_object_arguments(parser)
 
 
 def run(args: Namespace) -> int:
-    size = (args.input_size[0], args.input_size[1]) if args.input_size else None
-    choice = ModelChoice(args.model, args.engine, args.device, args.precision, size)
+    choice = model_choice(args)
     options = object_options(args, model_info(resolve_model(args.model)))
     request = Request(args.top, args.topic, args.rate, args.batch, options)
-    cluster = Cluster(args.ray, args.cores) if args.ray else None
-    return 1 if triage(args.sources, args.out, request, choice, args.top, cluster, args.rerun) else 0
+    return 1 if triage(args.sources, args.out, request, choice, args.top, chosen_cluster(args), args.rerun) else 0

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import csv
 import io
-import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,6 +18,7 @@ import numpy as np
 from ..errors import PebalError
 from ..footage import FrameSource
 from ..model_file import write_atomically
+from ..render import VideoWriter
 from .events import Moment
 
 MARGIN = 2.0
@@ -47,6 +46,11 @@ class Chosen:
     @property
     def overlay(self) -> Path:
         return self.stored.with_name(f"{self.stored.stem}_overlay.jpg")
+
+    @property
+    def name(self) -> str:
+        """The last part of the source's path."""
+        return Path(self.moment.source).name
 
     @property
     def utc(self) -> str:
@@ -121,9 +125,7 @@ def _cut_clips(folder: Path, chosen: Sequence[Chosen]) -> None:
     for one in chosen:
         target = folder / f"{one.label}.webm"
         if not target.exists():
-            part = target.with_suffix(".part.webm")
-            _cut_clip(one.moment, part)
-            part.replace(target)
+            _cut_clip(one.moment, target)
 
 
 def _keep(folder: Path, names: set[str]) -> None:
@@ -137,38 +139,15 @@ def _cut_clip(moment: Moment, path: Path) -> None:
     source = FrameSource(moment.source, moment.topic)
     begin = max(moment.first, moment.seconds - CLIP_LONGEST / 2) - MARGIN
     end = min(moment.last, moment.seconds + CLIP_LONGEST / 2) + MARGIN
-    writer: cv2.VideoWriter | None = None
-    size = (0, 0)
-    try:
-        for frame in source.between(begin, end):
-            image = _reduced(frame.image, CLIP_WIDTH)
-            if writer is None:
-                size = image.shape[1], image.shape[0]
-                with _silent():  # OpenCV remarks on the container's name for the codec
-                    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"VP80"), source.rate, size)
-                if not writer.isOpened():
-                    raise PebalError(f"The clip {path} cannot be written; free space or choose another --out.")
-            if (image.shape[1], image.shape[0]) != size:
-                image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-            writer.write(image[..., ::-1])
-    finally:
-        if writer is not None:
-            writer.release()
-    if not path.is_file() or not path.stat().st_size:
+    video = VideoWriter(path, source.rate, "VP80")
+    for frame in source.between(begin, end):
+        image = _reduced(frame.image, CLIP_WIDTH)
+        if video.shape and image.shape != video.shape:
+            image = cv2.resize(image, (video.shape[1], video.shape[0]), interpolation=cv2.INTER_AREA)
+        video.write(image)
+    video.close()
+    if not path.is_file():
         raise PebalError(f"The clip {path} of {moment.source} could not be cut: is the source still there?")
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Nothing that a library writes to the standard error is seen."""
-    kept = os.dup(2)
-    with Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
 
 
 def _reduced(image: np.ndarray, width: int) -> np.ndarray:

@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..data.scenes import IMAGE_SUFFIXES
@@ -15,8 +15,10 @@ from ..detector import AnomalyDetector
 from ..errors import CutShortError, PebalError
 from ..footage import Frame, FrameSource, is_recording
 from ..footage.bags import METADATA
+from ..model_file import MODELS_FOLDER, resolve_model
 from ..outputs import ObjectOptions, ObjectReader
-from .events import EventFinder, Moment, batches
+from .events import EventFinder, Moment
+from .frames import answers, batches
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg")
 SERIES = "series.csv"
@@ -51,6 +53,15 @@ class ModelChoice:
     def load(self) -> AnomalyDetector:
         return AnomalyDetector.load(self.model, self.engine, self.device, self.precision, self.input_size)
 
+    def everywhere(self) -> ModelChoice:
+        """The same for workers with another current folder; a shipped model keeps its bare name.
+
+        Raises:
+            PebalError: there is no such model.
+        """
+        path = resolve_model(self.model)
+        return self if path.parent == MODELS_FOLDER else replace(self, model=str(path.absolute()))
+
 
 @dataclass(frozen=True)
 class Job:
@@ -58,6 +69,9 @@ class Job:
 
     source: str
     folder: Path
+
+    def __str__(self) -> str:
+        return self.source
 
 
 def expand(paths: list[str]) -> list[str]:
@@ -128,9 +142,7 @@ def scan(
         with (part / SERIES).open("w") as series:
             series.write("seconds,energy,confirmed\n")
             for batch in batches(_until_cut(_thinned(footage, request.rate), problems), request.batch):
-                images = [frame.image for frame in batch]
-                results = [detector(images[0])] if len(images) == 1 else detector(images)
-                for frame, result in zip(batch, results):
+                for frame, result in zip(batch, answers(detector, [frame.image for frame in batch])):
                     products = read(frame, result)
                     energy = finder.add(frame, products, read.ignored(*result.energy.shape))
                     series.write(f"{frame.seconds:.6f},{energy:.4f},{len(products.sighting.confirmed)}\n")
@@ -153,22 +165,27 @@ def scan(
         shutil.rmtree(part, ignore_errors=True)
 
 
-def scan_here(
-    jobs: Sequence[Job], request: Request, choice: ModelChoice, advance: Callable[[int], None]
-) -> Iterator[tuple[str, str]]:
-    """Scan in this process; yields each source and why it failed, or "".
+class Scanner:
+    """Scans sources with one model.
+
+    Args:
+        advance: as for `scan`.
 
     Raises:
         PebalError: the model cannot be loaded.
     """
-    detector = choice.load() if jobs else None
-    for job in jobs:
-        assert detector is not None
-        try:
-            scan(job.source, job.folder, request, detector, advance)
-            yield job.source, ""
-        except PebalError as error:
-            yield job.source, str(error)
+
+    def __init__(self, request: Request, choice: ModelChoice, advance: Callable[[int], None] = lambda _: None) -> None:
+        self._request, self._detector, self._advance = request, choice.load(), advance
+
+    def __call__(self, job: Job) -> None:
+        """Scan a source, unless a worker that died afterwards had done it.
+
+        Raises:
+            PebalError: as `scan`.
+        """
+        if not job.folder.is_dir():
+            scan(job.source, job.folder, self._request, self._detector, self._advance)
 
 
 def stored(folder: Path) -> tuple[list[tuple[Moment, Path]], list[str]]:

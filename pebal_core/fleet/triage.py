@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from ..locks import held
 from ..model_file import file_sha256, resolve_model
-from .cluster import Cluster
+from .cluster import Cluster, open_workers
 from .events import Moment, select
 from .gallery import Chosen, write_gallery
-from .scan import Job, ModelChoice, Request, expand, key, scan_here, stored
+from .scan import Job, ModelChoice, Request, Scanner, expand, key, stored
 from .viewer import write_rrd
 
 SCANS = "sources"
@@ -39,46 +40,55 @@ def triage(
         PebalError: there is no source, or the results cannot be written.
     """
     found = expand(list(sources))
-    model = resolve_model(choice.model).absolute()
+    model = resolve_model(choice.model)
     sha256 = file_sha256(model)
-    choice = replace(choice, model=str(model))
     folders = {source: out.absolute() / SCANS / key(source, request, sha256) for source in found}
-    missing = [Job(source, folder) for source, folder in folders.items() if not folder.is_dir()]
-    problems: dict[str, str] = {}
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns) as progress:
-        overall = progress.add_task("sources", total=len(found), completed=len(found) - len(missing))
-        frames = progress.add_task("frames", total=None)
-        done = (
-            scan_here(missing, request, choice, lambda count: progress.advance(frames, count))
-            if cluster is None
-            else cluster.scan(missing, request, choice)
-        )
-        for source, problem in done:
-            if problem:
-                problems[source] = problem
-            progress.advance(overall)
-    entries: list[tuple[Moment, Path]] = []
-    failures: list[str] = []
-    for source, folder in folders.items():
-        moments, said = ([], [problems[source]]) if source in problems else stored(folder)
-        entries += moments
-        failures += said
-    for failure in failures:
-        print(f"pebal triage: {failure}", file=sys.stderr)
-    paths = {id(moment): path for moment, path in entries}
-    best, alike = select([moment for moment, _ in entries], top)
-    chosen = [
-        Chosen(rank, moment, paths[id(moment)], f"{paths[id(moment)].parent.name}-{moment.name}")
-        for rank, moment in enumerate(best, start=1)
-    ]
-    figures = {
-        "sources": str(len(found)),
-        "events": f"{len(entries)}, of which {alike} look like one that is shown",
-        "model": f"{model.name} ({sha256[:12]})",
-    }
-    write_gallery(out, chosen, figures, failures)
-    if rrd is not None:
-        write_rrd(rrd, chosen, {source: folder for source, folder in folders.items() if source not in problems})
+    with held(out):
+        problems = _scan_missing(folders, request, choice, cluster)
+        entries: list[tuple[Moment, Path]] = []
+        failures: list[str] = []
+        for source, folder in folders.items():
+            moments, said = ([], [problems[source]]) if source in problems else stored(folder)
+            entries += moments
+            failures += said
+        for failure in failures:
+            print(f"pebal triage: {failure}", file=sys.stderr)
+        paths = {id(moment): path for moment, path in entries}
+        best, alike = select([moment for moment, _ in entries], top)
+        chosen = [
+            Chosen(rank, moment, paths[id(moment)], f"{paths[id(moment)].parent.name}-{moment.name}")
+            for rank, moment in enumerate(best, start=1)
+        ]
+        figures = {
+            "sources": str(len(found)),
+            "events": f"{len(entries)}, of which {alike} look like one that is shown",
+            "model": f"{model.name} ({sha256[:12]})",
+        }
+        write_gallery(out, chosen, figures, failures)
+        if rrd is not None:
+            write_rrd(rrd, chosen, {source: folder for source, folder in folders.items() if source not in problems})
     print(f"{len(chosen)} moments of {len(entries)} events are in {out / 'index.html'}.")
     return len(failures)
+
+
+def _scan_missing(
+    folders: Mapping[str, Path], request: Request, choice: ModelChoice, cluster: Cluster | None
+) -> dict[str, str]:
+    """Scan the sources whose folders are not there yet; returns why some failed, by source."""
+    missing = [Job(source, folder) for source, folder in folders.items() if not folder.is_dir()]
+    problems: dict[str, str] = {}
+    if not missing:
+        return problems
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns) as progress:
+        overall = progress.add_task("sources", total=len(folders), completed=len(folders) - len(missing))
+        load = partial(Scanner, request, choice.everywhere())
+        if cluster is None:  # within a source, progress shows only in this process
+            frames = progress.add_task("frames", total=None)
+            load = partial(load, lambda count: progress.advance(frames, count))
+        with open_workers(cluster, load, len(missing)) as workers:
+            for job, _, error in workers.results(missing):
+                if error is not None:
+                    problems[job.source] = str(error)
+                progress.advance(overall)
+    return problems

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rosbags.rosbag2 import StoragePlugin, Writer
 
 from pebal_core.errors import PebalError
 from pebal_core.footage import FrameSource
@@ -129,6 +130,21 @@ def test_a_topic_that_changes_its_type(tmp_path: Path) -> None:
         PebalError, match="/image of the recording .* changes its type .*CompressedImage and .*Image and "
     ):
         FrameSource(mixed, "/image")
+
+
+def test_a_type_that_nobody_knows(tmp_path: Path) -> None:
+    """Beside the images it does no harm; chosen, it is said to carry none."""
+    with Writer(tmp_path / "drive", version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        made = Messages(False)
+        strange = writer.add_connection("/strange", "lab_msgs/msg/Strange", msgdef="float17 x", rihs01="RIHS01_00")
+        camera = writer.add_connection("/image", "sensor_msgs/msg/Image", typestore=made.store)
+        for number in range(3):
+            writer.write(strange, START + number, b"\x00\x01\x00\x00junk")
+            image = made.image(picture(number), "rgb8", START + number)
+            writer.write(camera, START + number, made.store.serialize_cdr(image, image.__msgtype__))
+    assert [int(frame.image[0, 0, 0]) for frame in FrameSource(tmp_path / "drive")] == [0, 10, 20]
+    with pytest.raises(PebalError, match=r"/strange .* carries no images \(lab_msgs/msg/Strange\)"):
+        FrameSource(tmp_path / "drive", "/strange")
 
 
 def test_images_may_change_size_and_encoding(tmp_path: Path) -> None:

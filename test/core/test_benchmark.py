@@ -1,16 +1,12 @@
-"""pebal benchmark from end to end: figures beside scikit-learn, kills, several processes, bad input."""
+"""Figures of pebal benchmark from end to end, beside scikit-learn and the detector."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -19,7 +15,7 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from pebal_core.benchmark.forward import ScoreReader, _window_starts, score_names
-from pebal_core.benchmark.results import Results, SetResult, load_curve
+from pebal_core.benchmark.results import Results, load_curve
 from pebal_core.commands.main import main
 from pebal_core.data.anomaly_sets import open_set
 from pebal_core.detector import AnomalyDetector
@@ -27,64 +23,13 @@ from pebal_core.metrics.components import ComponentMetrics
 from pebal_core.metrics.objects import ObjectMetrics
 from pebal_core.metrics.pooled import PooledMetrics
 from pebal_core.metrics.segmentation import SegmentationMetrics
-from pebal_core.model_file import ModelInfo, load_model, save_model
-from pebal_core.networks import build_network
+from pebal_core.model_file import load_model
 from pebal_core.objects import ObjectRules, filter_energy, find_objects
 
-TINY: dict[str, Any] = {"encoder": "resnet18", "decoder_channels": 16}
-THRESHOLD = -3.028  # nats, within the energies of the network below
-IMAGES = 10  # more than the 8 that become one archive
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    save_model(path, build_network("deeplabv3plus", **TINY), ModelInfo("deeplabv3plus", TINY, threshold=THRESHOLD))
-    return path
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of two sizes with bright objects, and one without any."""
-    root = tmp_path_factory.mktemp("pairs")
-    rng = np.random.default_rng(0)
-    for number in range(IMAGES):
-        height, width = (64, 96) if number % 2 else (57, 70)
-        image = rng.integers(0, 120, (height, width, 3), np.uint8)
-        labels = np.zeros((height, width), np.uint8)
-        labels[:8] = 255
-        if number:
-            top, left = rng.integers(10, 30, 2)
-            labels[top : top + 24, left : left + 30] = 1
-            image[labels == 1] = rng.integers(160, 256, 3)
-        for folder, pixels in (("images", image), ("labels", labels)):
-            (root / folder).mkdir(exist_ok=True)
-            cv2.imwrite(str(root / folder / f"{number}.png"), pixels)
-    return root
-
-
-@pytest.fixture(scope="module")
-def results(model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The undisturbed run of one process that others are compared with."""
-    out = tmp_path_factory.mktemp("results")
-    assert main(arguments(model, pairs, out)) == 0
-    return out
-
-
-def arguments(model: Path, pairs: Path, out: Path, *more: str) -> list[str]:
-    return ["benchmark", f"--model={model}", f"--dataset=mine={pairs}", f"--out={out}", "--protocol=smiyc", *more]
-
-
-def start(arguments: list[str], **environment: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "pebal_core", *arguments], env={**os.environ, **environment})
-
-
-def figures(out: Path) -> SetResult:
-    """Everything that does not depend on where and how long it ran."""
-    result = Results.load(out).sets["mine"]
-    info = replace(result.set, milliseconds={}, images_per_second=0.0, peak_memory_mb=0.0)
-    return SetResult(info, result.scores, result.segmentation)
+from .benchmarks import IMAGES, THRESHOLD, arguments
+from .benchmarks import model as model  # fixtures
+from .benchmarks import pairs as pairs
+from .benchmarks import results as results
 
 
 def test_figures_equal_scikit_learn_on_the_detectors_energies(model: Path, pairs: Path, results: Path) -> None:
@@ -172,160 +117,6 @@ def test_the_best_and_the_worst_frames_are_pictures(results: Path) -> None:
 def test_what_resuming_needs_stays_small(results: Path) -> None:
     sizes = [path.stat().st_size for path in (results / "work").rglob("*") if path.is_file()]
     assert max(sizes) < 100_000 and not list((results / "work").rglob("*.zip"))
-
-
-def test_a_second_call_computes_nothing(model: Path, pairs: Path, results: Path) -> None:
-    before, records = figures(results), sorted((results / "work/mine/images").iterdir())
-    times = [path.stat().st_mtime_ns for path in records]
-    assert main(arguments(model, pairs, results)) == 0
-    assert times == [path.stat().st_mtime_ns for path in records]
-    assert figures(results) == before
-
-
-def test_a_killed_run_goes_on_where_it_was(model: Path, pairs: Path, results: Path, tmp_path: Path) -> None:
-    process, done = start(arguments(model, pairs, tmp_path)), tmp_path / "work/mine/images"
-    deadline = time.monotonic() + 240
-    while len(list(done.glob("0*.npz"))) < 3 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    kept = {path: path.stat().st_mtime_ns for path in done.glob("0*.npz")}
-    assert len(kept) >= 3
-    assert main(arguments(model, pairs, tmp_path)) == 0
-    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
-    assert figures(tmp_path) == figures(results)
-
-
-def test_two_processes_give_the_figures_of_one(
-    model: Path, pairs: Path, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = start(arguments(model, pairs, tmp_path), RANK="1", WORLD_SIZE="2")
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(arguments(model, pairs, tmp_path)) == 0
-    assert other.wait(timeout=240) == 0
-    assert figures(tmp_path) == figures(results)
-    assert Results.load(tmp_path).run.processes == 2
-
-
-def test_the_share_of_a_dead_process_is_done_by_the_first(
-    model: Path, pairs: Path, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(arguments(model, pairs, tmp_path, "--patience=0.5")) == 0
-    assert figures(tmp_path) == figures(results)
-
-
-def test_the_others_do_not_wait_for_ever_for_the_first(
-    model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(arguments(model, pairs, tmp_path, "--patience=0.5", "--scores=energy")) == 1
-    assert "they seem to be dead. Run the same command again" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (["--protocol=pebal"], "another protocol: smiyc, here it is pebal"),
-        (["--input-size", "32", "48"], "another input size"),
-        (["--scores", "energy"], "another choice of scores"),
-    ],
-)
-def test_a_folder_of_another_benchmark_is_refused(
-    change: list[str], message: str, model: Path, pairs: Path, results: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = (results / "results.json").read_bytes()
-    assert main([*arguments(model, pairs, results), *change]) == 1
-    assert message in capsys.readouterr().err
-    assert (results / "results.json").read_bytes() == before
-
-
-def test_a_folder_of_another_model_or_other_images_is_refused(
-    model: Path, pairs: Path, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    network, info = load_model(model)
-    info.threshold = 1.0
-    save_model(tmp_path / "other.safetensors", network, info)
-    assert main(arguments(tmp_path / "other.safetensors", pairs, results)) == 1
-    assert "another model: tiny.safetensors" in capsys.readouterr().err
-    for folder in ("images", "labels"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "0.png").write_bytes((pairs / folder / "0.png").read_bytes())
-    assert main(arguments(model, tmp_path, results)) == 1
-    assert "holds results of mine from other images" in capsys.readouterr().err
-
-
-def test_bad_images_are_named_the_rest_is_evaluated_and_a_second_call_mends(
-    model: Path, pairs: Path, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    root, out = tmp_path / "set", tmp_path / "out"
-    for path in pairs.rglob("*.png"):
-        copy = root / path.relative_to(pairs)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(path.read_bytes())
-    (root / "images/2.png").write_bytes((root / "images/2.png").read_bytes()[:500])
-    cv2.imwrite(str(root / "labels/5.png"), np.full((64, 96), 9, np.uint8))
-    cv2.imwrite(str(root / "labels/7.png"), np.zeros((10, 10), np.uint8))
-    assert main(arguments(model, root, out)) == 1
-    errors = capsys.readouterr().err
-    for message in (
-        "images/2.png cannot be read as an image",
-        "labels/5.png holds the value 9",
-        "7.png are 10×10",
-        "3 images could not be evaluated",
-    ):
-        assert message in errors
-    broken = Results.load(out).sets["mine"]
-    assert broken.scores["energy"].images == broken.set.images == IMAGES - 3
-    assert {Path(file).name for file in broken.set.failed} == {"2.png", "5.png", "7.png"}
-    for path in pairs.rglob("*.png"):
-        (root / path.relative_to(pairs)).write_bytes(path.read_bytes())
-    assert main(arguments(model, root, out)) == 0
-    assert figures(out).scores == figures(results).scores
-
-
-def test_a_set_that_fails_wholly_does_not_take_the_others_along(
-    model: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for folder in ("images", "labels"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "0.png").write_bytes((pairs / folder / "0.png").read_bytes()[:100])
-    out = tmp_path / "out"
-    assert main(arguments(model, pairs, out, f"--dataset=broken={tmp_path}", "--scores=energy")) == 1
-    assert list(Results.load(out).sets) == ["mine"]
-    assert "images/0.png cannot be read" in capsys.readouterr().err
-
-
-def test_one_class_alone_is_said(model: Path, pairs: Path, tmp_path: Path) -> None:
-    for folder in ("images", "labels"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "0.png").write_bytes((pairs / folder / "0.png").read_bytes())
-    assert main(arguments(model, tmp_path, tmp_path / "out", "--scores=energy")) == 0
-    score = Results.load(tmp_path / "out").sets["mine"].scores["energy"]
-    assert score.auroc is None and score.ap_interval is None and score.components is None
-    assert score.undefined is not None and "no outlier pixel" in score.undefined
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--dataset=nothing"], "--dataset takes NAME=PATH"),
-        (["--dataset=run=/tmp"], "'run' cannot name a data set"),
-        (["--dataset=CamVid=/nowhere"], "/nowhere of CamVid does not exist"),
-        (["--scores=energie"], "There is no score 'energie'"),
-        (["--scores=sml"], "needs --sml-images"),
-        (["--model=nowhere.onnx"], "There is no model 'nowhere.onnx'"),
-    ],
-)
-def test_wrong_options_are_one_sentence(
-    options: list[str], message: str, model: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(arguments(model, pairs, tmp_path / "out", *options)) == 1
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
 
 
 def test_sml_takes_its_statistics_from_training_images(model: Path, pairs: Path, tmp_path: Path) -> None:
@@ -436,7 +227,6 @@ def test_real_frames_keep_the_metrics_within_256_mb(shared_dir: Path, model: Pat
             (few / part.parent.name).mkdir(parents=True, exist_ok=True)
             (few / part.parent.name / part.name).symlink_to(part)
     code = f"""
-import sys
 from pebal_core.benchmark.evaluate import peak_memory_mb
 from pebal_core.benchmark.forward import ScoreReader, score_names
 from pebal_core.commands.main import main

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,8 @@ import pytest
 
 from pebal_core.commands.main import main
 from pebal_core.detector import AnomalyDetector, Result
+from pebal_core.fleet.frames import batches
+from pebal_core.footage import Frame
 
 CALIBRATION = """
 image_width: 320
@@ -56,6 +59,18 @@ def test_objects_of_a_drive(drive: Path, tmp_path: Path) -> None:
         numbers = cv2.imread(str(out / "objects" / f"{line['name']}.png"), cv2.IMREAD_UNCHANGED)
         assert numbers is not None and numbers.dtype == np.uint16
         assert np.bincount(numbers.ravel()).tolist() == [320 * 240 - 400, 400]
+
+
+def test_batches_hold_frames_of_one_size_and_are_full_as_soon_as_they_can_be() -> None:
+    drawn: list[int] = []
+
+    def frames() -> Iterator[Frame]:
+        for number, side in enumerate([8, 8, 8, 4, 4, 8]):
+            drawn.append(number)
+            yield Frame(str(number), np.zeros((side, side, 3), np.uint8), number / 10)
+
+    made = [([frame.name for frame in batch], len(drawn)) for batch in batches(frames(), 2)]
+    assert made == [(["0", "1"], 2), (["2"], 4), (["3", "4"], 5), (["5"], 6)]
 
 
 @pytest.mark.parametrize(

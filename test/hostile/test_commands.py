@@ -28,6 +28,7 @@ from pebal_core.model_file import ModelInfo, save_model
 from pebal_core.networks import build_network
 
 from .commands import SERVER
+from .test_sources import video
 
 pytestmark = pytest.mark.slow
 
@@ -214,6 +215,27 @@ def test_folders_that_cannot_take_results(pebal: Server, place: Path, tmp_path: 
         "could not be written",
     )
     refused(pebal("benchmark", f"--dataset=a={place}", model, f"--out={tmp_path / 'file'}"))
+
+
+def test_a_disk_that_gets_full_in_the_middle(pebal: Server, place: Path, tmp_path: Path) -> None:
+    """Nothing that is cut short passes for a result: neither the video, nor records, nor what a triage keeps."""
+    model, source, out = "--model=m.safetensors", video(tmp_path / "drive.avi"), tmp_path / "out"
+    refused(pebal("predict", source, model, f"--out={out}", "--threshold=-9", limit=16_000), "overlay.mp4")
+    assert len(list((out / "energy").iterdir())) == 30 and not list(out.rglob("*.mp4"))
+    for folder in ("images", "labels"):
+        (tmp_path / "pair" / folder).mkdir(parents=True)
+        cv2.imwrite(
+            str(tmp_path / "pair" / folder / "a.png"), photo() if folder == "images" else photo()[..., 0] // 200
+        )
+    refused(pebal("benchmark", f"--dataset=a={tmp_path / 'pair'}", model, f"--out={out / 'b'}", limit=3000))
+    assert not (out / "b/results.json").exists()
+    for limit in (500, 9_000):
+        words = ("triage", source, model, f"--out={out / 't'}", "--threshold=-9")
+        status, said = pebal(*words, limit=limit)
+        assert status == 1 and "free space" in said and "Traceback" not in said, said
+        assert not (out / "t/index.html").exists() and not list((out / "t").rglob("*.webm"))
+    assert pebal(*words)[0] == 0
+    assert not [path for path in out.rglob("*") if ".part" in path.name]
 
 
 ARGUMENTS = [

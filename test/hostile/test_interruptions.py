@@ -19,6 +19,7 @@ import torch
 
 from pebal_core.benchmark.results import Results
 from pebal_core.footage import FrameSource
+from pebal_core.locks import LOCK
 from pebal_core.model_file import ModelInfo, load_model, save_model
 from pebal_core.networks import build_network
 
@@ -79,7 +80,7 @@ def interrupt(arguments: list[str], begun: Callable[[], bool], how: signal.Signa
 
 
 def leftovers(folder: Path) -> list[str]:
-    return [str(path) for path in folder.rglob("*") if ".part" in path.name]
+    return [str(path) for path in folder.rglob("*") if ".part" in path.name or path.name == LOCK]
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
@@ -99,6 +100,19 @@ def test_predict(how: signal.Signals, place: Path, tmp_path: Path) -> None:
     assert run(command) == 0
     assert len(list((tmp_path / "energy").glob("[0-9]*.npy"))) == FRAMES
     assert len(list(FrameSource(tmp_path / "overlay.mp4"))) == FRAMES
+
+
+def test_triage(place: Path, tmp_path: Path) -> None:
+    """SIGKILL is in the tests of the triage."""
+    out = tmp_path / "out"
+    command = ["triage", str(place / "images"), str(place / "drive.avi"), f"--model={place / 'small.safetensors'}"]
+    command += ["--threshold=-9", f"--out={out}"]
+    interrupt(command, lambda: len(list(out.glob("sources/*/moments.json"))) == 1, signal.SIGINT)
+    assert not leftovers(out) and not (out / "index.html").exists()
+    (first,) = (out / "sources").iterdir()
+    kept = (first / "moments.json").stat().st_mtime_ns
+    assert run(command) == 0 and (out / "index.html").is_file()
+    assert (first / "moments.json").stat().st_mtime_ns == kept, "done is done"
 
 
 def test_benchmark(place: Path, tmp_path: Path) -> None:
@@ -143,13 +157,23 @@ def test_train(workshop: Path, tmp_path: Path) -> None:
         load_model(tmp_path / f"{name}.safetensors")
 
 
-def test_two_predictions_into_one_folder(place: Path, tmp_path: Path) -> None:
+def test_two_predictions_into_one_folder(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second is refused, and takes nothing from the first."""
     command = ["predict", str(place / "drive.avi"), f"--model={place / 'small.safetensors'}", f"--out={tmp_path}"]
-    processes = [subprocess.Popen([sys.executable, "-m", "pebal_core", *command]) for _ in range(2)]
-    assert [process.wait(PATIENCE) for process in processes] == [0, 0]
+    first = subprocess.Popen([sys.executable, "-m", "pebal_core", *command])
+    deadline = time.monotonic() + PATIENCE
+    while not (tmp_path / "overlay/000003.jpg").exists():
+        assert first.poll() is None and time.monotonic() < deadline, "it ended before the second began"
+        time.sleep(0.005)
+    first.send_signal(signal.SIGSTOP)
+    assert f"Another run is writing into {tmp_path}" in refused(command, capsys)
+    first.send_signal(signal.SIGCONT)
+    assert first.wait(PATIENCE) == 0
     assert not leftovers(tmp_path)
     assert len(list(FrameSource(tmp_path / "overlay.mp4"))) == FRAMES
-    assert {np.load(path).shape for path in (tmp_path / "energy").iterdir()} == {(64, 96)}
+    assert [json.loads(line)["name"] for line in (tmp_path / "objects.jsonl").read_text().splitlines()] == [
+        f"{number:06d}" for number in range(FRAMES)
+    ]
 
 
 # ---- crafted files of an earlier run ----
@@ -275,7 +299,7 @@ def test_a_failed_output_folder_is_named(place: Path, tmp_path: Path, capsys: py
         ["predict", str(place / "images"), model, f"--out={tmp_path / 'file'}"],
         ["benchmark", f"--dataset=mine={place}", model, f"--out={tmp_path / 'file'}"],
         ["pack", str(place / "images"), "--format=fishyscapes", model, f"--out={tmp_path / 'file'}"],
-        ["calibrate", str(place / "images"), model, f"--out={tmp_path / 'file' / 'm.safetensors'}", "--frames=2"],
+        ["calibrate", str(place / "images"), model, f"--out={tmp_path / 'file' / 'm.safetensors'}", "--alpha=0.04"],
         ["predict", str(place / "images"), model, f"--out=/proc/{os.getpid()}/no"],
         ["predict", str(place / "images"), model, f"--out={'x' * 5000}"],
     ):

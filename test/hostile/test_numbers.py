@@ -14,9 +14,12 @@ from pebal_core.training.pretrain import PretrainConfig
 from .commands import refused
 
 OPTIONS = {
-    "predict x --out=y": {"frames": ["-1", "1.5", "1e3", "nan", "", "9" * 400]},
+    "predict x --out=y": {
+        "frames": ["-1", "1.5", "1e3", "nan", "", "9" * 400], "batch": ["0", "-1"], "cores": ["0", "-1", "1.5"],
+    },
+    "triage x --out=y": {"top": ["0", "-1"], "rate": ["-1", "nan"], "batch": ["0", "1025"], "cores": ["0", "nan"]},
     "benchmark --dataset=a=b --out=y": {
-        "patience": ["0", "-1", "nan", "inf"], "inlier-ids": ["-1", "256", "0.5"], "anomaly-ids": ["256"],
+        "cores": ["0", "-1", "nan", "2.5"], "inlier-ids": ["-1", "256", "0.5"], "anomaly-ids": ["256"],
         "void-ids": ["-1"],
     },
     "calibrate x --out=y": {

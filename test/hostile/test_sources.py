@@ -46,7 +46,7 @@ def test_predict_keeps_what_a_truncated_video_gave_and_fails(
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     out = tmp_path / "out"
-    assert run(["predict", str(path), f"--model={model}", f"--out={out}"]) == 1
+    assert run(["predict", str(path), f"--model={model}", f"--out={out}", "--batch=5"]) == 1
     said = capsys.readouterr()
     read = len(list((out / "labels").iterdir()))
     assert 3 <= read < 12

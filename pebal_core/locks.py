@@ -1,0 +1,68 @@
+"""A folder of results belongs to one run at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from .errors import PebalError
+
+LOCK = ".lock"
+"""File within the folder. A run that was killed leaves it behind, and it binds nobody then."""
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder for as long as the context lasts.
+
+    The folder is made where it is missing, and removed in the end if it stayed empty.
+
+    Example::
+
+        with held(Path("results")):
+            ...
+
+    Raises:
+        PebalError: another run holds the folder, or it cannot be made or written.
+    """
+    path = folder / LOCK
+    try:
+        new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        file = _locked(path)
+    except BlockingIOError as error:
+        raise PebalError(f"Another run is writing into {folder}: wait for its end, or choose another --out.") from error
+    except OSError as error:
+        raise PebalError(f"The folder {folder} cannot take results: {error.strerror}; choose another --out.") from error
+    with file:
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            if new:
+                with suppress(OSError):  # it holds results
+                    folder.rmdir()
+
+
+def _locked(path: Path) -> IO[str]:
+    while True:
+        file = path.open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except BlockingIOError:
+            file.close()
+            raise
+        except FileNotFoundError:  # the run before removed it just now
+            pass
+        except OSError as error:
+            reason = error.strerror
+            print(f"{path.parent} cannot be locked ({reason}): start no second run with it.", file=sys.stderr)
+            return file
+        file.close()
