@@ -22,14 +22,18 @@ def test_whoever_comes_late_learns_the_classes(rig: Rig, tiny_model: Path) -> No
     from vision_msgs.msg import LabelInfo
 
     rig.client.status("model", lambda status: status.hardware_id)  # it is configured, so it has published
-    received: list[Any] = []
     latched = qos("reliable")
     latched.durability = QoSDurabilityPolicy.TRANSIENT_LOCAL
-    subscription = rig.client.node.create_subscription(LabelInfo, "label_info", received.append, latched)
-    (message,) = wait_until(lambda: tuple(received))
-    rig.client.node.destroy_subscription(subscription)
-    expected = {**dict(enumerate(read_info(tiny_model).class_names)), 255: "unlabelled"}
-    assert {item.class_id: item.class_name for item in message.class_map} == expected
+    expected = {
+        "label_info": {**dict(enumerate(read_info(tiny_model).class_names)), 255: "unlabelled"},
+        "mask_info": {0: "known", 255: "anomaly"},
+    }
+    for topic, classes in expected.items():
+        received: list[Any] = []
+        subscription = rig.client.node.create_subscription(LabelInfo, topic, received.append, latched)
+        (message,) = wait_until(lambda received=received: tuple(received))  # type: ignore[misc]
+        rig.client.node.destroy_subscription(subscription)
+        assert {item.class_id: item.class_name for item in message.class_map} == classes
 
 
 @pytest.mark.skipif(INSTALLED, reason="vision_msgs is installed")
