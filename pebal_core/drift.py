@@ -124,7 +124,17 @@ class DriftMonitor:
     def __init__(self, info: ModelInfo, level: float = LEVEL) -> None:
         if not info.profile or info.threshold is None:
             raise PebalError("The model has no profile to compare with; calibrate it with 'pebal calibrate'.")
-        self.profile, self.info, self.level = Profile(**info.profile), info, level
+        try:
+            self.profile = Profile(**info.profile)
+            numbers = [self.profile.alarmed, self.profile.bound, *self.profile.low, *self.profile.high]
+            sound = bool(np.isfinite(numbers).all()) and self.profile.bound > 0
+        except TypeError:
+            sound = False
+        if not sound or not len(self.profile.low) == len(self.profile.high) == len(FEATURES):
+            raise PebalError(
+                "The profile in the model file is damaged; calibrate the model anew with 'pebal calibrate'."
+            )
+        self.info, self.level = info, level
         margin = np.array(TOLERANCE)
         self._low, self._high = np.array(self.profile.low) - margin, np.array(self.profile.high) + margin
         self._mask = IgnoreMask.decode(info.ego_mask)

@@ -154,7 +154,7 @@ def model_values(detector: AnomalyDetector, settings: Settings) -> dict[str, str
     elif settings.threshold != detector.info.threshold:
         guarantee = f"none: it is for the threshold of the model, {detector.info.threshold:g} nats"
     else:
-        guarantee = detector.info.guarantee["text"]
+        guarantee = str(detector.info.guarantee.get("text", "none: damaged in the model file"))
     return {
         "model": str(detector.model_path),
         "model sha256": detector.model_sha256,

@@ -41,12 +41,12 @@ def collect(
 ) -> tuple[list[Kept], dict[str, int]]:
     """Write the kept frames as PNG, and say how many frames were left out for which reason.
 
-    A frame next to the border of two parts is left out, so that neighbours never stand on two sides. With three or more
+    A frame next to the border of two parts is left out, so that neighbours never stand on two sides. With five or more
     drives, whole drives are dealt to the parts instead.
 
     Args:
         interval: seconds between two looks at a drive.
-        block: seconds of one block.
+        block: seconds of one block of a video; of a folder see `folder_block`.
         limit: frames kept in all; the interval grows to stay below it.
         topic: of recordings.
 
@@ -68,7 +68,7 @@ def collect(
     size: tuple[int, ...] | None = None
     for drive, source in enumerate(opened):
         last, step = None, max(1, round(interval * source.rate)) if source.is_video else 1
-        length = max(1.0, block if source.is_video else block / 5)
+        length = block if source.is_video else folder_block(block) / source.rate
         for number, frame in enumerate(_until_cut_short(source, why)):
             if number % step:
                 continue
@@ -112,6 +112,11 @@ def collect(
     content = {"sources": list(map(str, sources)), "kept": [asdict(item) for item in kept], "why": dict(why)}
     write_atomically(index, json.dumps(content).encode())
     return kept, dict(why)
+
+
+def folder_block(block: float) -> int:
+    """Images of one block of a folder, whose images have no times: two for each second that a block of a video has."""
+    return max(10, round(2 * block))
 
 
 def _until_cut_short(source: FrameSource, why: Counter[str]) -> Iterator[Frame]:

@@ -21,10 +21,11 @@ from ..data.coco import OutlierSet
 from ..data.outlier_mix import RichMix
 from ..detector import AnomalyDetector
 from ..errors import PebalError
+from ..footage import is_recording
 from ..guarantee import Request
 from ..labels import VOID
 from ..losses import LossConfig
-from ..model_file import file_sha256, load_model, resolve_model, save_model, write_atomically
+from ..model_file import file_sha256, load_model, resolve_model, save_model, user_path, write_atomically
 from ..objects import IgnoreMask
 from ..training.calibrate import CalibrationScene, calibrate
 from ..training.finetune import FinetuneConfig, finetune
@@ -32,7 +33,7 @@ from ..training.run import CHECKPOINT, RunConfig
 from ..training.samples import DataConfig, SceneSource
 from .check import Energies, energies, figures
 from .ego import FEWEST, find_ego, moved_mounting
-from .footage import Kept, collect, load
+from .footage import Kept, collect, folder_block, load
 from .report import write_report
 from .shapes import HELD_BACK, write_shapes
 
@@ -83,6 +84,8 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
         print(f"  {number} left out: {reason}")
 
     before = AnomalyDetector.load(config.model, engine="torch")
+    if before.info.threshold is None:
+        raise PebalError(f"{config.model} has no threshold; choose one with 'pebal calibrate' first.")
     ego, note = _ego(config, before, work / "frames", parts["adapt"])
     print(f"Ego mask: {note}")
     before.info.ego_mask = "" if ego is None else IgnoreMask(ego, "The ego mask").encode()
@@ -99,8 +102,6 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     held = held.hold_back(HELD_BACK)[1] if config.outliers is None else held
     runs = {"before": energies(before, images, base, ego, held), "after": energies(after, images, base, ego, held)}
     size = config.request.object_size
-    if before.info.threshold is None:
-        raise PebalError(f"{config.model} has no threshold; choose one with 'pebal calibrate' first.")
     first = figures(runs["before"], base, before.info.threshold, size)
     # The same recall of the same pasted objects makes the two models comparable.
     equal = figures(runs["after"], base, runs["after"].threshold_of(first.recall), size)
@@ -115,7 +116,9 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     scenes = (
         CalibrationScene(f"{item.drive}/{item.block}", load(work / "frames", item)) for item in parts["calibrate"]
     )
-    unit = f"blocks of {config.block:g} s"
+    folders = [user_path(source).is_dir() and not is_recording(user_path(source)) for source in config.sources]
+    images_of_block = f"blocks of {folder_block(config.block)} images"
+    unit = " or ".join([f"blocks of {config.block:g} s"] * (not all(folders)) + [images_of_block] * any(folders))
     promised = calibrate(chosen, scenes, config.request, unit, _names(config.sources), relax=True)
     final = figures(runs["before" if forgotten else "after"], base, promised.threshold, size)
     chosen.info.training = {**chosen.info.training, "adapted_to": _names(config.sources)}
@@ -148,7 +151,10 @@ def _identity(config: AdaptConfig) -> dict[str, Any]:
 def _same_run(path: Path, identity: dict[str, Any]) -> None:
     """An output folder belongs to one set of options."""
     if path.is_file():
-        stored = json.loads(path.read_text())
+        try:
+            stored = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise PebalError(f"{path} is damaged ({error}); delete {path.parent} to start anew.") from error
         if changed := [key for key in identity if stored.get(key) != identity[key]]:
             raise PebalError(
                 f"{path.parent.parent} holds an adaptation with another {changed[0]} ({stored.get(changed[0])}); "

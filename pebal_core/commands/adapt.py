@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ..adaptation.run import AdaptConfig, adapt
 from ..guarantee import Request
+from ..locks import held
 from ..ranges import Number, Whole
 from .model_options import add_topic_argument
 
@@ -27,7 +28,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--ego-mask", type=Path, help="mask of one's own, white on the vehicle; default: found")
     parser.add_argument("--steps", type=Whole(1, 10**6), default=120, help="optimiser steps")
     parser.add_argument("--interval", type=Number(0.01, 3600), default=0.5, help="seconds between two looks at a video")
-    parser.add_argument("--block", type=Number(0.1, 3600), default=4.0, help="seconds of a block of time")
+    parser.add_argument("--block", type=Number(1, 3600), default=4.0, help="seconds of a block of time")
     parser.add_argument("--frames", type=Whole(10, 10**6), default=300, help="keep this many frames at most")
     parser.add_argument("--keep", type=Number(0, 1), default=0.85, help="share of the labels that must remain")
     parser.add_argument(
@@ -37,7 +38,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     names = ("sources", "out", "topic", "model", "outliers", "ego_mask", "steps", "interval", "block", "frames", "keep")
-    summary = adapt(AdaptConfig(**{name: args[name] for name in names}, request=Request(args.alpha)))
+    with held(args.out):
+        summary = adapt(AdaptConfig(**{name: args[name] for name in names}, request=Request(args.alpha)))
     first, after = summary["before"], summary["after_at_equal_recall"]
     print(
         f"{args.out}: false objects per frame {first['false_objects']:.2f} before, {after['false_objects']:.2f} after, "

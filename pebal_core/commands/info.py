@@ -38,7 +38,7 @@ def run(args: Namespace) -> None:
             mask = IgnoreMask.decode(value)
             text = "" if mask is None else f"{100 * mask.share:.1f} % of the image"
         elif name == "guarantee" and value:
-            text = value["text"]
+            text = str(value.get("text", "damaged"))
         elif isinstance(value, dict):
             text = "\n".join(f"{key}: {item}" for key, item in value.items())
         elif isinstance(value, list):

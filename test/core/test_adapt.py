@@ -112,7 +112,7 @@ def test_a_model_for_a_camera(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     command = ["adapt", str(drive), "--out", str(out), "--steps=1", "--block=1"]
     assert main(command) == 0
     info = read_info(out / "model.safetensors")
-    assert info.ego_mask and info.guarantee["unit"] == "blocks of 1 s" and info.profile["frames"] > 0
+    assert info.ego_mask and info.guarantee["unit"] == "blocks of 10 images" and info.profile["frames"] > 0
     summary = json.loads((out / "summary.json").read_text())
     assert summary["before"]["recall"] <= summary["after_at_equal_recall"]["recall"] + 1e-9
     page = (out / "report.html").read_text()

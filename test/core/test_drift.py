@@ -79,3 +79,9 @@ def test_alarms_in_one_place_are_dirt_and_elsewhere_another_place(info: ModelInf
 def test_without_a_profile() -> None:
     with pytest.raises(PebalError, match="pebal calibrate"):
         DriftMonitor(ModelInfo("deeplabv3plus"))
+
+
+@pytest.mark.parametrize("profile", [{"x": 1}, {"alarmed": 0, "bound": 1, "low": [], "high": [], "frames": 1}], ids=str)
+def test_a_damaged_profile_is_one_sentence(profile: dict[str, object]) -> None:
+    with pytest.raises(PebalError, match="profile in the model file is damaged"):
+        DriftMonitor(ModelInfo("deeplabv3plus", threshold=0.0, profile=profile))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from pebal_core.errors import PebalError
 from pebal_core.model_file import ModelInfo
-from pebal_core.objects import ObjectRules, filter_energy, find_objects
+from pebal_core.objects import ObjectRules, filter_energy, find_objects, finding
 
 HEIGHT, WIDTH = 120, 160
 RULES = ObjectRules(threshold=-4.0, grow=-6.0, min_area=20, reference_width=WIDTH, reach=4, smoothing=0)
@@ -198,3 +199,19 @@ def test_what_a_threshold_on_the_filtered_energy_reports_passes_the_rules(seed: 
         # The levels of the filter are a grid: what passes between two of them is reported at the one below.
         step = (float(energy.max()) - RULES.grow) / 24
         assert (passing <= (filtered >= threshold - step)).all()
+
+
+def test_the_components_are_those_of_a_labelling() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        height, width = rng.integers(5, 80, 2)
+        noise = cv2.GaussianBlur(rng.random((height, width)), (0, 0), rng.uniform(0.3, 4))
+        mask = (noise > rng.uniform(0.45, 0.55)).astype(np.uint8)
+        count, numbers = cv2.connectedComponents(mask, connectivity=8)
+        components = finding._components(mask, 0, 0, 1)
+        assert len(components) == count - 1
+        for one in components:
+            x, y, box_width, box_height = one.box
+            column, row = one.outline[0]
+            expected = numbers[y : y + box_height, x : x + box_width] == numbers[row, column]
+            assert np.array_equal(one.inside, expected)
