@@ -55,9 +55,12 @@ def collect(
     """
     index = folder / INDEX
     if index.is_file():
-        stored = json.loads(index.read_text())
-        if stored["sources"] == list(map(str, sources)):
-            return [Kept(**item) for item in stored["kept"]], stored["why"]
+        try:
+            stored = json.loads(index.read_text())
+            if stored["sources"] == list(map(str, sources)):
+                return [Kept(**item) for item in stored["kept"]], dict(stored["why"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise PebalError(f"{index} is damaged ({error}); delete {folder} to start anew.") from error
     folder.mkdir(parents=True, exist_ok=True)
     opened = [FrameSource(source, topic) for source in sources]
     seconds = sum((source.count or 0) / source.rate for source in opened)

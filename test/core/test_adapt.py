@@ -103,6 +103,11 @@ def test_footage_that_cannot_be_used_is_refused_in_one_sentence(tmp_path: Path) 
     black.mkdir()
     for number in range(5):
         cv2.imwrite(str(black / f"{number}.png"), np.full((90, 160, 3), 255 * (number % 2), np.uint8))
+    damaged = tmp_path / "d"
+    damaged.mkdir()
+    (damaged / "frames.json").write_text('{"sources"')
+    with pytest.raises(PebalError, match="is damaged"):
+        collect([str(single)], damaged, 0.1, 5.0, 100)
     with pytest.raises(PebalError, match="3 black, 2 overexposed"):
         collect([str(black)], tmp_path / "c", 0.1, 5.0, 100)
 
