@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +23,12 @@ PATTERN = (0, 0, 1, 0, 2)
 ALIKE = 4.0
 """Mean grey levels at 64×36 by which a frame must differ from the last kept one."""
 DARK, BRIGHT, UNIFORM = 8, 247, 3.0
+FEWEST_BLOCKS = 10
+"""Each part then has two of them."""
+SHORTEST_BLOCK = 1.0
+"""Seconds."""
+SAME_SHAPE = 0.02
+"""Relative difference up to which two ratios of width and height are the same."""
 INDEX = "frames.json"
 
 
@@ -36,90 +43,156 @@ class Kept:
     part: str
 
 
+@dataclass(frozen=True)
+class Footage:
+    """What was kept of the drives."""
+
+    kept: list[Kept]
+    left_out: dict[str, int]
+    """Number of frames by reason."""
+    unit: str
+    """Blocks of time as the promise names them."""
+    notes: list[str]
+    """What else a user should know, in sentences."""
+
+
 def collect(
     sources: Sequence[str], folder: Path, interval: float, block: float, limit: int, topic: str = ""
-) -> tuple[list[Kept], dict[str, int]]:
+) -> Footage:
     """Write the kept frames as PNG, and say how many frames were left out for which reason.
 
     A frame next to the border of two parts is left out, so that neighbours never stand on two sides. With five or more
-    drives, whole drives are dealt to the parts instead.
+    drives, whole drives are dealt to the parts instead. Frames of another size than the first are scaled to it.
 
     Args:
         interval: seconds between two looks at a drive.
-        block: seconds of one block of a video; of a folder see `folder_block`.
+        block: seconds of one block of a video; of a folder see `_Blocks`.
         limit: frames kept in all; the interval grows to stay below it.
         topic: of recordings.
 
     Raises:
-        PebalError: a source cannot be read, sizes are mixed, or too few frames are left.
+        PebalError: a source cannot be read, the images of two drives differ in shape, or too few frames are left.
     """
     index = folder / INDEX
     if index.is_file():
         try:
             stored = json.loads(index.read_text())
             if stored["sources"] == list(map(str, sources)):
-                return [Kept(**item) for item in stored["kept"]], dict(stored["why"])
+                kept = [Kept(**item) for item in stored["kept"]]
+                return Footage(kept, dict(stored["why"]), str(stored["unit"]), list(stored["notes"]))
         except (ValueError, TypeError, KeyError) as error:
             raise PebalError(f"{index} is damaged ({error}); delete {folder} to start anew.") from error
     folder.mkdir(parents=True, exist_ok=True)
     opened = [FrameSource(source, topic) for source in sources]
-    seconds = sum((source.count or 0) / source.rate for source in opened)
-    interval = max(interval, seconds / limit)
+    blocks = _Blocks.of(opened, block)
+    interval = max(interval, sum((source.count or 0) / source.rate for source in opened) / limit)
     whole_drives = len(opened) >= len(PATTERN)
-    kept: list[Kept] = []
+    kept, dealt = [], 0
     why: Counter[str] = Counter()
-    size: tuple[int, ...] | None = None
+    size: tuple[int, int] | None = None
+    notes = [blocks.note] * bool(blocks.note)
     for drive, source in enumerate(opened):
         last, step = None, max(1, round(interval * source.rate)) if source.is_video else 1
-        length = block if source.is_video else folder_block(block) / source.rate
+        scaled, first_block = False, dealt
         for number, frame in enumerate(_until_cut_short(source, why)):
             if number % step:
                 continue
             if len(kept) >= limit:
                 break
-            if size is None:
-                size = frame.image.shape
-            if frame.image.shape != size:
-                raise PebalError(
-                    f"{source.source} has frames of {frame.image.shape[1]}×{frame.image.shape[0]} pixels, the first "
-                    f"drive of {size[1]}×{size[0]}; adapt to one camera and one resolution at a time."
-                )
-            thumbnail = cv2.resize(frame.image, (64, 36), interpolation=cv2.INTER_AREA).astype(np.float32)
+            size = size or frame.image.shape[:2]
+            image = _fit(frame.image, size, str(source.source))
+            scaled |= image is not frame.image
+            thumbnail = cv2.resize(image, (64, 36), interpolation=cv2.INTER_AREA).astype(np.float32)
             reason = _useless(thumbnail, last)
-            number_of_block = int(frame.seconds / length)
-            part = PARTS[PATTERN[(drive if whole_drives else number_of_block) % len(PATTERN)]]
-            if not reason and not whole_drives and kept and kept[-1].drive == drive and kept[-1].part != part:
-                reason, last = "next to a frame of another part", thumbnail
-                kept_block = Kept("", drive, number_of_block, part)
-                why[reason] += 1
-                kept.append(kept_block)
+            number_of_block = blocks.number(source, frame)
+            dealt = first_block + number_of_block + 1
+            part = PARTS[PATTERN[(drive if whole_drives else dealt - 1) % len(PATTERN)]]
+            beside = not whole_drives and kept and kept[-1].drive == drive and kept[-1].part != part
+            if not reason and beside and not blocks.separate(source):
+                last = thumbnail
+                why["next to a frame of another part"] += 1
+                kept.append(Kept("", drive, number_of_block, part))
                 continue
             if reason:
                 why[reason] += 1
                 continue
             last = thumbnail
             name = f"{drive:02d}_{number:06d}.png"
-            if not cv2.imwrite(str(folder / name), frame.image[..., ::-1]):
+            if not cv2.imwrite(str(folder / name), image[..., ::-1]):
                 raise PebalError(f"{folder / name} could not be written; free space or choose another --out.")
             kept.append(Kept(name, drive, number_of_block, part))
         why["malformed"] += source.skipped
-    why = +why
+        if scaled and size is not None:
+            notes.append(f"The frames of {Path(str(source.source)).name} were scaled to {size[1]}×{size[0]} pixels.")
     kept = [item for item in kept if item.file]
-    found = Counter(item.part for item in kept)
-    if missing := [part for part in PARTS if found[part] < 2]:
+    left_out, found = dict(+why), Counter(item.part for item in kept)
+    if missing := [part for part in PARTS if not found[part]]:
         raise PebalError(
             f"The footage gives {len(kept)} different frames, too few to {missing[0]} "
-            f"({', '.join(f'{n} {reason}' for reason, n in why.items()) or 'none left out'}); give some minutes of "
-            f"driving, more drives, or a shorter --block."
+            f"({', '.join(f'{n} {reason}' for reason, n in left_out.items()) or 'none left out'}); give some minutes "
+            f"of driving or more drives."
         )
-    content = {"sources": list(map(str, sources)), "kept": [asdict(item) for item in kept], "why": dict(why)}
+    footage = Footage(kept, left_out, blocks.unit, notes)
+    content = {"sources": list(map(str, sources)), "kept": [asdict(item) for item in kept], "why": left_out,
+               "unit": footage.unit, "notes": notes}  # fmt: skip
     write_atomically(index, json.dumps(content).encode())
-    return kept, dict(why)
+    return footage
 
 
-def folder_block(block: float) -> int:
-    """Images of one block of a folder, whose images have no times: two for each second that a block of a video has."""
-    return max(10, round(2 * block))
+@dataclass(frozen=True)
+class _Blocks:
+    """How drives are cut into blocks of time.
+
+    Short footage has shorter blocks, so that there are `FEWEST_BLOCKS`. The images of a folder have no times: two stand
+    for each second that a block of a video has.
+    """
+
+    seconds: float
+    images: int
+    unit: str
+    note: str
+
+    @classmethod
+    def of(cls, sources: Sequence[FrameSource], block: float) -> _Blocks:
+        videos, folders = ([s for s in sources if s.is_video is video] for video in (True, False))
+        in_all = sum((source.count or math.inf) / source.rate for source in videos)
+        seconds = max(SHORTEST_BLOCK, min(block, in_all / FEWEST_BLOCKS))
+        pictures = sum(source.count or 0 for source in folders)
+        images = max(1, min(max(10, round(2 * block)), pictures // FEWEST_BLOCKS))
+        if images < 3:
+            images = 1
+        of_images = f"blocks of {images} images" if images > 1 else "images"
+        unit = " or ".join([f"blocks of {seconds:.3g} s"] * bool(videos) + [of_images] * bool(folders))
+        note = ""
+        if folders and images == 1:
+            note = (
+                f"Each of the {pictures} images is a block of its own, as suits pictures of separate places; "
+                f"successive frames of one drive need {3 * FEWEST_BLOCKS} images or more."
+            )
+        return cls(seconds, images, unit, note)
+
+    def number(self, source: FrameSource, frame: Frame) -> int:
+        """Number of the block in its drive."""
+        return int(
+            frame.seconds / self.seconds if source.is_video else round(frame.seconds * source.rate) // self.images
+        )
+
+    def separate(self, source: FrameSource) -> bool:
+        """Whether neighbours are pictures of separate places."""
+        return not source.is_video and self.images == 1
+
+
+def _fit(image: np.ndarray, size: tuple[int, int], source: str) -> np.ndarray:
+    """The image at the size (height, width) of the first drive, which a camera with two resolutions can have."""
+    height, width = image.shape[:2]
+    if (height, width) == size:
+        return image
+    if abs(width * size[0] / (height * size[1]) - 1) > SAME_SHAPE:
+        raise PebalError(
+            f"{source} has frames of {width}×{height} pixels, the first drive of {size[1]}×{size[0]}, which is another "
+            f"shape; adapt to one camera at a time."
+        )
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if width > size[1] else cv2.INTER_LINEAR)
 
 
 def _until_cut_short(source: FrameSource, why: Counter[str]) -> Iterator[Frame]:

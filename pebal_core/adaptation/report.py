@@ -25,9 +25,13 @@ STYLE = (
 
 def write_report(
     path: Path, summary: dict[str, Any], images: Sequence[np.ndarray], before: Energies, after: Energies,
-    threshold: float, ego: np.ndarray | None,
+    threshold: float, ego: np.ndarray | None, suspects: Sequence[np.ndarray],
 ) -> None:  # fmt: skip
-    """Figures, ego mask, frames before and after, histograms, and the worst remaining false alarms."""
+    """Figures, ego mask, frames before and after, histograms, and the worst remaining false alarms.
+
+    Args:
+        suspects: frames that were left out of training.
+    """
     low, high = float(np.median(after.clean[0])), float(threshold)
     worst = sorted(range(len(images)), key=lambda i: -np.count_nonzero(after.clean[i] >= threshold))[:SHOWN]
     even = np.unique(np.linspace(0, len(images) - 1, SHOWN).astype(int)).tolist()
@@ -53,6 +57,8 @@ def write_report(
 <h2>Energies of the check frames, without pasted objects</h2>{_histogram(before.clean, after.clean)}
 <h2>Before and after</h2>{"<br>".join(map(pair, even))}
 <h2>The worst remaining false alarms</h2>{"<br>".join(map(pair, worst))}"""
+    if suspects:
+        body += f"""<h2>Not trained on: something foreign may be in them</h2>{"".join(map(_picture, suspects))}"""
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Adaptation</title><style>{STYLE}</style>{body}'
     write_atomically(path, page.encode())
 

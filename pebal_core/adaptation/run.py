@@ -21,19 +21,18 @@ from ..data.coco import OutlierSet
 from ..data.outlier_mix import RichMix
 from ..detector import AnomalyDetector
 from ..errors import PebalError
-from ..footage import is_recording
 from ..guarantee import Request
 from ..labels import VOID
 from ..losses import LossConfig
-from ..model_file import file_sha256, load_model, resolve_model, save_model, user_path, write_atomically
+from ..model_file import file_sha256, load_model, resolve_model, save_model, write_atomically
 from ..objects import IgnoreMask
 from ..training.calibrate import CalibrationScene, calibrate
 from ..training.finetune import FinetuneConfig, finetune
 from ..training.run import CHECKPOINT, RunConfig
 from ..training.samples import DataConfig, SceneSource
-from .check import Energies, energies, figures
+from .check import energies, figures
 from .ego import FEWEST, find_ego, moved_mounting
-from .footage import Kept, collect, folder_block, load
+from .footage import PARTS, Kept, collect, load
 from .report import write_report
 from .shapes import HELD_BACK, write_shapes
 
@@ -41,6 +40,10 @@ EGO_FRAMES = 40
 EGO_BLOCKS = 8
 """Blocks of time from which on the scene can be trusted to have changed."""
 CHECKED = 40
+OUTSTANDING = 5.0
+SUSPECTS_SHOWN = 6
+EVALUATIONS = 4
+"""Of a training, in which known classes are watched."""
 TRAINED = ["fuse.*", "classify.*", "aspp.*", "low_level.*", "encoder.model.blocks.5.*", "encoder.model.blocks.6.*"]
 """Parameters of the starter's network that learn; of other networks, the head learns."""
 
@@ -76,12 +79,14 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     started, work = time.monotonic(), config.out / "work"
     identity = _identity(config)
     _same_run(work / "run.json", identity)
-    kept, why = collect(config.sources, work / "frames", config.interval, config.block, config.frames, config.topic)
-    parts = {part: [item for item in kept if item.part == part] for part in ("adapt", "calibrate", "check")}
+    footage = collect(config.sources, work / "frames", config.interval, config.block, config.frames, config.topic)
+    parts = {part: [item for item in footage.kept if item.part == part] for part in PARTS}
     parts["check"] = parts["check"][:: max(1, len(parts["check"]) // CHECKED)]
-    print(f"{len(kept)} frames kept: " + ", ".join(f"{len(items)} to {part}" for part, items in parts.items()))
-    for reason, number in why.items():
+    print(f"{len(footage.kept)} frames kept: " + ", ".join(f"{len(items)} to {part}" for part, items in parts.items()))
+    for reason, number in footage.left_out.items():
         print(f"  {number} left out: {reason}")
+    for note in footage.notes:
+        print(note)
 
     before = AnomalyDetector.load(config.model, engine="torch")
     if before.info.threshold is None:
@@ -92,8 +97,12 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     outliers = config.outliers or work / "shapes"
     if config.outliers is None:
         write_shapes(outliers)
-    _write_scenes(work, before, parts, ego)
-
+    suspects = _write_scenes(work, before, parts, ego)
+    if suspects:
+        print(
+            f"{len(suspects)} frames are not trained on: their strongest energies stand far above those of the other "
+            f"frames, so something foreign may be in them; look at them in report.html."
+        )
     trained = _finetune(config, work, outliers, identity)
     after = AnomalyDetector.load(trained, engine="torch")
     images = [load(work / "frames", item) for item in parts["check"]]
@@ -116,10 +125,7 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     scenes = (
         CalibrationScene(f"{item.drive}/{item.block}", load(work / "frames", item)) for item in parts["calibrate"]
     )
-    folders = [user_path(source).is_dir() and not is_recording(user_path(source)) for source in config.sources]
-    images_of_block = f"blocks of {folder_block(config.block)} images"
-    unit = " or ".join([f"blocks of {config.block:g} s"] * (not all(folders)) + [images_of_block] * any(folders))
-    promised = calibrate(chosen, scenes, config.request, unit, _names(config.sources), relax=True)
+    promised = calibrate(chosen, scenes, config.request, footage.unit, _names(config.sources), relax=True)
     final = figures(runs["before" if forgotten else "after"], base, promised.threshold, size)
     chosen.info.training = {**chosen.info.training, "adapted_to": _names(config.sources)}
     network, _ = load_model(config.model if forgotten else trained)
@@ -127,19 +133,21 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     summary = {
         "sources": [Path(source).name for source in config.sources],
         "frames": {part: len(items) for part, items in parts.items()},
-        "left_out": why,
+        "left_out": footage.left_out,
+        "notes": footage.notes,
         "ego_mask": note,
         "before": first.as_dict(),
         "after_at_equal_recall": equal.as_dict(),
         "after": final.as_dict(),
         "kept_the_first_model": forgotten,
-        "suspects": _suspects(runs["before"], parts["check"]),
+        "suspects": suspects,
         "guarantee": promised.as_dict(),
         "seconds": round(time.monotonic() - started, 1),
     }
     write_atomically(config.out / "summary.json", json.dumps(summary, indent=2).encode())
     shown = runs["before" if forgotten else "after"]
-    write_report(config.out / "report.html", summary, images, runs["before"], shown, promised.threshold, ego)
+    foreign = [load(work / "frames", item) for item in parts["adapt"] if item.file in suspects][:SUSPECTS_SHOWN]
+    write_report(config.out / "report.html", summary, images, runs["before"], shown, promised.threshold, ego, foreign)
     return summary
 
 
@@ -205,22 +213,52 @@ def _mountings(detector: AnomalyDetector, folder: Path, items: list[Kept]) -> st
     return ""
 
 
-def _write_scenes(work: Path, detector: AnomalyDetector, parts: dict[str, list[Kept]], ego: np.ndarray | None) -> None:
-    """The frames with the detector's labels, laid out as a labelled data set; the ego mask is void."""
+def _write_scenes(
+    work: Path, detector: AnomalyDetector, parts: dict[str, list[Kept]], ego: np.ndarray | None
+) -> list[str]:
+    """The frames with the detector's labels, laid out as a labelled data set; the ego mask is void.
+
+    Returns:
+        Files of the frames that are left out of training, because their strongest energies stand far above those of the
+        others: there may be an anomaly in them. The part that calibrates keeps such frames, because without them the
+        threshold would promise more than it holds.
+    """
+    done = work / "scenes" / "suspects.json"
+    if done.is_file():
+        return list(json.loads(done.read_text()))
+    peaks = {}
     for split, part in (("train", "adapt"), ("val", "calibrate")):
         images, labels = (work / "scenes" / kind / "city_gt_fine" / split for kind in ("images", "annotation"))
         images.mkdir(parents=True, exist_ok=True)
         labels.mkdir(parents=True, exist_ok=True)
         for item in parts[part]:
             stem = Path(item.file).stem
-            link = images / f"{stem}_leftImg8bit.png"
-            if link.exists():
-                continue
-            ids = detector(load(work / "frames", item)).labels.copy()
+            result = detector(load(work / "frames", item))
+            ids = result.labels.copy()
             if ego is not None:
                 ids[ego] = VOID
+            if part == "adapt":
+                peaks[item.file] = float(np.quantile(result.energy[ids != VOID], 0.999))
             write_atomically(labels / f"{stem}_gtFine.png", cv2.imencode(".png", ids)[1].tobytes())
-            link.hardlink_to(work / "frames" / item.file)
+            link = images / f"{stem}_leftImg8bit.png"
+            if not link.exists():
+                link.hardlink_to(work / "frames" / item.file)
+    suspects = outstanding(peaks)
+    for file in suspects:
+        (work / "scenes" / "images" / "city_gt_fine" / "train" / f"{Path(file).stem}_leftImg8bit.png").unlink()
+    write_atomically(done, json.dumps(suspects).encode())
+    return suspects
+
+
+def outstanding(peaks: dict[str, float]) -> list[str]:
+    """The frames whose peak energy lies more than `OUTSTANDING` robust standard deviations above the median.
+
+    >>> outstanding({"a": -5.0, "b": -5.2, "c": -4.9, "d": -5.1, "e": 1.0})
+    ['e']
+    """
+    values = np.array(list(peaks.values()))
+    spread = np.median(np.abs(values - np.median(values))) * 1.4826 + 0.1
+    return [file for file, peak in peaks.items() if peak > np.median(values) + OUTSTANDING * spread]
 
 
 def _finetune(config: AdaptConfig, work: Path, outliers: Path, identity: dict[str, Any]) -> Path:
@@ -250,25 +288,17 @@ def _finetune(config: AdaptConfig, work: Path, outliers: Path, identity: dict[st
                 validation_every=8,
             ),
             trainer=RunConfig(
-                steps=config.steps, validate_every=config.steps, checkpoint_every=20, resume=resume, accelerator="cpu",
-                devices=1,
+                steps=config.steps, validate_every=max(1, config.steps // EVALUATIONS), checkpoint_every=20,
+                resume=resume, accelerator="cpu", devices=1,
             ),
             loss=LossConfig(penalty_floor=1.0, inlier_margin=-9.0, outlier_margin=-4.0),
             trained=trained,
             rate=2e-4,
             trunk_rate=1e-4 if trained else 1e-5,
             ema_decay=0.98,
+            least_accuracy=config.keep,
             licence=info.licence,
         )
     )  # fmt: skip
     write_atomically(run / "done", b"")
     return run / "last.safetensors"
-
-
-def _suspects(run: Energies, items: list[Kept]) -> list[str]:
-    """Frames whose strongest energies stand far above those of the others: there may be an anomaly in them."""
-    peaks = np.array(
-        [float(np.quantile(energy[target != 255], 0.999)) for energy, target in zip(run.clean, run.targets)]
-    )
-    spread = np.median(np.abs(peaks - np.median(peaks))) * 1.4826 + 0.1
-    return [items[i].file for i in np.flatnonzero(peaks > np.median(peaks) + 5 * spread)]

@@ -91,6 +91,9 @@ class FinetuneConfig:
     """Whether the exported model blurs its energy (7×7 Gaussian)."""
     false_alarms: float = 0.01
     """Expected share of falsely alarmed pixels at the threshold that is stored with the model."""
+    least_accuracy: float = 0.0
+    """Share of the labelled validation pixels that must have a right label. An evaluation that finds fewer ends the
+    run, and last.safetensors then holds the state of the evaluation before."""
     licence: str = ""
     """Licence of the resulting weights: it follows from the data."""
 
@@ -107,6 +110,7 @@ class FinetuneConfig:
             input_size=SIDE,
             false_alarms=(1e-6, 0.5),
             branch_width=(1, 4096),
+            least_accuracy=SHARE,
         )
 
 
@@ -150,9 +154,15 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
     trainer = make_trainer(config.trainer, out, averaging)
     if checkpoint is None:
         trainer.validate(module, verbose=False)
+        if config.least_accuracy:
+            for name in ("best", "last"):
+                module.save(name)
     fit(trainer, module, checkpoint)
-    if trainer.is_global_zero and trainer.global_step == config.trainer.steps:
-        save_model(out / "last.safetensors", module.answering[0], info)
+    if module.forgot:
+        print(f"{module.forgot} Training ends; the last state before it is kept.")
+    if trainer.is_global_zero and (module.forgot or trainer.global_step == config.trainer.steps):
+        if not module.forgot:
+            save_model(out / "last.safetensors", module.answering[0], info)
         for name in ("best", "last"):
             path = out / f"{name}.safetensors"
             detector = AnomalyDetector.load(path)
@@ -225,6 +235,8 @@ class FinetuneModule(TrainingModule):
         super().__init__(network, config.trainer, info)
         self.config, self.samples, self.validation_set = config, samples, validation
         self.best: dict[str, float] = {}
+        self.forgot = ""
+        """Why training ended early, in one sentence."""
         choose_trained(network, config.trained)
         trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
         self.trunk_learns = not all(map(network.is_head, trained))
@@ -356,7 +368,8 @@ class FinetuneModule(TrainingModule):
         return states[0]
 
     def on_validation_epoch_end(self) -> None:
-        result, miou = self.joint(self.pooled).compute(), self.joint_miou(self.labels)
+        result, labels = self.joint(self.pooled).compute(), self.joint_labels(self.labels)
+        miou, accuracy = labels.labelled_miou(), labels.compute().accuracy
         alarms, far, far_result = self.joint(self.alarms), self.joint(self.far), self.joint(self.far_pooled).compute()
         # Their files cannot be copied, as averaging does with the module.
         del self.pooled, self.labels, self.alarms, self.far, self.far_pooled
@@ -367,7 +380,7 @@ class FinetuneModule(TrainingModule):
             "val_ap": result.ap,
             "val_fpr95": result.fpr95,
             "val_auroc": result.auroc,
-            "val_miou": miou,
+            "val_miou": float("nan") if miou is None else miou,
         }
         self.log_dict(figures, prog_bar=True, rank_zero_only=True)
         by_class = alarms.by_class(alarms.threshold(self.config.false_alarms))
@@ -379,12 +392,25 @@ class FinetuneModule(TrainingModule):
         self.log_dict(detail, rank_zero_only=True)
         if self.trainer.state.fn != TrainerFn.FITTING:
             return
+        if accuracy is not None and accuracy < self.config.least_accuracy:
+            self.forgot = (
+                f"After {self.trainer.global_step} steps {accuracy:.2f} of the labelled validation pixels have a right "
+                f"label, less than {self.config.least_accuracy:g}."
+            )
+            self.trainer.should_stop = True
+            return
         figures["step"] = self.trainer.global_step
         self.info.training["validation"] = {"set": self.validation_set.name, **figures, **detail}
         if result.ap > self.best.get("val_ap", -1.0):
             self.best = figures
-            if self.trainer.is_global_zero:
-                save_model(Path(self.config.out) / "best.safetensors", self.answering[0], self.info)
+            self.save("best")
+        if self.config.least_accuracy:
+            self.save("last")
+
+    def save(self, name: str) -> None:
+        """Write what answers now to the output folder."""
+        if self.trainer.is_global_zero:
+            save_model(Path(self.config.out) / f"{name}.safetensors", self.answering[0], self.info)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -185,7 +185,8 @@ class PretrainModule(TrainingModule):
         self.metrics.update(predicted[0].cpu().numpy(), labels, name=name)
 
     def on_validation_epoch_end(self) -> None:
-        self.log("val_miou", self.joint_miou(self.metrics), prog_bar=True, rank_zero_only=True)
+        miou = self.joint_labels(self.metrics).labelled_miou()
+        self.log("val_miou", float("nan") if miou is None else miou, prog_bar=True, rank_zero_only=True)
 
     def configure_optimizers(self) -> Any:
         groups = {True: [], False: []}  # type: dict[bool, list[Tensor]]

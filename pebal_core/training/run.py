@@ -153,13 +153,12 @@ class TrainingModule(pl.LightningModule, ABC):
         torch.distributed.all_gather_object(states, metrics.state_dict())
         return states
 
-    def joint_miou(self, metrics: SegmentationMetrics) -> float:
-        """Mean IoU over the labelled classes, all ranks together; NaN without a label."""
+    def joint_labels(self, metrics: SegmentationMetrics) -> SegmentationMetrics:
+        """The metrics of all ranks together."""
         total = SegmentationMetrics(metrics.classes)
         for state in self.gather_states(metrics):
             total.merge(SegmentationMetrics.from_state(state))
-        miou = total.labelled_miou()
-        return float("nan") if miou is None else miou
+        return total
 
     def identity(self) -> dict[str, Any]:
         """What has to be the same for a checkpoint to continue this run."""

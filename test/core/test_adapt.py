@@ -86,10 +86,28 @@ def test_a_mask_travels_in_the_model_file_and_fits_any_size() -> None:
 
 
 def test_neighbours_never_stand_on_two_sides(tmp_path: Path) -> None:
-    kept, why = collect([str(write_drive(tmp_path / "drive", 100))], tmp_path / "frames", 0.1, 5.0, 1000)
-    numbers = {int(item.file[3:9]): item.part for item in kept}
+    footage = collect([str(write_drive(tmp_path / "drive", 100))], tmp_path / "frames", 0.1, 5.0, 1000)
+    numbers = {int(item.file[3:9]): item.part for item in footage.kept}
     assert all(numbers.get(n + 1, part) == part for n, part in numbers.items())
-    assert set(numbers.values()) == {"adapt", "calibrate", "check"} and why["next to a frame of another part"] > 0
+    assert set(numbers.values()) == {"adapt", "calibrate", "check"}
+    assert footage.left_out["next to a frame of another part"] > 0 and footage.unit == "blocks of 10 images"
+
+
+def test_few_images_are_blocks_of_their_own(tmp_path: Path) -> None:
+    drive = write_drive(tmp_path / "pictures", 8)
+    footage = collect([str(drive)], tmp_path / "frames", 0.1, 5.0, 1000)
+    assert [item.part for item in footage.kept].count("adapt") == 5 and len(footage.kept) == 8
+    assert footage.unit == "images" and "successive frames" in footage.notes[0]
+    again = collect([str(drive)], tmp_path / "frames", 0.1, 5.0, 1000)
+    assert again == footage
+
+
+def test_drives_of_one_shape_are_brought_to_one_size(tmp_path: Path) -> None:
+    first = write_drive(tmp_path / "first", 10)
+    second = write_drive(tmp_path / "second", 10, first=10, height=180, width=320)
+    footage = collect([str(first), str(second)], tmp_path / "frames", 0.1, 5.0, 1000)
+    assert footage.notes[-1] == "The frames of second were scaled to 160×90 pixels."
+    assert {cv2.imread(str(tmp_path / "frames" / item.file)).shape for item in footage.kept} == {(90, 160, 3)}  # type: ignore[union-attr]
 
 
 def test_footage_that_cannot_be_used_is_refused_in_one_sentence(tmp_path: Path) -> None:
@@ -97,7 +115,7 @@ def test_footage_that_cannot_be_used_is_refused_in_one_sentence(tmp_path: Path) 
     with pytest.raises(PebalError, match="too few"):
         collect([str(single)], tmp_path / "a", 0.1, 5.0, 100)
     wide = write_drive(tmp_path / "wide", 3, width=200)
-    with pytest.raises(PebalError, match="one resolution"):
+    with pytest.raises(PebalError, match="another shape"):
         collect([str(single), str(wide)], tmp_path / "b", 0.1, 5.0, 100)
     black = tmp_path / "black"
     black.mkdir()
