@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import cv2
@@ -18,6 +19,9 @@ SPLITS = 3
 
 MIN_STEP = 0.5
 """Nats between two cuts at least."""
+
+CELL = 8
+"""Side in pixels of the cells in which what is connected to no seed is found; a row of one has the size of a word."""
 
 MIN_SIGMA = 1.5
 """Pixels of the smoothing Gaussian below which it is left out, and for which the map is made smaller."""
@@ -90,11 +94,14 @@ def _find(
 ) -> Found:
     step = max(rules.threshold - rules.grow, MIN_STEP)
     levels = [rules.grow, *(rules.threshold + step * number for number in range(SPLITS))]
-    grown = (energy >= np.float32(rules.grow)).view(np.uint8)
-    if ignore is not None:
-        grown[ignore != 0] = 0
+    seeds = smoothed >= np.float32(rules.threshold)
     objects: list[RoadObject] = []
-    waiting = [(0, one) for one in _components(grown, 0, 0, rules.area_in(energy.shape[1]))]
+    if not seeds.any():
+        return Found(objects)
+    smallest = rules.area_in(energy.shape[1])
+    top, left, grown = _grown_from(seeds, energy, rules.grow, ignore)
+    candidates = _components(grown, left, top, smallest, lambda boxes: _hold(boxes, seeds, energy.shape))
+    waiting = [(0, one) for one in candidates]
     for looked_at in range(len(waiting) + rules.max_objects):
         if not waiting:
             break
@@ -110,7 +117,7 @@ def _find(
             objects.append(found)
         elif level + 1 < len(levels):
             rest = (candidate.inside & (energy[window] >= np.float32(levels[level + 1]))).view(np.uint8)
-            waiting += [(level + 1, one) for one in _components(rest, x, y, rules.area_in(energy.shape[1]))]
+            waiting += [(level + 1, one) for one in _components(rest, x, y, smallest)]
     return Found(objects)
 
 
@@ -164,7 +171,57 @@ class _Component:
     """N×2 int32: x, y in the image."""
 
 
-def _components(mask: np.ndarray, left: int, top: int, min_area: float) -> list[_Component]:
+def _grown_from(
+    seeds: np.ndarray, energy: np.ndarray, grow: float, ignore: np.ndarray | None
+) -> tuple[int, int, np.ndarray]:
+    """The pixels of at least an energy, without most of what is connected to no seed.
+
+    Connected pixels lie in connected cells of `CELL`×`CELL` pixels, so the components of the few cells tell which
+    pixels can be left out.
+
+    Args:
+        seeds: h×w bool, a smaller map of the image.
+
+    Returns:
+        Row and column of the upper left corner, and the mask uint8 of the part of the image that holds all that is
+        left.
+    """
+    height, width = energy.shape
+    rows, columns = -(-height // CELL), -(-width // CELL)
+    mask = np.zeros((rows * CELL, columns * CELL), bool)
+    np.greater_equal(energy, np.float32(grow), out=mask[:height, :width])
+    if ignore is not None:
+        mask[:height, :width][ignore != 0] = False
+    words = mask.view(np.uint64).reshape(rows, CELL, columns)  # eight pixels in a word
+    cells = np.bitwise_or.reduce(words, axis=1) != 0
+    numbers = cv2.connectedComponents(cells.view(np.uint8), connectivity=8)[1]
+    near = cv2.resize(seeds.view(np.uint8) * np.uint8(255), (columns, rows), interpolation=cv2.INTER_AREA)
+    near = cv2.dilate(near, np.ones((3, 3), np.uint8))  # the borders of the two maps' pixels do not coincide
+    kept = np.bincount(numbers[near != 0], minlength=numbers.max() + 1) > 0
+    kept[0] = False
+    keep = kept[numbers]
+    if not keep.any():
+        return 0, 0, mask[:0].view(np.uint8)
+    words &= np.where(keep, ~np.uint64(0), np.uint64(0))[:, None]
+    down, across = np.flatnonzero(keep.any(axis=1)), np.flatnonzero(keep.any(axis=0))
+    top, left = int(down[0]) * CELL, int(across[0]) * CELL
+    window = mask[top : min(height, (int(down[-1]) + 1) * CELL), left : min(width, (int(across[-1]) + 1) * CELL)]
+    return top, left, window.view(np.uint8)
+
+
+def _hold(boxes: np.ndarray, seeds: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Which boxes N×4 (x, y, width, height) of the image hold a pixel of the smaller map of seeds."""
+    sums = cv2.integral(seeds.view(np.uint8))
+    x, y, width, height = boxes.T
+    rows = (y * seeds.shape[0] // shape[0], (y + height - 1) * seeds.shape[0] // shape[0] + 1)
+    columns = (x * seeds.shape[1] // shape[1], (x + width - 1) * seeds.shape[1] // shape[1] + 1)
+    inside = sums[rows[1], columns[1]] - sums[rows[0], columns[1]] - sums[rows[1], columns[0]]
+    return inside + sums[rows[0], columns[0]] > 0
+
+
+def _components(
+    mask: np.ndarray, left: int, top: int, min_area: float, wanted: Callable[[np.ndarray], np.ndarray] | None = None
+) -> list[_Component]:
     """The components of a mask whose box has the area, the largest first.
 
     Filling the contours of the few large components is several times faster than OpenCV's labelling of all of them.
@@ -172,16 +229,18 @@ def _components(mask: np.ndarray, left: int, top: int, min_area: float) -> list[
     Args:
         mask: h×w uint8, a window of the image.
         left, top: where the window lies in the image.
+        wanted: from boxes N×4 int64 in the image to N bool; None: all are.
     """
     contours, hierarchy = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     if not contours:
         return []
     outer = np.flatnonzero(hierarchy[0, :, 3] < 0)  # those without a parent; the others are holes
-    boxes = np.array([cv2.boundingRect(contours[int(number)]) for number in outer])
-    areas = boxes[:, 2].astype(np.int64) * boxes[:, 3]
-    kept = np.flatnonzero(areas >= min_area)
-    if not len(kept):
-        return []
+    boxes = np.array([cv2.boundingRect(contours[int(number)]) for number in outer], np.int64)
+    areas = boxes[:, 2] * boxes[:, 3]
+    keep = areas >= min_area
+    if wanted is not None:
+        keep &= wanted(boxes + np.array([left, top, 0, 0]))
+    kept = np.flatnonzero(keep)
     components = []
     for index in kept[np.argsort(-areas[kept], kind="stable")]:
         x, y, width, height = (int(value) for value in boxes[index])
@@ -224,7 +283,9 @@ def _examine(
         area=area,
         mean_energy=cv2.mean(values, inside.view(np.uint8))[0],
         peak_energy=cv2.minMaxLoc(values, inside.view(np.uint8))[1],
-        label=int(np.bincount(labels[y : y + height, x : x + width][inside]).argmax()),
+        label=int(
+            cv2.calcHist([labels[y : y + height, x : x + width]], [0], inside.view(np.uint8), [256], [0, 256]).argmax()
+        ),
         contact=(int(touching[len(touching) // 2]), bottom),
         foot=np.stack([columns, rows], axis=1).astype(np.int32),
         contour=candidate.outline,
@@ -247,7 +308,9 @@ def _standing(
     last = labels.shape[0] - 1
     below = rows[:, None] + np.arange(1, reach + 1)
     at = np.minimum(below, last), columns[:, None]
-    carries = np.isin(labels[at], carriers) | (below > last)
+    carrying = np.zeros(256, bool)
+    carrying[list(carriers)] = True
+    carries = carrying[labels[at]] | (below > last)
     if ignore is not None:
         carries |= ignore[at] != 0
     return carries.any(axis=1)

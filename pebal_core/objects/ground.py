@@ -183,28 +183,33 @@ class GroundPlane:
         """
         return _meet(self.camera.rays(pixels) @ self.rotation.T, self.origin)
 
-    def covariance(self, pixel: tuple[float, float]) -> np.ndarray:
-        """2×2 covariance of the position of one pixel, in square metres.
+    def covariances(self, pixels: np.ndarray) -> np.ndarray:
+        """Covariances of the positions of pixels: first-order propagation, by central differences, of the deviations of
+        pitch, roll, height and pixel.
 
-        First-order propagation of the deviations of pitch, roll, height and pixel, by central differences.
+        Args:
+            pixels: N×2, x and y.
+
+        Returns:
+            N×2×2 in square metres; infinite where a deviation reaches the horizon, because the distance then has no
+            upper bound.
         """
         sigma = self.uncertainty
-        angles = np.radians([sigma.pitch_std, sigma.roll_std])
-        rays = self.camera.rays(np.array([pixel]) + sigma.pixel_std * _NEIGHBOURS)
-        ahead = rays[:1] @ self.rotation.T
+        moved = (pixels[:, None] + sigma.pixel_std * _NEIGHBOURS).reshape(-1, 2)
+        rays = (self.camera.rays(moved) @ self.rotation.T).reshape(len(pixels), len(_NEIGHBOURS), 3)
+        ahead, shifted = rays[:, :1], rays[:, 1:]
         turn = self.rotation @ OPTICAL_TO_FORWARD.T
-        steps = []
-        for rotate, angle in ((_about_y, angles[0]), (_about_x, angles[1])):
-            moved = [_meet(ahead @ (turn @ rotate(sign * angle) @ turn.T).T, self.origin) for sign in (1, -1)]
-            steps.append((moved[0] - moved[1])[0] / 2)
-        lifted = [_meet(ahead, self.origin + np.array([0, 0, sign * sigma.height_std])) for sign in (1, -1)]
-        steps.append((lifted[0] - lifted[1])[0] / 2)
-        shifted = _meet(rays[1:] @ self.rotation.T, self.origin)
-        steps += [(shifted[0] - shifted[1]) / 2, (shifted[2] - shifted[3]) / 2]
-        jacobian = np.stack(steps)
-        if np.isnan(jacobian).any():  # a deviation reaches the horizon: the distance has no upper bound
-            return np.full((2, 2), np.inf)
-        return jacobian.T @ jacobian
+        angles = np.radians([sigma.pitch_std, sigma.roll_std])
+        turns = [turn @ about(sign * angle) @ turn.T for about, angle in zip(_ABOUT, angles) for sign in (1, -1)]
+        turned = np.einsum("kij,nj->nki", np.stack(turns), ahead[:, 0])
+        directions = np.concatenate([turned, ahead, ahead, shifted], axis=1)  # pairs: one step up, one step down
+        heights = np.full(directions.shape[1], self.origin[2])
+        heights[len(turns) : len(turns) + 2] += sigma.height_std, -sigma.height_std
+        points = _meet(directions, self.origin, heights)
+        jacobian = (points[:, 0::2] - points[:, 1::2]) / 2
+        covariances = np.einsum("nki,nkj->nij", jacobian, jacobian)
+        covariances[np.isnan(jacobian).any(axis=(1, 2))] = np.inf
+        return covariances
 
     @cached_property
     def foot(self) -> np.ndarray:
@@ -215,13 +220,16 @@ class GroundPlane:
 _NEIGHBOURS = np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]], np.float64)
 
 
-def _meet(directions: np.ndarray, origin: np.ndarray) -> np.ndarray:
-    """Where rays N×3 from an origin meet z = 0, N×2; NaN where they do not fall."""
-    horizontal = np.linalg.norm(directions[:, :2], axis=1)
-    falling = -directions[:, 2] > LOWEST_SLOPE * horizontal
-    steps = np.full(len(directions), np.nan)
-    steps[falling] = origin[2] / -directions[falling, 2]
-    return origin[:2] + steps[:, None] * directions[:, :2]
+def _meet(directions: np.ndarray, origin: np.ndarray, heights: np.ndarray | float | None = None) -> np.ndarray:
+    """Where rays …×3 from an origin meet the ground, …×2; NaN where they do not fall.
+
+    Args:
+        heights: above the ground, in place of the origin's.
+    """
+    horizontal, falling = directions[..., :2], -directions[..., 2]
+    falling = np.where(falling > LOWEST_SLOPE * np.linalg.norm(horizontal, axis=-1), falling, np.nan)
+    steps = (origin[2] if heights is None else heights) / falling
+    return origin[:2] + steps[..., None] * horizontal
 
 
 def _about_x(angle: float) -> np.ndarray:
@@ -233,3 +241,6 @@ def _about_y(angle: float) -> np.ndarray:
     """A positive angle turns forward (x) down."""
     c, s = math.cos(angle), math.sin(angle)
     return np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
+
+
+_ABOUT = (_about_y, _about_x)

@@ -32,11 +32,11 @@ class Locator:
             return []
         contacts = self._pixels(np.array([found.contact for found in objects]))
         located = []
-        for found, pixel, position in zip(objects, contacts, self.ground.project(contacts)):
+        covariances = self.ground.covariances(contacts)
+        for found, position, covariance in zip(objects, self.ground.project(contacts), covariances):
             if np.isnan(position).any():
                 located.append(found)
                 continue
-            covariance = self.ground.covariance((float(pixel[0]), float(pixel[1])))
             offset = position - self.ground.foot
             distance = float(np.linalg.norm(offset))
             ray = offset / max(distance, 1e-9)

@@ -70,7 +70,7 @@ def test_what_half_a_degree_of_pitch_costs(distance: float, expected: float) -> 
     delta = np.radians(0.5)
     angle = np.arctan2(1.5, distance)
     exact = (1.5 / np.tan(angle - delta) - 1.5 / np.tan(angle + delta)) / 2
-    deviation = np.sqrt(plane.covariance((pixel[0], pixel[1]))[0, 0])
+    deviation = np.sqrt(plane.covariances(pixel[None])[0, 0, 0])
     assert deviation == pytest.approx(exact, rel=1e-3)
     assert deviation == pytest.approx(expected, rel=0.02)
 
@@ -85,11 +85,11 @@ def test_covariance_agrees_with_drawn_cameras() -> None:
     for pitch, roll, height, u, v in random.normal([5, 1, 1.5, *pixel], [0.1, 0.3, 0.02, 0.5, 0.5], size=(4000, 5)):
         one = GroundPlane.from_mounting(camera, Mounting(height, pitch, roll))
         drawn.append(one.project(np.array([[u, v]]))[0])
-    np.testing.assert_allclose(plane.covariance((pixel[0], pixel[1])), np.cov(np.array(drawn).T), rtol=0.15, atol=2e-3)
+    np.testing.assert_allclose(plane.covariances(pixel[None])[0], np.cov(np.array(drawn).T), rtol=0.15, atol=2e-3)
 
 
 def test_a_deviation_that_reaches_the_horizon_has_no_bound() -> None:
-    assert np.isinf(ground().covariance((640, 365))).all()
+    assert np.isinf(ground().covariances(np.array([[640, 365]]))).all()
 
 
 @pytest.mark.parametrize(

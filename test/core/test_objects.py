@@ -215,3 +215,20 @@ def test_the_components_are_those_of_a_labelling() -> None:
             column, row = one.outline[0]
             expected = numbers[y : y + box_height, x : x + box_width] == numbers[row, column]
             assert np.array_equal(one.inside, expected)
+
+
+def test_the_objects_are_the_components_that_hold_a_seed() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(60):
+        height, width = rng.integers(9, 300, 2)
+        energy = cv2.GaussianBlur(rng.normal(size=(height, width)).astype(np.float32), (0, 0), rng.uniform(0.5, 6))
+        energy = energy / energy.std()
+        threshold = float(rng.uniform(0.3, 2))
+        grow = threshold - float(rng.uniform(0, 1))
+        rules = ObjectRules(threshold, grow, min_area=1, smoothing=0, carriers=None, max_objects=10000)
+        ignore = rng.random((height, width)) < 0.02
+        numbers = cv2.connectedComponents(((energy >= np.float32(grow)) & ~ignore).astype(np.uint8), connectivity=8)[1]
+        seeded = np.unique(numbers[energy >= np.float32(threshold)])
+        expected = {tuple(map(tuple, np.argwhere(numbers == one))) for one in seeded if one}
+        found = find_objects(energy, np.zeros((height, width), np.uint8), rules, ignore).objects
+        assert {tuple(map(tuple, np.argwhere(o.mask) + np.array(o.box[1::-1]))) for o in found} == expected
