@@ -296,7 +296,7 @@ def _finetune(config: AdaptConfig, work: Path, outliers: Path, identity: dict[st
             rate=2e-4,
             trunk_rate=1e-4 if trained else 1e-5,
             ema_decay=0.98,
-            least_accuracy=config.keep,
+            keep_accuracy=config.keep,
             licence=info.licence,
         )
     )  # fmt: skip

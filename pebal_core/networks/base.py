@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import PebalError
+
 
 class SegmentationNetwork(nn.Module, ABC):
     """K inlier classes + one abstention channel (the last), split into a trunk and a head.
@@ -47,6 +49,18 @@ class SegmentationNetwork(nn.Module, ABC):
         height, width = images.shape[-2:]
         padding = (0, -width % self.stride, 0, -height % self.stride)
         return F.pad(images, padding, mode="replicate") if any(padding) else images
+
+    def copy_tail(self, blocks: int) -> nn.Module:
+        """A copy of the last blocks of the trunk, which an `AnomalyBranch` trains beside them.
+
+        Raises:
+            PebalError: the trunk has no such number of blocks, or none that can be copied.
+        """
+        raise PebalError(f"The trunk of a {type(self).__name__} has no last blocks that a branch can copy.")
+
+    def trunk_beside(self, images: Tensor, tail: nn.Module) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Features of normalised images B×3×H×W, and the last of them as a trained copy of the last blocks gives it."""
+        raise NotImplementedError
 
     def fold_linear(self) -> None:
         """Merge further linear operations in place, after every BatchNorm was folded into its convolution."""

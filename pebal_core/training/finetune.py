@@ -83,6 +83,8 @@ class FinetuneConfig:
     network runs. `rate` is its learning rate."""
     branch_width: int = 48
     """Channels of the branch."""
+    branch_copied: int = 0
+    """Last blocks of the trunk that the branch has a copy of; they learn at `trunk_rate`."""
     emphasis: Emphasis = field(default_factory=Emphasis)
     """Pixels that weigh more in the objective."""
     input_size: list[int] | None = None
@@ -91,9 +93,9 @@ class FinetuneConfig:
     """Whether the exported model blurs its energy (7×7 Gaussian)."""
     false_alarms: float = 0.01
     """Expected share of falsely alarmed pixels at the threshold that is stored with the model."""
-    least_accuracy: float = 0.0
-    """Share of the labelled validation pixels that must have a right label. An evaluation that finds fewer ends the
-    run, and last.safetensors then holds the state of the evaluation before."""
+    keep_accuracy: float = 0.0
+    """Share of the starting model's pixel accuracy on the validation set that must remain. An evaluation that finds
+    less ends the run, and last.safetensors then holds the state of the evaluation before. 0: nothing ends it."""
     licence: str = ""
     """Licence of the resulting weights: it follows from the data."""
 
@@ -110,7 +112,7 @@ class FinetuneConfig:
             input_size=SIDE,
             false_alarms=(1e-6, 0.5),
             branch_width=(1, 4096),
-            least_accuracy=SHARE,
+            keep_accuracy=SHARE,
         )
 
 
@@ -118,7 +120,8 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
     """Train, evaluate, export and calibrate.
 
     Returns:
-        figures of the best model on the validation set: val_ap, val_fpr95, val_auroc, val_miou as fractions.
+        figures of the best model on the validation set as fractions: val_ap, val_fpr95, val_auroc, val_miou and
+        val_accuracy.
 
     Raises:
         PebalError: data, model or options that cannot be used, before training starts; NaN, during it.
@@ -140,7 +143,7 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
             raise PebalError(
                 "branch: the network beside the branch stays frozen; leave keep_classes, trained and statistics out."
             )
-        network = add_branch(network, info, config.branch_width)
+        network = add_branch(network, info, config.branch_width, config.branch_copied)
     checkpoint = find_checkpoint(config.trainer, out)
     outliers, held_back = open_outliers(config.data)
     samples = TrainingSamples(config.data, outliers, config.trainer.seed)
@@ -154,7 +157,7 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
     trainer = make_trainer(config.trainer, out, averaging)
     if checkpoint is None:
         trainer.validate(module, verbose=False)
-        if config.least_accuracy:
+        if config.keep_accuracy:
             for name in ("best", "last"):
                 module.save(name)
     fit(trainer, module, checkpoint)
@@ -235,9 +238,12 @@ class FinetuneModule(TrainingModule):
         super().__init__(network, config.trainer, info)
         self.config, self.samples, self.validation_set = config, samples, validation
         self.best: dict[str, float] = {}
+        self.first_accuracy = 0.0
+        """Of the starting model."""
         self.forgot = ""
         """Why training ended early, in one sentence."""
-        choose_trained(network, config.trained)
+        copied = isinstance(network, AnomalyBranch) and network.tail is not None
+        choose_trained(network, ["branch.*", "tail.*"] if copied else config.trained)
         trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
         self.trunk_learns = not all(map(network.is_head, trained))
         answering = network
@@ -381,6 +387,7 @@ class FinetuneModule(TrainingModule):
             "val_fpr95": result.fpr95,
             "val_auroc": result.auroc,
             "val_miou": float("nan") if miou is None else miou,
+            "val_accuracy": float("nan") if accuracy is None else accuracy,
         }
         self.log_dict(figures, prog_bar=True, rank_zero_only=True)
         by_class = alarms.by_class(alarms.threshold(self.config.false_alarms))
@@ -391,11 +398,13 @@ class FinetuneModule(TrainingModule):
             detail |= {f"far/recall_{size}": share for size, share in recall.items()}
         self.log_dict(detail, rank_zero_only=True)
         if self.trainer.state.fn != TrainerFn.FITTING:
+            self.first_accuracy = figures["val_accuracy"]
             return
-        if accuracy is not None and accuracy < self.config.least_accuracy:
+        least = self.config.keep_accuracy * self.first_accuracy
+        if figures["val_accuracy"] < least:
             self.forgot = (
-                f"After {self.trainer.global_step} steps {accuracy:.2f} of the labelled validation pixels have a right "
-                f"label, less than {self.config.least_accuracy:g}."
+                f"After {self.trainer.global_step} steps {figures['val_accuracy']:.3f} of the labelled validation "
+                f"pixels have a right label, less than {least:.3f}."
             )
             self.trainer.should_stop = True
             return
@@ -404,7 +413,7 @@ class FinetuneModule(TrainingModule):
         if result.ap > self.best.get("val_ap", -1.0):
             self.best = figures
             self.save("best")
-        if self.config.least_accuracy:
+        if self.config.keep_accuracy:
             self.save("last")
 
     def save(self, name: str) -> None:
@@ -414,8 +423,8 @@ class FinetuneModule(TrainingModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["best"] = self.best
+        checkpoint["best"], checkpoint["first_accuracy"] = self.best, self.first_accuracy
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self.best = checkpoint["best"]
+        self.best, self.first_accuracy = checkpoint["best"], checkpoint.get("first_accuracy", 0.0)

@@ -106,6 +106,23 @@ def test_the_averaged_weights_are_evaluated_and_kept(workshop: Path, tmp_path: P
     assert not all(torch.equal(plain[key], last[key]) for key in last)
 
 
+def test_a_run_that_forgets_ends_at_the_last_good_state(
+    workshop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network, info = load_model(workshop / "model.safetensors")
+    with torch.no_grad():
+        network.get_parameter("classify.bias")[0] = 5  # most of the road is right
+    model = tmp_path / "road.safetensors"
+    save_model(model, network, info)
+    forgetful = ["--rate=3", "--ema_decay=0", "--trainer.validate_every=1", "--keep_accuracy=0.99", f"--model={model}"]
+    assert main(options(workshop, tmp_path, *forgetful)) == 0
+    assert "Training ends; the last state before it is kept." in capsys.readouterr().out
+    accuracies = log_of(tmp_path, "val_accuracy")
+    assert accuracies[0] > 0.1 and accuracies[-1] < 0.99 * accuracies[0] and len(accuracies) == 2
+    start, last = load_file(model), load_file(tmp_path / "last.safetensors")
+    assert all(torch.equal(start[key], last[key]) for key in start)
+
+
 def test_the_model_says_how_it_was_made(trained: Path) -> None:
     info = read_info(trained / "best.safetensors")
     assert info.threshold is not None and info.energy_range[0] < info.threshold < info.energy_range[1]
