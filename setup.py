@@ -28,7 +28,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["pebal_core*", "pebal_ros*"]),
     package_data={
-        "pebal_core": ["py.typed", "models/*", "**/templates/*"],
+        "pebal_core": ["py.typed", "class_lists/*", "models/*", "**/templates/*"],
         "pebal_ros": ["py.typed"],
     },
     zip_safe=False,

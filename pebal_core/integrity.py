@@ -6,13 +6,13 @@ No value of a file is taken on trust: each has its type and range, and is refuse
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .class_list import NAME
 from .errors import PebalError
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ SIDES = (16, 8192)
 """Least and greatest side of what a network is given, in pixels."""
 GREATEST = 1e6
 """Bound of every number in a description, in whatever unit."""
-NAME = re.compile(r"[\w .,:;/&()'+-]{1,64}")
-"""Of a class: what any terminal, log and message can show."""
 
 
 def tensors_sha256(tensors: Mapping[str, np.ndarray]) -> str:
@@ -115,6 +113,7 @@ def check_info(info: ModelInfo, source: Path) -> None:
         "palette": isinstance(info.palette, list)
         and 1 <= len(info.palette) <= 256
         and all(_numbers(color, 3, 0, 255, int) for color in info.palette),
+        "class_list": isinstance(info.class_list, dict) and _same_classes(info),
         "mean": _numbers(info.mean, 3),
         "std": _numbers(info.std, 3, 1e-6),
         "input_size": info.input_size is None or _numbers(info.input_size, 2, *SIDES, kind=int),
@@ -131,6 +130,14 @@ def check_info(info: ModelInfo, source: Path) -> None:
                 f"The metadata of {source} are damaged: {name} cannot be {getattr(info, name)!r:.80}; export the model "
                 f"again."
             )
+
+
+def _same_classes(info: ModelInfo) -> bool:
+    """Whether the class list, where there is one, is whole and of the classes that the file names."""
+    try:
+        return not info.class_list or list(info.classes.names) == info.class_names
+    except PebalError:
+        return False
 
 
 def _text(value: object) -> bool:

@@ -1,7 +1,7 @@
 """Class names, palettes and the maps from each data set's ids to Cityscapes trainIds.
 
-Ids are those of the Cityscapes evaluation (19 classes, https://www.cityscapes-dataset.com): every data set is read
-into them, so that one network and one palette serve all.
+The named layouts of public data sets are read into the ids of the Cityscapes evaluation (19 classes,
+https://www.cityscapes-dataset.com). Other classes come as a `class_list.ClassList`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,16 @@ VOID = 255
 
 OUTLIER = 254
 """Pixel of a pasted outlier: a training target, never a class."""
+
+LABELLED_OUTLIER = 253
+"""Pixel of a labelled anomaly, which training may weigh in another way than a pasted one."""
+
+FIRST_GROUP = 243
+"""From here to `LABELLED_OUTLIER` stand training labels that name several classes (see `data.partial_labels`)."""
+
+MOST_CLASSES = 254
+"""Classes that labels of 8 bits hold beside `OUTLIER` and `VOID`; with partial labels or labelled anomalies,
+`FIRST_GROUP`."""
 
 CITYSCAPES_CLASSES: tuple[str, ...] = (
     "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import onnx_scan
+from .class_list import ClassList, cityscapes_classes, described
 from .errors import PebalError
 from .integrity import DIGEST_KEY, check_fit, check_info, read_tensors, tensors_sha256
 from .labels import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
@@ -37,6 +38,8 @@ class ModelInfo:
     """K inlier classes in the order of the logits; the abstention channel follows them, unnamed."""
     palette: list[list[int]] = field(default_factory=lambda: [list(color) for color in CITYSCAPES_PALETTE])
     """RGB per class."""
+    class_list: dict[str, Any] = field(default_factory=dict)
+    """What the classes are to a vehicle: `ClassList.as_dict`; empty: only names and colours are known."""
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
     """Normalisation of RGB / 255."""
@@ -69,6 +72,18 @@ class ModelInfo:
     def num_outputs(self) -> int:
         """K + 1."""
         return len(self.class_names) + 1
+
+    @property
+    def classes(self) -> ClassList:
+        """The class list that the network was trained with, as far as it is known."""
+        if self.class_list:
+            return ClassList.from_dict(self.class_list, "The class list of the model")
+        return described(self.class_names, self.palette)
+
+    def use_classes(self, classes: ClassList) -> None:
+        """Describe a network of these classes."""
+        self.class_names, self.palette = list(classes.names), classes.palette
+        self.class_list = {} if classes == cityscapes_classes() else classes.as_dict()
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT_VERSION, **asdict(self)}, sort_keys=True)

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from ..data.coco import OutlierSet
-from ..data.outlier_mix import ObjectPool, RichMix, horizon_row
+from ..data.outlier_mix import ObjectPool, RichMix, Roles, horizon_row
 from ..detector import AnomalyDetector
 from ..labels import OUTLIER
 from ..metrics.pooled import PooledMetrics
@@ -93,11 +93,11 @@ def energies(
         base: labels of the frames by the model that the adaptation starts from.
         ego: H×W bool.
     """
-    mix, pool = RichMix(shapes=0.0), ObjectPool(outliers)
+    mix, pool, roles = RichMix(shapes=0.0), ObjectPool(outliers), Roles.of(detector.info.classes)
     kept = Energies([], [], [], [])
     for number, (image, labels) in enumerate(zip(images, base)):
         rng = np.random.default_rng([0xC4EC, number])
-        mixed, pasted = mix.outliers((image, labels), horizon_row(labels), pool, rng, [])
+        mixed, pasted = mix.outliers((image, labels), horizon_row(labels, roles), pool, rng, [], roles)
         target = (pasted == OUTLIER).astype(np.uint8)
         if ego is not None:
             target[ego] = 255

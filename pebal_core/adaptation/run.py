@@ -16,6 +16,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import yaml
 
 from ..data.coco import OutlierSet
 from ..data.outlier_mix import RichMix
@@ -36,6 +37,7 @@ from .footage import PARTS, Kept, collect, load
 from .report import write_report
 from .shapes import HELD_BACK, write_shapes
 
+CLASSES = "classes.yaml"
 EGO_FRAMES = 40
 EGO_BLOCKS = 8
 """Blocks of time from which on the scene can be trusted to have changed."""
@@ -226,9 +228,11 @@ def _write_scenes(
     done = work / "scenes" / "suspects.json"
     if done.is_file():
         return list(json.loads(done.read_text()))
-    peaks = {}
+    peaks: dict[str, float] = {}
+    classes = detector.info.classes.numbered().as_dict()
+    write_atomically(work / CLASSES, yaml.safe_dump(classes, allow_unicode=True, sort_keys=False).encode())
     for split, part in (("train", "adapt"), ("val", "calibrate")):
-        images, labels = (work / "scenes" / kind / "city_gt_fine" / split for kind in ("images", "annotation"))
+        images, labels = (work / "scenes" / kind / split for kind in ("images", "labels"))
         images.mkdir(parents=True, exist_ok=True)
         labels.mkdir(parents=True, exist_ok=True)
         for item in parts[part]:
@@ -239,13 +243,13 @@ def _write_scenes(
                 ids[ego] = VOID
             if part == "adapt":
                 peaks[item.file] = float(np.quantile(result.energy[ids != VOID], 0.999))
-            write_atomically(labels / f"{stem}_gtFine.png", cv2.imencode(".png", ids)[1].tobytes())
-            link = images / f"{stem}_leftImg8bit.png"
+            write_atomically(labels / f"{stem}.png", cv2.imencode(".png", ids)[1].tobytes())
+            link = images / f"{stem}.png"
             if not link.exists():
                 link.hardlink_to(work / "frames" / item.file)
     suspects = outstanding(peaks)
     for file in suspects:
-        (work / "scenes" / "images" / "city_gt_fine" / "train" / f"{Path(file).stem}_leftImg8bit.png").unlink()
+        (work / "scenes" / "images" / "train" / f"{Path(file).stem}.png").unlink()
     write_atomically(done, json.dumps(suspects).encode())
     return suspects
 
@@ -276,8 +280,8 @@ def _finetune(config: AdaptConfig, work: Path, outliers: Path, identity: dict[st
             out=str(run),
             data=DataConfig(
                 root=str(work),
-                scenes=[SceneSource("cityscapes_flat", "scenes", "train", height=360)],
-                validation=[SceneSource("cityscapes_flat", "scenes", "val", height=360)],
+                scenes=[SceneSource("folders", "scenes", "train", 360, str(work / CLASSES))],
+                validation=[SceneSource("folders", "scenes", "val", 360, str(work / CLASSES))],
                 outliers=str(outliers),
                 held_back=list(HELD_BACK) if config.outliers is None else [],
                 rich_mix=RichMix(height=[0.15, 3.5], anywhere=0.35, anywhere_height=[0.05, 0.9]),

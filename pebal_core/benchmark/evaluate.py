@@ -21,7 +21,7 @@ from ..metrics.calibration import CalibrationMetrics
 from ..metrics.components import SIZE_LIMITS, ComponentMetrics
 from ..metrics.pooled import Figures, PooledMetrics, PooledResult
 from ..metrics.segmentation import SegmentationMetrics
-from ..model_file import write_atomically
+from ..model_file import file_sha256, write_atomically
 from ..objects import ObjectRules
 from .bootstrap import Coarse, central, coarse_counts, draw_weights, intervals, replicate_figures
 from .forward import Forward, ScoreReader
@@ -76,11 +76,12 @@ class SetBenchmark:
                 f"{out} holds results of {name} from other images; choose another --out or another name."
             ),
         )
-        if data.ids.classes and len(self.class_names) != 19:
+        if data.ids.classes and data.ids.classes != tuple(self.class_names):
             raise PebalError(
-                f"{name} is labelled with 19 Cityscapes trainIds, but the model has {len(self.class_names)} classes; "
-                "leave this set out."
+                f"{name} is labelled with {len(data.ids.classes)} classes ({', '.join(data.ids.classes[:3])}, …), but "
+                f"the model has {len(self.class_names)} ({', '.join(self.class_names[:3])}, …); leave this set out."
             )
+        self._refuse_learned(reader.detector.info.training.get("anomaly_images"))
         self.operating = OperatingPoint(tuple(self.class_names), rules, outliers=not data.ids.classes)
         self._figures = self.folder / "figures.json"
         self.first = Pass(
@@ -94,6 +95,16 @@ class SetBenchmark:
         )
         self.second: Pass | None = None
         """Component metrics, once the threshold is known."""
+
+    def _refuse_learned(self, digests: object) -> None:
+        """Refuse an image whose labelled anomalies the model has learned (`training.samples.anomaly_digests`)."""
+        learned = set(digests) if isinstance(digests, list) else set()
+        for image, _ in self.data.pairs if learned else ():
+            if file_sha256(image)[:16] in learned:
+                raise PebalError(
+                    f"The model has learned the anomalies of {image}, so figures on {self.name} say nothing; leave "
+                    "this set out."
+                )
 
     @property
     def has_components(self) -> bool:
@@ -334,6 +345,7 @@ class SetBenchmark:
             miou=total.labelled_miou(),
             accuracy=result.accuracy,
             iou=_labelled_iou(total),
+            group_iou=total.group_iou(self.reader.detector.info.classes.groups),
             ece=calibration.compute().ece,
             sliding_miou=sliding.labelled_miou() if sliding else None,
             sliding_iou=_labelled_iou(sliding) if sliding else None,

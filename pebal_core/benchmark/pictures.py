@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from ..data.anomaly_sets import ANOMALY, EvaluationSet
-from ..labels import CITYSCAPES_PALETTE, VOID
+from ..labels import VOID
 from ..model_file import write_atomically
 from ..render import label_colors, overlay, score_map
 from .forward import ScoreReader
@@ -54,8 +54,8 @@ def draw_frames(
 def _draw(data: EvaluationSet, reader: ScoreReader, score: str, index: int) -> np.ndarray:
     frame = data.load(index)
     if data.ids.classes:
-        labels = reader(frame.image, []).labels
-        picture = (frame.image * 0.5 + label_colors(labels, CITYSCAPES_PALETTE) * 0.5).astype(np.uint8)
+        labels, palette = reader(frame.image, []).labels, reader.detector.info.classes.palette
+        picture = (frame.image * 0.5 + label_colors(labels, palette) * 0.5).astype(np.uint8)
         picture[(frame.target != VOID) & (frame.target != labels)] = (255, 0, 0)
         return _shrunk(picture)
     values, anomaly = reader(frame.image, [score]).scores[score], frame.target == ANOMALY

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..data.anomaly_sets import anomaly_ids, open_set
+from ..class_list import ClassList, load_class_list
+from ..data.anomaly_sets import EvaluationSet, anomaly_ids, is_known, open_listed, open_set
 from ..data.scenes import IMAGE_SUFFIXES, read_image
 from ..detector import AnomalyDetector
 from ..errors import PebalError
 from ..fleet.scan import ModelChoice
 from ..objects import ObjectRules
-from ..objects.rules import CARRIERS
 from ..scores import SCORES, MaxLogitStatistics
 from .evaluate import FIRST, SECOND, SetBenchmark
 from .forward import ScoreReader, score_names, split_name
@@ -43,6 +43,8 @@ class Request:
     inlier_ids: Sequence[int] = (0,)
     anomaly_ids: Sequence[int] = (1,)
     void_ids: Sequence[int] = (255,)
+    classes: str | None = None
+    """Name or YAML file of the class list of folder pairs; None: the ids above say what is an anomaly."""
 
     def everywhere(self) -> Request:
         """The same for workers with another current folder.
@@ -52,7 +54,17 @@ class Request:
         """
         sets = [f"{name}={Path(path).expanduser().absolute()}" for name, path in map(_split_dataset, self.datasets)]
         training = self.sml_images.absolute() if self.sml_images else None
-        return replace(self, model=self.model.everywhere(), datasets=sets, out=self.out.absolute(), sml_images=training)
+        listed = self.classes
+        if listed is not None and Path(listed).suffix:
+            listed = str(Path(listed).expanduser().absolute())
+        return replace(
+            self,
+            model=self.model.everywhere(),
+            datasets=sets,
+            out=self.out.absolute(),
+            sml_images=training,
+            classes=listed,
+        )
 
 
 class Plan:
@@ -69,14 +81,20 @@ class Plan:
         if repeated:
             raise PebalError(f"Two sets are called {repeated.pop()}; give each its own name.")
         declared = anomaly_ids(request.inlier_ids, request.anomaly_ids, request.void_ids)
-        sets = {name: open_set(name, path, declared) for name, path in names}
+        listed = None if request.classes is None else load_class_list(request.classes)
+        sets: dict[str, EvaluationSet] = {}
+        for name, path in names:
+            if listed is None or is_known(name):
+                sets[name] = open_set(name, path, declared)
+            else:
+                sets.update(open_listed(name, path, listed))
         self.reader = ScoreReader(_load(request.model))
         self.protocol = PROTOCOLS[request.protocol]
         self.main = self.protocol.main_score(self.reader.engine.smoothing)
         self.scores = _choose_scores(request, self.reader.engine.smoothing, self.main)
         training = _training_images(request.sml_images) if request.sml_images else []
         self.rules = _object_rules(self.reader, self.main)
-        self._claim_folder(training)
+        self._claim_folder(training, listed)
         self.benchmarks = {
             name: SetBenchmark(
                 name, data, request.out, self.reader, list(self.scores), self.main, self.protocol, self.rules
@@ -108,7 +126,7 @@ class Plan:
         assert second is not None
         return second
 
-    def _claim_folder(self, training: list[Path]) -> None:
+    def _claim_folder(self, training: list[Path], listed: ClassList | None) -> None:
         """Refuse a folder in which another benchmark was begun."""
         request, engine, detector = self.request, self.reader.engine, self.reader.detector
         folder = request.sml_images
@@ -120,6 +138,7 @@ class Plan:
             "engine": detector.engine_name,
             "precision": engine.precision,
             "choice of object rules": json.loads(json.dumps(self.rules and asdict(self.rules))) or "none",
+            "class list of folder pairs": "none" if listed is None else json.loads(json.dumps(listed.as_dict())),
             "training images": f"{folder and folder.absolute()}, {len(training)} images" if training else "none",
         }
 
@@ -202,5 +221,4 @@ def _object_rules(reader: ScoreReader, main: str) -> ObjectRules | None:
     info = reader.detector.info
     if main != "energy" or info.threshold is None:
         return None
-    carriers = [name for name in CARRIERS if name in info.class_names]
-    return ObjectRules.for_model(info, carriers=carriers or None)
+    return ObjectRules.for_model(info)

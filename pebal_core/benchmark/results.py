@@ -154,6 +154,8 @@ class Segmentation:
     sliding_miou: float | None = None
     sliding_iou: dict[str, float | None] | None = None
     """With windows of 800 every 534 pixels at the image's own resolution; None where the protocol has none."""
+    group_iou: dict[str, float | None] = field(default_factory=dict)
+    """By the groups of the class list, whose classes then count as one."""
 
 
 @dataclass(frozen=True)

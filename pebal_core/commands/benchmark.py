@@ -51,6 +51,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--inlier-ids", type=Whole(0, 255), nargs="+", default=[0], help="in the labels of a folder pair"
     )
+    parser.add_argument(
+        "--classes",
+        type=str,
+        help="in place of the ids: name or .yaml file of their class list (docs/classes.md)",
+    )
     parser.add_argument("--anomaly-ids", type=Whole(0, 255), nargs="+", default=[1])
     parser.add_argument("--void-ids", type=Whole(0, 255), nargs="*", default=[VOID])
     add_cluster_arguments(parser)
@@ -74,6 +79,7 @@ def run(args: Namespace) -> int:
         inlier_ids=args.inlier_ids,
         anomaly_ids=args.anomaly_ids,
         void_ids=args.void_ids,
+        classes=args.classes,
     )
     return run_benchmark(request, chosen_cluster(args))
 

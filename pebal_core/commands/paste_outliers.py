@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.progress import track
 
 from ..labels import OUTLIER, VOID
-from ..model_file import write_atomically
+from ..model_file import read_info, resolve_model, write_atomically
 from ..training.finetune import FinetuneConfig
 from ..training.samples import ValidationScenes, open_outliers
 from .train import read_config
@@ -29,10 +29,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> None:
-    data = read_config(args).data
+    config = read_config(args)
+    data, classes = config.data, read_info(resolve_model(config.model)).classes
     if args.split is not None:
         data = replace(data, validation=[replace(source, split=args.split) for source in data.validation])
-    scenes = ValidationScenes(data, open_outliers(data)[1])
+    scenes = ValidationScenes(data, open_outliers(data)[1], classes)
     for number in track(range(len(scenes)), "scenes with outliers"):
         image, labels, name = scenes.load(number)
         target = np.where(labels == OUTLIER, 1, np.where(labels == VOID, VOID, 0)).astype(np.uint8)

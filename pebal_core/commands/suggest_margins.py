@@ -16,7 +16,7 @@ from rich.table import Table
 
 from ..detector import AnomalyDetector
 from ..errors import PebalError
-from ..labels import OUTLIER, VOID
+from ..labels import LABELLED_OUTLIER, OUTLIER, VOID
 from ..ranges import Whole
 from ..training.finetune import FinetuneConfig
 from ..training.samples import TrainingSamples, open_outliers
@@ -49,11 +49,12 @@ def sample_energies(config: FinetuneConfig, count: int) -> tuple[np.ndarray, np.
         PebalError: no outlier pixel among them, or data that cannot be used.
     """
     detector = AnomalyDetector.load(config.model, input_size=(0, 0), smoothing=False)
-    samples = TrainingSamples(config.data, open_outliers(config.data)[0], config.trainer.seed)
+    samples = TrainingSamples(config.data, open_outliers(config.data)[0], config.trainer.seed, detector.info.classes)
     inlier, outlier = [], []
     for number in track(range(count), "energies"):
         image, labels = samples.draw(np.random.default_rng([config.trainer.seed, number]), number)
         energy = detector(image).energy
+        labels = np.where(labels == LABELLED_OUTLIER, OUTLIER, labels)
         inlier.append(energy[(labels != OUTLIER) & (labels != VOID)][::7])
         outlier.append(energy[labels == OUTLIER])
     pooled = np.concatenate(inlier), np.concatenate(outlier)

@@ -23,10 +23,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..class_list import ClassList
 from ..errors import PebalError
-from ..labels import CAMVID_TO_TRAIN_ID, LABEL_ID_TO_TRAIN_ID, VOID
+from ..labels import CAMVID_TO_TRAIN_ID, CITYSCAPES_CLASSES, LABEL_ID_TO_TRAIN_ID, OUTLIER, VOID
 from ..model_file import user_path
-from .scenes import IMAGE_SUFFIXES, TRAIN_IDS, read_ids, read_image
+from .scenes import IMAGE_SUFFIXES, TRAIN_IDS, folders, read_ids, read_image
 
 INLIER, ANOMALY = 0, 1
 """Values of anomaly targets; `VOID` is the third."""
@@ -39,10 +40,11 @@ class Ids:
     """What the values of a label file mean."""
 
     table: np.ndarray
-    """256 uint8: value → `INLIER`, `ANOMALY` or `VOID`, or → trainId where `classes`."""
+    """256 uint8: value → `INLIER`, `ANOMALY` or `VOID`, or → number of the class where there are `classes`."""
     known: frozenset[int]
     """Values that may occur."""
-    classes: bool = False
+    classes: tuple[str, ...] = ()
+    """Names of the classes that the table leads to; none on a set of anomalies."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Frame:
 
     image: np.ndarray
     target: np.ndarray
-    """`INLIER`, `ANOMALY`, `VOID`; or trainIds on a set of classes."""
+    """`INLIER`, `ANOMALY`, `VOID`; or numbers of classes and `VOID` on a set of classes."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,9 @@ _BINARY = anomaly_ids([0], [1])
 _FISHYSCAPES = anomaly_ids([0], [1], None)
 _LOST_AND_FOUND = anomaly_ids([1], [2], [0, VOID])
 _ROAD_ANOMALY = anomaly_ids([0], [1, 2])
-_LABEL_IDS = Ids(LABEL_ID_TO_TRAIN_ID, frozenset({*range(34), VOID}), classes=True)
-_TRAIN_IDS = Ids(TRAIN_IDS, frozenset({*range(19), VOID}), classes=True)
-_CAMVID = Ids(CAMVID_TO_TRAIN_ID, frozenset(range(12)), classes=True)
+_LABEL_IDS = Ids(LABEL_ID_TO_TRAIN_ID, frozenset({*range(34), VOID}), CITYSCAPES_CLASSES)
+_TRAIN_IDS = Ids(TRAIN_IDS, frozenset({*range(19), VOID}), CITYSCAPES_CLASSES)
+_CAMVID = Ids(CAMVID_TO_TRAIN_ID, frozenset(range(12)), CITYSCAPES_CLASSES)
 
 
 @dataclass(frozen=True)
@@ -233,6 +235,34 @@ def open_set(name: str, path: str | Path, declared: Ids = _BINARY) -> Evaluation
     expected = " or ".join(f"{layout.images} with {layout.labels}".format(split=split) for layout in known.layouts)
     hint = "" if canonical else f" (or name one of the known sets: {', '.join(KNOWN)})"
     raise PebalError(f"{root} does not hold {name}: there must be images {expected}, in it or a folder down{hint}.")
+
+
+def open_listed(name: str, path: str | Path, classes: ClassList) -> dict[str, EvaluationSet]:
+    """A folder pair whose label files hold the ids of a class list, by the names of the sets that it gives.
+
+    The set of classes keeps the name. Where the list has ids of anomalies, `NAME-anomalies` is the set of these.
+
+    Args:
+        name: ends with ``-SPLIT`` where ``images/`` and ``labels/`` hold folders of splits.
+
+    Raises:
+        PebalError: as `open_set`.
+    """
+    root, split = user_path(path), name.rpartition("-")[2]
+    scenes = folders(root, split, classes)
+    table = classes.table
+    known = frozenset(classes.known_ids)
+    void = np.where(table == OUTLIER, VOID, table).astype(np.uint8)
+    sets = {name: EvaluationSet(PAIR_NAME, root, scenes.pairs, Ids(void, known, classes.names))}
+    if classes.anomaly:
+        inliers = np.where(table == VOID, VOID, np.where(table == OUTLIER, ANOMALY, INLIER)).astype(np.uint8)
+        sets[f"{name}-anomalies"] = EvaluationSet(PAIR_NAME, root, scenes.pairs, Ids(inliers, known))
+    return sets
+
+
+def is_known(name: str) -> bool:
+    """Whether a set is known by this name."""
+    return _find_name(name)[0] is not None
 
 
 def _find_name(name: str) -> tuple[str | None, str]:

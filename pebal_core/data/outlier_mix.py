@@ -11,23 +11,18 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
+from ..class_list import ClassList, cityscapes_classes
 from ..errors import PebalError
-from ..labels import OUTLIER
+from ..labels import OUTLIER, VOID
 from ..ranges import SHARE, check_ranges
 from .coco import Instance, OutlierImage, OutlierSet
 from .cutouts import Cutout, cut_out, harmonise, paste, random_blob, random_texture, resize, soften, vary
+from .partial_labels import CARS, RIDERS, SIGNS, VEHICLES
 
 Scene = tuple[np.ndarray, np.ndarray]
 """Image H×W×3 uint8 RGB and labels H×W uint8."""
 
-GROUND = (0, 1, 9)
-"""Things stand on road, sidewalk or terrain."""
-
-_IS_GROUND: np.ndarray = np.isin(np.arange(256), GROUND)
-
-MOVABLE = (5, 6, 7, 11, 12, 13, 14, 15, 17, 18, 201, 204, 205, 206)
-"""Poles, signs, people and vehicles, and groups of these (see `partial_labels`): cut from one scene and pasted into
-another, they remain what they are."""
+TERRAIN = 9
 
 MIN_HEIGHT = 6
 """Pixels: smaller outliers are noise at the resolution of the logits."""
@@ -48,9 +43,37 @@ def anomaly_mix(scene: Scene, outlier: Scene, rng: np.random.Generator) -> Scene
     return image, labels
 
 
-def horizon_row(labels: np.ndarray) -> int:
+@dataclass(frozen=True)
+class Roles:
+    """What the classes of a scene are to a mix."""
+
+    road: int
+    """The class of which patches are pasted, and whose end shows where the horizon is."""
+    ground: tuple[int, ...]
+    """Classes on which things stand."""
+    movable: tuple[int, ...]
+    """Classes and groups of them (see `partial_labels`) that remain what they are in another scene."""
+
+    @classmethod
+    def of(cls, classes: ClassList) -> Roles:
+        """The roles that follow from a class list."""
+        carriers = classes.flagged("carries_objects")
+        if classes == cityscapes_classes():
+            return cls(0, (*carriers, TERRAIN), (*classes.flagged("movable"), VEHICLES, CARS, RIDERS, SIGNS))
+        return cls(carriers[0] if carriers else VOID, carriers, classes.flagged("movable"))
+
+    @property
+    def is_ground(self) -> np.ndarray:
+        """256 bool, by label."""
+        return np.isin(np.arange(256), self.ground)
+
+
+CITYSCAPES_ROLES = Roles.of(cityscapes_classes())
+
+
+def horizon_row(labels: np.ndarray, roles: Roles = CITYSCAPES_ROLES) -> int:
     """Row of the horizon of a whole scene, estimated from where the road ends; 0.42 of the height without road."""
-    rows = np.flatnonzero((labels == 0).mean(1) > 0.02)
+    rows = np.flatnonzero((labels == roles.road).mean(1) > 0.02)
     return int(rows[0]) - labels.shape[0] // 50 if rows.size else int(0.42 * labels.shape[0])
 
 
@@ -113,7 +136,13 @@ class RichMix:
         )
 
     def outliers(
-        self, scene: Scene, horizon: int, objects: ObjectPool, rng: np.random.Generator, files: list[str]
+        self,
+        scene: Scene,
+        horizon: int,
+        objects: ObjectPool,
+        rng: np.random.Generator,
+        files: list[str],
+        roles: Roles = CITYSCAPES_ROLES,
     ) -> Scene:
         """Paste outliers. `files` takes the names of the images used."""
         image, labels = scene[0].copy(), scene[1].copy()
@@ -124,33 +153,49 @@ class RichMix:
                 h, w = (int(n) for n in rng.integers(24, 160, 2))
                 texture = random_texture(source.load()[0], h, w, rng)
                 cutout = Cutout(texture, random_blob(h, w, rng).astype(np.float32), np.full((h, w), OUTLIER, np.uint8))
-            foot, high = self._stand(labels, horizon, rng)
+            foot, high = self._stand(labels, horizon, rng, roles)
             self._place(image, labels, cutout, foot, high, rng)
         return image, labels
 
-    def _stand(self, labels: np.ndarray, horizon: int, rng: np.random.Generator) -> tuple[tuple[int, int], float]:
+    def _stand(
+        self, labels: np.ndarray, horizon: int, rng: np.random.Generator, roles: Roles
+    ) -> tuple[tuple[int, int], float]:
         """Foot (row, column) and height in pixels of an outlier."""
         if self.small and rng.random() < self.small:
             high = log_uniform(self.small_height, rng)
-            if foot := foot_at(labels, horizon + round(high / log_uniform(self.height, rng)), rng):
+            if foot := foot_at(labels, horizon + round(high / log_uniform(self.height, rng)), rng, roles):
                 return foot, high
         on_ground = rng.random() >= self.anywhere
-        foot = draw_foot(labels, horizon, rng) if on_ground else None
+        foot = draw_foot(labels, horizon, rng, roles) if on_ground else None
         if foot is None:
             foot = int(rng.integers(1, labels.shape[0] + 40)), int(rng.integers(labels.shape[1]))
             return foot, labels.shape[0] * log_uniform(self.anywhere_height, rng)
         return foot, (foot[0] - horizon) * log_uniform(self.height, rng)
 
-    def add_known(self, scene: Scene, horizon: int, known: ObjectPool, rng: np.random.Generator) -> Scene:
+    def add_known(
+        self,
+        scene: Scene,
+        horizon: int,
+        known: ObjectPool,
+        rng: np.random.Generator,
+        roles: Roles = CITYSCAPES_ROLES,
+    ) -> Scene:
         """Paste people and vehicles with their own labels, in the same way as outliers."""
         image, labels = scene[0].copy(), scene[1].copy()
         for _ in range(min(int(rng.poisson(self.known)), 4)):
-            if foot := draw_foot(labels, horizon, rng):
+            if foot := draw_foot(labels, horizon, rng, roles):
                 height = (foot[0] - horizon) * log_uniform((0.5, 2.0), rng)
                 self._place(image, labels, known.draw(rng)[1], foot, height, rng)
         return image, labels
 
-    def distract(self, scene: Scene, horizon: int, other: Callable[[], Scene], rng: np.random.Generator) -> Scene:
+    def distract(
+        self,
+        scene: Scene,
+        horizon: int,
+        other: Callable[[], Scene],
+        rng: np.random.Generator,
+        roles: Roles = CITYSCAPES_ROLES,
+    ) -> Scene:
         """Paste inlier things: parts of another scene, road on road, shadows.
 
         Args:
@@ -161,14 +206,14 @@ class RichMix:
         if users or patches:
             donor = other()
             for _ in range(min(int(users), 3)):
-                if (cutout := movable_part(donor, rng)) and (foot := draw_foot(labels, horizon, rng)):
+                if (cutout := movable_part(donor, rng, roles)) and (foot := draw_foot(labels, horizon, rng, roles)):
                     height = (foot[0] - horizon) * log_uniform((0.5, 1.5), rng)
                     self._place(image, labels, cutout, foot, height, rng)
             for _ in range(min(int(patches), 3)):
-                if (cutout := road_patch(donor, rng)) and (foot := draw_foot(labels, horizon, rng)):
+                if (cutout := road_patch(donor, rng, roles)) and (foot := draw_foot(labels, horizon, rng, roles)):
                     self._place(image, labels, cutout, foot, (foot[0] - horizon) * log_uniform((0.1, 0.5), rng), rng)
         for _ in range(min(int(shadows), 3)):
-            if foot := draw_foot(labels, horizon, rng):
+            if foot := draw_foot(labels, horizon, rng, roles):
                 cast_shadow(image, foot, (foot[0] - horizon), rng)
         return image, labels
 
@@ -227,9 +272,11 @@ def log_uniform(bounds: Sequence[float], rng: np.random.Generator) -> float:
     return float(np.exp(rng.uniform(np.log(bounds[0]), np.log(bounds[1]))))
 
 
-def draw_foot(labels: np.ndarray, horizon: int, rng: np.random.Generator) -> tuple[int, int] | None:
+def draw_foot(
+    labels: np.ndarray, horizon: int, rng: np.random.Generator, roles: Roles = CITYSCAPES_ROLES
+) -> tuple[int, int] | None:
     """A ground pixel (row, column), rows about uniform in distance on a logarithmic scale; None without ground."""
-    ground = _IS_GROUND[labels]
+    ground = roles.is_ground[labels]
     rows = np.flatnonzero(ground.any(1))
     rows = rows[rows > horizon + MIN_HEIGHT]
     if not rows.size:
@@ -240,9 +287,11 @@ def draw_foot(labels: np.ndarray, horizon: int, rng: np.random.Generator) -> tup
     return row, int(rng.choice(np.flatnonzero(ground[row])))
 
 
-def foot_at(labels: np.ndarray, row: int, rng: np.random.Generator) -> tuple[int, int] | None:
+def foot_at(
+    labels: np.ndarray, row: int, rng: np.random.Generator, roles: Roles = CITYSCAPES_ROLES
+) -> tuple[int, int] | None:
     """A ground pixel (row, column) in the row next to this one that has ground; None without ground."""
-    ground = _IS_GROUND[labels]
+    ground = roles.is_ground[labels]
     rows = np.flatnonzero(ground.any(1))
     if not rows.size:
         return None
@@ -250,10 +299,12 @@ def foot_at(labels: np.ndarray, row: int, rng: np.random.Generator) -> tuple[int
     return row, int(rng.choice(np.flatnonzero(ground[row])))
 
 
-def movable_part(scene: Scene, rng: np.random.Generator, min_side: int = 16) -> Cutout | None:
+def movable_part(
+    scene: Scene, rng: np.random.Generator, roles: Roles = CITYSCAPES_ROLES, min_side: int = 16
+) -> Cutout | None:
     """A connected region of one movable class of a scene, with its label; None if there is none of some size."""
     image, labels = scene
-    present = [c for c in MOVABLE if np.count_nonzero(labels == c) > min_side**2]
+    present = [c for c in roles.movable if np.count_nonzero(labels == c) > min_side**2]
     if not present:
         return None
     label = int(rng.choice(present))
@@ -263,19 +314,21 @@ def movable_part(scene: Scene, rng: np.random.Generator, min_side: int = 16) -> 
     return cut_out(image, regions == rng.choice(large), label) if large.size else None
 
 
-def road_patch(scene: Scene, rng: np.random.Generator) -> Cutout | None:
+def road_patch(scene: Scene, rng: np.random.Generator, roles: Roles = CITYSCAPES_ROLES) -> Cutout | None:
     """A random shape cut from the road of a scene; None if there is too little of it."""
     image, labels = scene
-    rows, columns = np.nonzero(labels[::4, ::4] == 0)
+    rows, columns = np.nonzero(labels[::4, ::4] == roles.road)
     if rows.size < 200:
         return None
     centre = rng.integers(rows.size)
     h, w = (int(n) for n in rng.integers(24, 120, 2))
     top, left = max(0, 4 * int(rows[centre]) - h // 2), max(0, 4 * int(columns[centre]) - w // 2)
     window = slice(top, top + h), slice(left, left + w)
-    road = labels[window] == 0
+    road = labels[window] == roles.road
     mask = random_blob(road.shape[0], road.shape[1], rng) & road
-    return Cutout(image[window], mask.astype(np.float32), np.zeros(road.shape, np.uint8)) if mask.any() else None
+    if not mask.any():
+        return None
+    return Cutout(image[window], mask.astype(np.float32), np.full(road.shape, roles.road, np.uint8))
 
 
 def cast_shadow(image: np.ndarray, foot: tuple[int, int], width: int, rng: np.random.Generator) -> None:

@@ -6,22 +6,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-GROUPS: dict[int, tuple[int, ...]] = {
-    200: (1, 9),  # beside the road: sidewalk, terrain
-    201: (13, 14, 15, 16, 17, 18),  # vehicles
-    202: (3, 4, 5, 6, 7),  # roadside: wall, fence, pole, traffic light, traffic sign
-    203: (2, 8),  # far objects: building, vegetation
-    204: (13, 14, 15, 16),  # car, truck, bus, train
-    205: (12, 17, 18),  # rider and what is ridden: motorcycle, bicycle
-    206: (6, 7),  # traffic light, traffic sign
-    207: (8, 9),  # vegetation, terrain
-    208: (2, 3),  # building, wall
-    209: tuple(range(19)),  # anything known: a scene without labels
-}
-"""Label → the trainIds that it may stand for."""
+from ..labels import FIRST_GROUP, LABELLED_OUTLIER
 
-ANYTHING = 209
-"""The group of all classes."""
+BESIDE_ROAD, VEHICLES, ROADSIDE, FAR, CARS, RIDERS, SIGNS, GREEN, WALLS, ANYTHING = range(FIRST_GROUP, LABELLED_OUTLIER)
+
+GROUPS: dict[int, tuple[int, ...]] = {
+    BESIDE_ROAD: (1, 9),  # sidewalk, terrain
+    VEHICLES: (13, 14, 15, 16, 17, 18),
+    ROADSIDE: (3, 4, 5, 6, 7),  # wall, fence, pole, traffic light, traffic sign
+    FAR: (2, 8),  # building, vegetation
+    CARS: (13, 14, 15, 16),  # car, truck, bus, train
+    RIDERS: (12, 17, 18),  # rider and what is ridden: motorcycle, bicycle
+    SIGNS: (6, 7),  # traffic light, traffic sign
+    GREEN: (8, 9),  # vegetation, terrain
+    WALLS: (2, 3),  # building, wall
+}
+"""Label → the trainIds of Cityscapes that it may stand for; `ANYTHING`, a scene without labels, may be any class."""
 
 
 def resolve_groups(target: Tensor, logits: Tensor) -> Tensor:
@@ -35,7 +35,8 @@ def resolve_groups(target: Tensor, logits: Tensor) -> Tensor:
         B×H×W without group labels.
     """
     with torch.no_grad():
-        for group, classes in GROUPS.items():
+        every = {**GROUPS, ANYTHING: tuple(range(logits.shape[1] - 1))}
+        for group, classes in every.items():
             here = target == group
             if here.any():
                 best = logits[:, list(classes)].max(1).indices  # argmax takes ten times as long

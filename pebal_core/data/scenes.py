@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from ..class_list import ClassList, cityscapes_classes, read_mapping
 from ..errors import PebalError
-from ..labels import CAMVID_TO_TRAIN_ID, LABEL_ID_TO_TRAIN_ID, VOID
+from ..labels import CAMVID_TO_TRAIN_ID, FIRST_GROUP, LABEL_ID_TO_TRAIN_ID, OUTLIER, VOID
+from .partial_labels import ANYTHING, BESIDE_ROAD, CARS, FAR, GREEN, RIDERS, ROADSIDE, SIGNS, VEHICLES, WALLS
 
 SKY = 10
-ANY_CLASS = 209
-"""The group of `partial_labels` that holds every class."""
 CHECKED = 8
 """Scenes of a set that are read before training starts."""
 
@@ -23,11 +23,11 @@ TRAIN_IDS: np.ndarray = np.where(np.arange(256) < 19, np.arange(256), VOID).asty
 
 IDD_LITE_TO_TRAIN_ID: np.ndarray = np.full(256, VOID, np.uint8)
 """IDD Lite's 7 coarse classes → trainIds and groups of `partial_labels`; living things include animals: void."""
-IDD_LITE_TO_TRAIN_ID[[0, 1, 3, 4, 5, 6]] = 0, 200, 201, 202, 203, SKY
+IDD_LITE_TO_TRAIN_ID[[0, 1, 3, 4, 5, 6]] = 0, BESIDE_ROAD, VEHICLES, ROADSIDE, FAR, SKY
 
 CAMVID_TO_GROUPS: np.ndarray = CAMVID_TO_TRAIN_ID.copy()
 """CamVid's 11 classes → trainIds, and groups where one of them covers several trainIds."""
-for _train_id, _group in {13: 204, 12: 205, 7: 206, 8: 207, 2: 208}.items():
+for _train_id, _group in {13: CARS, 12: RIDERS, 7: SIGNS, 8: GREEN, 2: WALLS}.items():
     CAMVID_TO_GROUPS[_train_id == CAMVID_TO_TRAIN_ID] = _group
 
 MOST_PIXELS = 8192 * 8192
@@ -118,6 +118,8 @@ class SceneSet:
     id_table: np.ndarray
     known_ids: tuple[int, ...] = tuple(range(256))
     """Ids that may occur in the label files."""
+    classes: ClassList = field(default_factory=cityscapes_classes)
+    """What the labels mean."""
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -140,9 +142,9 @@ class UnlabelledScenes(SceneSet):
     """Footage that shows nothing but known things: each pixel is what the network takes it for."""
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image H×W×3 uint8 RGB and `ANY_CLASS` H×W uint8."""
+        """Image H×W×3 uint8 RGB and `ANYTHING` H×W uint8."""
         image = read_image(self.pairs[index][0])
-        return image, np.full(image.shape[:2], ANY_CLASS, np.uint8)
+        return image, np.full(image.shape[:2], ANYTHING, np.uint8)
 
 
 def unlabelled(root: str | Path, split: str) -> SceneSet:
@@ -207,6 +209,28 @@ def idd_lite(root: str | Path, split: str) -> SceneSet:
     return SceneSet(f"IDD Lite {split}", pairs, IDD_LITE_TO_TRAIN_ID, (*range(7), VOID))
 
 
+def folders(root: str | Path, split: str, classes: ClassList) -> SceneSet:
+    """Any images with label files of the same names: ``images/`` and ``labels/``, each with a folder of the split or
+    without, in any format that keeps values.
+
+    Args:
+        classes: what the values in the label files mean.
+    """
+    images, labels = Path(root) / "images", Path(root) / "labels"
+    if (images / split).is_dir():
+        images, labels = images / split, labels / split
+    found = list_images(images)
+    by_stem: dict[str, Path] = {}
+    for file in list_images(labels):
+        if file.stem in by_stem:
+            raise PebalError(f"{by_stem[file.stem]} and {file} have one name; remove one of them.")
+        by_stem[file.stem] = file
+    pairs = [(image, by_stem.get(image.stem, labels / f"{image.stem}.png")) for image in found]
+    _require_labels(pairs)
+    name = f"{Path(root).name} {split}" if images.name == split else Path(root).name
+    return SceneSet(name, tuple(pairs), classes.table, classes.known_ids, classes)
+
+
 SCENE_SETS: dict[str, Callable[[str | Path, str], SceneSet]] = {
     "camvid": camvid,
     "camvid_groups": camvid_groups,
@@ -216,17 +240,71 @@ SCENE_SETS: dict[str, Callable[[str | Path, str], SceneSet]] = {
     "idd_lite": idd_lite,
     "unlabelled": unlabelled,
 }
+"""By the name of the layout; `register_layout` adds to it."""
 
 
-def open_scenes(layout: str, root: str | Path, split: str) -> SceneSet:
+def register_layout(name: str, open_set: Callable[[str | Path, str], SceneSet]) -> None:
+    """Make a layout of one's own known by its name.
+
+    Args:
+        open_set: from the data folder and the split to the scenes; raises `PebalError` where it finds none.
+    """
+    SCENE_SETS[name] = open_set
+
+
+def open_scenes(layout: str, root: str | Path, split: str, classes: ClassList | None = None) -> SceneSet:
     """The scenes of a data set by the name of its layout.
+
+    Args:
+        classes: what the values in the label files mean; for the layout ``folders`` alone, the others know it.
 
     Raises:
         PebalError: unknown layout, or a folder that does not hold it.
     """
+    if layout == "folders":
+        if classes is None:
+            raise PebalError("The layout folders needs a class list: name one, or give a .yaml file.")
+        return folders(root, split, classes)
     if layout not in SCENE_SETS:
-        raise PebalError(f"There is no layout '{layout}'; choose one of: {', '.join(sorted(SCENE_SETS))}.")
+        known = ", ".join(sorted({*SCENE_SETS, "folders"}))
+        raise PebalError(f"There is no layout '{layout}'; choose one of: {known}.")
+    if classes is not None:
+        raise PebalError(f"The layout {layout} has its own classes; leave the class list out, or use folders.")
     return SCENE_SETS[layout](root, split)
+
+
+def as_classes(scenes: SceneSet, classes: ClassList, mapping: str | Path | None = None) -> SceneSet:
+    """The scenes with the classes of a network.
+
+    Args:
+        mapping: file that maps the classes of the scenes on those of the network (`read_mapping`).
+
+    Raises:
+        PebalError: the classes differ and there is no mapping; or the labels do not fit into 8 bits beside so many
+            classes.
+    """
+    if mapping is not None:
+        if ((scenes.id_table >= FIRST_GROUP) & (scenes.id_table < OUTLIER)).any():
+            raise PebalError(f"{scenes.name} has labels of several classes, which cannot be mapped; leave mapping out.")
+        table = read_mapping(mapping, scenes.classes, classes)
+        scenes = replace(scenes, id_table=table[scenes.id_table], classes=classes)
+    elif scenes.classes.names != classes.names and not isinstance(scenes, UnlabelledScenes):
+        theirs, ours = scenes.classes.names, classes.names
+        raise PebalError(
+            f"{scenes.name} is labelled with the {len(theirs)} classes {_few(theirs)} but the network has the "
+            f"{len(ours)} classes {_few(ours)}; give a file that maps the former on the latter as 'mapping'."
+        )
+    marks = scenes.id_table[(scenes.id_table >= FIRST_GROUP) & (scenes.id_table < VOID)]
+    if len(classes.names) > FIRST_GROUP and (marks.size or isinstance(scenes, UnlabelledScenes)):
+        raise PebalError(
+            f"{scenes.name} has labels of several classes or labelled anomalies, for which 8 bits leave room beside "
+            f"{FIRST_GROUP} classes at most; the network has {len(classes.names)}."
+        )
+    return scenes
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + ", …" * (len(names) > 3)
 
 
 def check_scenes(scenes: SceneSet) -> None:
@@ -242,18 +320,21 @@ def check_scenes(scenes: SceneSet) -> None:
             scenes.load(index)
         return
     sky, labelled = [], 0
+    names = [name.lower() for name in scenes.classes.names]
+    sky_label = names.index("sky") if "sky" in names else None
     for index in picked:
         image, labels = scenes.load(index)
         path = scenes.pairs[index][1]
         ids = np.unique(read_ids(path))
         if strange := sorted(set(ids.tolist()) - set(scenes.known_ids)):
+            pixels = int(np.count_nonzero(read_ids(path) == strange[0]))
             raise PebalError(
-                f"{path} holds the label {strange[0]}, which {scenes.name} in this layout does not have: "
-                f"{_hint(scenes, ids)}."
+                f"{path} holds the label {strange[0]} ({pixels} pixels), which {scenes.name} in this layout does not "
+                f"have: {_hint(scenes, ids)}."
             )
-        labelled += int(np.count_nonzero(labels != VOID))
-        if np.count_nonzero(labels == SKY) > 500:
-            sky.append(image[labels == SKY].mean(0))
+        labelled += int(np.count_nonzero(labels < OUTLIER))
+        if sky_label is not None and np.count_nonzero(labels == sky_label) > 500:
+            sky.append(image[labels == sky_label].mean(0))
     if not labelled:
         raise PebalError(
             f"None of the label files of {scenes.name} that were read holds a labelled pixel; the first is "
@@ -271,6 +352,8 @@ def _hint(scenes: SceneSet, ids: np.ndarray) -> str:
         return "it looks like labelIds where trainIds are expected; use the official layout or convert the labels"
     if scenes.id_table is LABEL_ID_TO_TRAIN_ID and set(ids.tolist()) <= {*range(19), VOID}:
         return "it looks like trainIds where labelIds are expected; choose the layout cityscapes_train_ids"
+    if scenes.classes != cityscapes_classes():
+        return "add it to a class or to 'void' in the class list"
     return "choose the layout that belongs to these files"
 
 

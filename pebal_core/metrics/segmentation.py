@@ -113,6 +113,22 @@ class SegmentationMetrics:
         """Mean IoU over the labelled classes alone, for sets that label only some of a network's classes."""
         return self.compute().miou_of(self.labelled_classes())
 
+    def group_iou(self, groups: Mapping[str, Sequence[int]]) -> dict[str, float | None]:
+        """IoU of groups of classes, each as if its classes were one; None where a group is nowhere.
+
+        >>> metrics = SegmentationMetrics(["car", "bus", "road"])
+        >>> metrics.update(np.array([[1, 2]]), np.array([[0, 2]]), name="a bus for a car")
+        >>> metrics.group_iou({"vehicle": (0, 1)})
+        {'vehicle': 1.0}
+        """
+        ious: dict[str, float | None] = {}
+        for group, members in groups.items():
+            rows, columns = self.confusion[list(members)], self.confusion[:, list(members)]
+            right = rows[:, list(members)].sum()
+            union = rows.sum() + columns.sum() - right
+            ious[group] = float(right / union) if union else None
+        return ious
+
     def _refuse_unknown(self, values: np.ndarray, where: str) -> None:
         unknown = values[(values < 0) | (values >= len(self.classes))]
         if len(unknown):

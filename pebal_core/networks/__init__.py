@@ -38,6 +38,15 @@ NETWORKS: dict[str, Callable[..., SegmentationNetwork]] = {
 }
 
 
+def register_network(name: str, build: Callable[..., SegmentationNetwork]) -> None:
+    """Make a network of one's own known by its name, in configurations and in model files.
+
+    Args:
+        build: takes ``num_outputs`` and the network's own arguments by name.
+    """
+    NETWORKS[name] = build
+
+
 def build_network(name: str, num_outputs: int = 20, **arguments: object) -> SegmentationNetwork:
     """Build a network with fresh weights.
 
@@ -77,5 +86,6 @@ __all__ = [
     "SegmentationNetwork",
     "build_network",
     "describe_network",
+    "register_network",
     "upsample",
 ]

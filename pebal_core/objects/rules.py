@@ -12,9 +12,6 @@ import numpy as np
 from ..errors import PebalError
 from ..model_file import ModelInfo
 
-CARRIERS = ("road", "sidewalk")
-"""Classes that can carry an object unless a setting names others."""
-
 GROW_SHARE = 0.25
 """An object grows from the threshold down by this share of the threshold's distance to the median inlier energy."""
 
@@ -83,8 +80,8 @@ class ObjectRules:
             threshold: nats; None: the one stored with the model.
             grow: nats; None: `GROW_SHARE` of the way from the threshold to the model's median inlier energy, which is
                 the lower end of its `energy_range`.
-            carriers: names of classes that can carry an object; none at all switch the place rule off. None: those of
-                `CARRIERS` that the model knows.
+            carriers: names of classes that can carry an object; none at all switch the place rule off. None: those that
+                carry objects by the model's class list.
             settings: other fields of `ObjectRules`.
 
         Raises:
@@ -97,9 +94,8 @@ class ObjectRules:
             )
         if grow is None:
             grow = threshold - GROW_SHARE * max(threshold - info.energy_range[0], 0.0)
-        if carriers is None:
-            carriers = [name for name in CARRIERS if name in info.class_names]
-        return cls(threshold, grow, carriers=class_ids(carriers, info.class_names) or None, **settings)
+        ids = info.classes.flagged("carries_objects") if carriers is None else class_ids(carriers, info.class_names)
+        return cls(threshold, grow, carriers=ids or None, **settings)
 
     def area_in(self, width: int) -> float:
         """`min_area` in pixels of an image of this width."""

@@ -28,7 +28,7 @@ from ..data.partial_labels import ANYTHING, resolve_groups
 from ..detector import AnomalyDetector
 from ..errors import PebalError
 from ..guarantee import Request
-from ..labels import CITYSCAPES_CLASSES, OUTLIER, VOID
+from ..labels import LABELLED_OUTLIER, OUTLIER, VOID
 from ..losses import LossConfig, pebal_loss
 from ..metrics.alarms import Alarms
 from ..metrics.pooled import PooledMetrics
@@ -39,9 +39,16 @@ from ..ranges import COUNT, RATE, SHARE, SIDE, check_ranges
 from ..scores import free_energy
 from .branch import add_branch, set_statistics
 from .calibrate import CalibrationScene, calibrate
-from .emphasis import Emphasis
+from .emphasis import Emphasis, PixelWeights
 from .run import AveragedWeights, RunConfig, TrainingModule, find_checkpoint, fit, make_trainer
-from .samples import DataConfig, TrainingSamples, ValidationScenes, open_outliers
+from .samples import (
+    DataConfig,
+    TrainingSamples,
+    ValidationScenes,
+    anomaly_digests,
+    open_outliers,
+    refuse_shared,
+)
 from .stream import Sample
 
 STATISTICS_SAMPLES = 32
@@ -129,11 +136,6 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
     pl.seed_everything(config.trainer.seed, workers=True, verbose=False)
     out = Path(config.out)
     network, info = load_model(config.model)
-    if tuple(info.class_names) != CITYSCAPES_CLASSES:
-        raise PebalError(
-            f"{config.model} has {len(info.class_names)} classes ({', '.join(info.class_names[:3])}, …), but the scene "
-            f"sets are labelled with the {len(CITYSCAPES_CLASSES)} Cityscapes classes; start from a network of those."
-        )
     if isinstance(network, KeptClasses):
         raise PebalError(
             f"{config.model} was fine-tuned with keep_classes; start from the model that it was made from."
@@ -146,12 +148,17 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
         network = add_branch(network, info, config.branch_width, config.branch_copied)
     checkpoint = find_checkpoint(config.trainer, out)
     outliers, held_back = open_outliers(config.data)
-    samples = TrainingSamples(config.data, outliers, config.trainer.seed)
-    validation = ValidationScenes(config.data, held_back)
+    classes = info.classes
+    samples = TrainingSamples(config.data, outliers, config.trainer.seed, classes)
+    validation = ValidationScenes(config.data, held_back, classes)
+    refuse_shared(samples, validation)
     samples.draw(np.random.default_rng(0), 0)
-    if config.emphasis.calm:
-        config.emphasis.check(samples.some_labels(), f"40 samples of {samples.name}")
+    weights = PixelWeights(config.emphasis, classes)
+    if weights.calm:
+        weights.check(samples.some_labels(), f"40 samples of {samples.name}")
     info = describe(info, config, samples.name)
+    if learned := anomaly_digests(samples):
+        info.training["anomaly_images"] = learned
     module = FinetuneModule(network, info, config, samples, validation)
     averaging = [AveragedWeights(decay=config.ema_decay)] if config.ema_decay else []
     trainer = make_trainer(config.trainer, out, averaging)
@@ -237,6 +244,7 @@ class FinetuneModule(TrainingModule):
     ) -> None:
         super().__init__(network, config.trainer, info)
         self.config, self.samples, self.validation_set = config, samples, validation
+        self.weights = PixelWeights(config.emphasis, info.classes)
         self.best: dict[str, float] = {}
         self.first_accuracy = 0.0
         """Of the starting model."""
@@ -281,7 +289,8 @@ class FinetuneModule(TrainingModule):
             features = self.network.trunk(self.normalise(images))
         logits = self.network.head(features)
         together = sum_over_processes if self.trainer.world_size > 1 else None
-        weights = self.config.emphasis.weights(target)
+        weights = self.weights.of(target)
+        target = torch.where(target == LABELLED_OUTLIER, OUTLIER, target)
         terms = pebal_loss(logits, self.resolve(target, logits), self.config.loss, together, weights)
         total = terms.total
         if not torch.isfinite(total):

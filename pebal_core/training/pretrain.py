@@ -9,7 +9,7 @@ stay silent and is ready for PEBAL fine-tuning. One process per GPU with
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ import torch.nn.functional as F
 from segmentation_models_pytorch.losses import DiceLoss
 from torch import Tensor
 
+from ..class_list import load_class_list
 from ..data.augment import random_camera, random_color, random_crop, random_mirror, random_scale
-from ..data.scenes import SceneSet, camvid
+from ..data.scenes import SceneSet, UnlabelledScenes, check_scenes, open_scenes
 from ..detector import AnomalyDetector
+from ..errors import PebalError
 from ..guarantee import Request
-from ..labels import VOID
+from ..labels import OUTLIER, VOID
 from ..metrics.segmentation import SegmentationMetrics
 from ..model_file import ModelInfo, save_model
 from ..networks import SegmentationNetwork, build_network
@@ -43,7 +45,11 @@ class PretrainConfig(RunConfig):
     """Everything that defines one training run."""
 
     data: str
-    """CamVid in SegNet's layout: the folder that holds train/, trainannot/, val/, valannot/, …"""
+    """Folder of the labelled images, with the splits train and val."""
+    layout: str = "camvid"
+    """How they lie there: a layout of ``pebal train``, such as cityscapes, or folders for any images with labels."""
+    classes: str | None = None
+    """Of the layout folders: name or YAML file of the class list of the label files."""
     out: str = "runs/pretrain/model.safetensors"
     """The trained model; logs and checkpoints are written beside it."""
     network: str = "deeplabv3plus"
@@ -99,10 +105,10 @@ def pretrain(config: PretrainConfig) -> Path:
         PebalError: data or options that cannot be used, before training starts.
     """
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    train, validation = camvid(config.data, "train"), camvid(config.data, "val")
-    train.load(0)
+    train, validation = (open_split(config, split) for split in ("train", "val"))
     out = Path(config.out)
     info = ModelInfo(network=config.network, network_args=config.network_args, licence=config.licence)
+    info.use_classes(train.classes)
     network = build_network(config.network, num_outputs=info.num_outputs, **config.network_args)
     if config.encoder_weights is not None:
         load_encoder(network, config.encoder_weights)
@@ -121,6 +127,18 @@ def pretrain(config: PretrainConfig) -> Path:
         calibrate(detector, scenes, Request(FALSE_ALARMS), "scenes", validation.name, relax=True)
         save_model(out, network, detector.info, config.half)
     return out
+
+
+def open_split(config: PretrainConfig, split: str) -> SceneSet:
+    """The images of a split, checked; labelled anomalies are void."""
+    scenes = open_scenes(
+        config.layout, config.data, split, None if config.classes is None else load_class_list(config.classes)
+    )
+    check_scenes(scenes)
+    table = np.where(scenes.id_table == OUTLIER, VOID, scenes.id_table)
+    if isinstance(scenes, UnlabelledScenes) or ((table >= len(scenes.classes.names)) & (table != VOID)).any():
+        raise PebalError(f"{scenes.name} does not label each pixel with one class; choose another layout.")
+    return replace(scenes, id_table=table)
 
 
 def class_weights(scenes: SceneSet, num_outputs: int, exponent: float) -> Tensor:

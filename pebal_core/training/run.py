@@ -164,6 +164,7 @@ class TrainingModule(pl.LightningModule, ABC):
         """What has to be the same for a checkpoint to continue this run."""
         return {
             "network": f"{self.info.network} {self.info.network_args}",
+            "class list": ", ".join(self.info.class_names),
             "seed": self.run.seed,
             "steps": self.run.steps,
             "samples per step": self.samples_per_step,

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from ..class_list import ClassList, cityscapes_classes, load_class_list
 from ..data.augment import (
     cut_window,
     draw_window,
@@ -19,10 +20,11 @@ from ..data.augment import (
     scale_scene,
 )
 from ..data.coco import KNOWN_LABELS, OutlierSet
-from ..data.outlier_mix import ObjectPool, RichMix, Scene, anomaly_mix, horizon_row, log_uniform
-from ..data.scenes import SceneSet, check_scenes, open_scenes
+from ..data.outlier_mix import ObjectPool, RichMix, Roles, Scene, anomaly_mix, horizon_row, log_uniform
+from ..data.scenes import SceneSet, as_classes, check_scenes, open_scenes
 from ..errors import PebalError
-from ..labels import OUTLIER
+from ..labels import LABELLED_OUTLIER, OUTLIER, VOID
+from ..model_file import file_sha256
 from ..ranges import COUNT, SHARE, SIDE, check_ranges
 from .stream import shuffled_index
 
@@ -35,13 +37,19 @@ class SceneSource:
     """One set of labelled scenes."""
 
     layout: str
-    """Name of the layout: camvid, camvid_groups, cityscapes, cityscapes_train_ids, cityscapes_flat, idd_lite or
-    unlabelled."""
+    """Name of the layout: camvid, camvid_groups, cityscapes, cityscapes_train_ids, cityscapes_flat, idd_lite,
+    unlabelled, or folders for any images with labels."""
     folder: str
     """Below `DataConfig.root`."""
     split: str = "train"
     height: int | None = None
     """Height in pixels at which the network sees a scene at scale 1; None: as stored."""
+    classes: str | None = None
+    """Of the layout folders: name or YAML file of the class list of the label files."""
+    mapping: str | None = None
+    """YAML file that maps the classes of the labels on those of the network; None: they are the same."""
+    anomalies: bool = False
+    """Whether the labelled anomalies of these scenes are learned as outliers; otherwise they are void."""
     repeat: int = 1
     """How often each scene comes in one pass: the weight of a small set."""
 
@@ -107,15 +115,20 @@ class TrainingSamples:
     With share s of outliers and n clean scenes, one pass holds each clean scene once and n·s/(1-s) mixed samples,
     whose scene and outliers are drawn anew: for 2975 scenes and 297 outlier images, the epoch of the reference.
 
+    Args:
+        classes: of the network; None: those of Cityscapes.
+
     Raises:
         PebalError: a set that is missing, empty or wrongly labelled, or no outlier.
     """
 
-    def __init__(self, config: DataConfig, outliers: OutlierSet, seed: int) -> None:
+    def __init__(self, config: DataConfig, outliers: OutlierSet, seed: int, classes: ClassList | None = None) -> None:
+        classes = classes or cityscapes_classes()
         if config.mix == "rich_mix" and len(config.scale) != 2:
             raise PebalError(f"data.scale must be two bounds for rich_mix; it is {config.scale}.")
         self.config, self.outliers, self.seed = config, outliers, seed
-        self.sources = [(source, open_source(source, config)) for source in config.scenes]
+        self.roles = Roles.of(classes)
+        self.sources = [(source, open_source(source, config, classes)) for source in config.scenes]
         self.deck = [
             (number, index)
             for number, (source, scenes) in enumerate(self.sources)
@@ -124,7 +137,7 @@ class TrainingSamples:
         ]
         self.mixed_places = round(len(self.deck) * config.outlier_share / (1 - config.outlier_share))
         self.objects = ObjectPool(outliers) if config.mix == "rich_mix" else None
-        self.known = None if config.known is None else open_known(config.known)
+        self.known = None if config.known is None else open_known(config.known, classes)
 
     @property
     def name(self) -> str:
@@ -176,19 +189,19 @@ class TrainingSamples:
         """
         config = self.config
         image, labels = self._load(source, index, files)
-        horizon = horizon_row(labels)
+        horizon = horizon_row(labels, self.roles)
         factor = log_uniform(config.scale, rng)
         factor *= (config.scenes[source].height or labels.shape[0]) / labels.shape[0]
         height, width = (max(16, round(side / factor)) for side in config.crop)
         top, left = draw_window(image.shape, height, width, rng)
         scene = cut_window(image, labels, top, left, height, width)
         scene = random_mirror(*scene, config.mirror, rng)
-        scene = config.rich_mix.distract(scene, horizon - top, lambda: self._other(source, rng, files), rng)
+        scene = config.rich_mix.distract(scene, horizon - top, lambda: self._other(source, rng, files), rng, self.roles)
         if self.known is not None:
-            scene = config.rich_mix.add_known(scene, horizon - top, self.known, rng)
+            scene = config.rich_mix.add_known(scene, horizon - top, self.known, rng, self.roles)
         if mixed:
             assert self.objects is not None
-            scene = config.rich_mix.outliers(scene, horizon - top, self.objects, rng, files)
+            scene = config.rich_mix.outliers(scene, horizon - top, self.objects, rng, files, self.roles)
         image, labels = resize_scene(*scene, config.crop[0], config.crop[1])
         return random_camera(random_color(image, config.color, rng), config.camera, rng), labels
 
@@ -200,13 +213,15 @@ class TrainingSamples:
 class ValidationScenes:
     """Whole validation scenes with held-back objects pasted in: the same ones in every run of a configuration."""
 
-    def __init__(self, config: DataConfig, outliers: OutlierSet) -> None:
+    def __init__(self, config: DataConfig, outliers: OutlierSet, classes: ClassList | None = None) -> None:
+        classes = classes or cityscapes_classes()
+        self.roles = Roles.of(classes)
         self.mix, self.objects = config.rich_mix, ObjectPool(outliers)
         self.far_mix = replace(self.mix, count=[4, 8], small=1.0, shapes=0.0, height=[0.15, 1.0])
         self.scenes = [
             (source, scenes, index)
             for source in config.validation
-            for scenes in [open_source(source, config)]
+            for scenes in [open_source(source, config, classes)]
             for index in range(0, len(scenes), config.validation_every)
         ]
         names = ", ".join(dict.fromkeys(scenes.name for _, scenes, _ in self.scenes))
@@ -225,7 +240,7 @@ class ValidationScenes:
         scene = scale_to_height(scenes.load(index), source.height)
         rng = np.random.default_rng([0x7A11D, number])
         mix = self.far_mix if far else replace(self.mix, small=0.0)
-        image, labels = mix.outliers(scene, horizon_row(scene[1]), self.objects, rng, [])
+        image, labels = mix.outliers(scene, horizon_row(scene[1], self.roles), self.objects, rng, [], self.roles)
         return image, labels, str(scenes.pairs[index][0])
 
     def clean(self, number: int) -> Scene:
@@ -234,19 +249,46 @@ class ValidationScenes:
         return scenes.load(index)
 
 
-def open_source(source: SceneSource, config: DataConfig) -> SceneSet:
-    """The scenes of a source, checked."""
-    scenes = open_scenes(source.layout, Path(config.root) / source.folder, source.split)
+def open_source(source: SceneSource, config: DataConfig, classes: ClassList) -> SceneSet:
+    """The scenes of a source, checked, with the classes of the network."""
+    listed = None if source.classes is None else load_class_list(source.classes)
+    scenes = open_scenes(source.layout, Path(config.root) / source.folder, source.split, listed)
     if config.check:
         check_scenes(scenes)
-    return scenes
+    scenes = as_classes(scenes, classes, source.mapping)
+    labelled = scenes.id_table == OUTLIER
+    if source.anomalies and not labelled.any():
+        raise PebalError(f"{scenes.name} has no labelled anomalies: its class list names no 'anomaly' ids.")
+    return replace(scenes, id_table=np.where(labelled, LABELLED_OUTLIER if source.anomalies else VOID, scenes.id_table))
 
 
-def open_known(folder: str) -> ObjectPool:
+def refuse_shared(training: TrainingSamples, validation: ValidationScenes) -> None:
+    """Refuse an image that is both learned and evaluated.
+
+    Raises:
+        PebalError: the message names the image.
+    """
+    learned = {image.resolve() for _, scenes in training.sources for image, _ in scenes.pairs}
+    for _, scenes, index in validation.scenes:
+        image = scenes.pairs[index][0]
+        if image.resolve() in learned:
+            raise PebalError(
+                f"{image} stands in data.scenes and in data.validation; figures on images that were learned say "
+                f"nothing."
+            )
+
+
+def anomaly_digests(samples: TrainingSamples) -> list[str]:
+    """The images whose labelled anomalies are learned, each by 16 digits of its SHA-256, sorted."""
+    images = {image for source, scenes in samples.sources if source.anomalies for image, _ in scenes.pairs}
+    return sorted(file_sha256(image)[:16] for image in images)
+
+
+def open_known(folder: str, classes: ClassList) -> ObjectPool:
     """People and vehicles with their labels.
 
     Raises:
-        PebalError: the folder was not prepared, or by another rule.
+        PebalError: the folder was not prepared, or by another rule; or the network has no class for one of them.
     """
     known = OutlierSet.open(folder)
     categories = {instance.category for image in known.images for instance in image.instances}
@@ -255,7 +297,12 @@ def open_known(folder: str) -> ObjectPool:
             f"data.known: {folder} holds '{strange[0]}', which is no known thing; prepare it with 'pebal prepare-coco "
             f"COCO {folder} --rule known'."
         )
-    return ObjectPool(known, labels=KNOWN_LABELS)
+    if missing := sorted(categories - set(classes.names)):
+        raise PebalError(
+            f"data.known: {folder} holds '{missing[0]}', but the network has no class of that name; leave data.known "
+            f"out."
+        )
+    return ObjectPool(known, labels={category: classes.names.index(category) for category in categories})
 
 
 def scale_to_height(scene: Scene, height: int | None) -> Scene:

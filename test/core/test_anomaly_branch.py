@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from pebal_core.class_list import cityscapes_classes
 from pebal_core.commands.main import main
 from pebal_core.data.coco import OutlierSet, prepare_coco
 from pebal_core.data.outlier_mix import ObjectPool, RichMix
+from pebal_core.data.partial_labels import RIDERS
 from pebal_core.errors import PebalError
 from pebal_core.labels import OUTLIER, VOID
 from pebal_core.losses import pebal_loss
@@ -19,7 +21,7 @@ from pebal_core.metrics.alarms import Alarms
 from pebal_core.model_file import load_model, read_info
 from pebal_core.networks import AnomalyBranch, build_network
 from pebal_core.scores import free_energy
-from pebal_core.training.emphasis import Emphasis
+from pebal_core.training.emphasis import Emphasis, PixelWeights
 
 from .test_coco import square, write_coco
 from .test_engine_torch import network_of
@@ -136,14 +138,14 @@ def test_what_cannot_be_used_is_named(
 
 def test_weights_of_pixels() -> None:
     target = torch.zeros(1, 40, 60, dtype=torch.int64)
-    target[0, :5, :5], target[0, 5:7, :5], target[0, 10:20, :10], target[0, 30:32, :2] = 11, 205, OUTLIER, OUTLIER
+    target[0, :5, :5], target[0, 5:7, :5], target[0, 10:20, :10], target[0, 30:32, :2] = 11, RIDERS, OUTLIER, OUTLIER
     emphasis = Emphasis(calm=["person", "rider", "motorcycle", "bicycle"], calm_weight=7, size_exponent=0.5)
-    weights = emphasis.weights(target)
+    weights = PixelWeights(emphasis, cityscapes_classes()).of(target)
     assert weights is not None
     assert (weights[0, :7, :5] == 7).all() and weights[0, 39, 59] == 1
     torch.testing.assert_close(weights[0, 10, 0], torch.tensor(10.0).sqrt())
     torch.testing.assert_close(weights[0, 30, 0], torch.tensor(250.0).sqrt())
-    assert Emphasis().weights(target) is None
+    assert PixelWeights(Emphasis(), cityscapes_classes()).of(target) is None
 
 
 def test_a_weight_counts_as_so_many_pixels() -> None:
