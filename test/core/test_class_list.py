@@ -100,7 +100,7 @@ def changed(place: int | None = None, **values: Any) -> dict[str, Any]:
         (changed(1, ids="3"), "'ids' must be a list of whole numbers"),
         ({"void": [0]}, "lacks 'classes'"),
         ({"classes": []}, "has 0 classes"),
-        ({"classes": [{"name": f"c{n}", "ids": [], "color": [0, 0, 0]} for n in range(255)]}, "8 bits, which hold 1 to 254"),
+        ({"classes": [{"name": f"c{n}", "ids": [], "color": [0] * 3} for n in range(255)]}, "which hold 1 to 254"),
         ([1, 2], "must hold names with values"),
     ],
 )  # fmt: skip
