@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from ..class_list import ClassList, cityscapes_classes
 from ..errors import PebalError
 
 SIDE = 240
@@ -24,7 +25,6 @@ FEWEST = 12
 """Images from which on staying in place can be told from chance."""
 STILL = 6.0
 """Grey levels: a median change between two images below this is noise of the camera; so is a still scene."""
-ROAD, SIDEWALK, SKY = 0, 1, 10
 BONNET = 0.15
 """Share of the height, from the bottom, in which a fixed outline is taken for the outline of a bonnet."""
 ORNAMENT, BORDER = 0.3, 0.08
@@ -33,12 +33,15 @@ SMALLEST = 0.0005
 """Share of the image below which a region is chance."""
 
 
-def find_ego(images: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> np.ndarray:
+def find_ego(
+    images: Sequence[np.ndarray], labels: Sequence[np.ndarray], classes: ClassList | None = None
+) -> np.ndarray:
     """What stays in place over images of one camera on a moving vehicle.
 
     Args:
         images: H×W×3 uint8 RGB, of one size, some seconds apart.
-        labels: trainIds H×W of the network, one per image.
+        labels: H×W of the network, one per image.
+        classes: of the network; None: those of Cityscapes.
 
     Returns:
         H×W bool.
@@ -71,8 +74,9 @@ def find_ego(images: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> np.n
     fixed = (contrast > change) & (contrast > 3.0)
     constant = small.std(0) < 2.0  # black borders of a rectified image
     seen = np.stack([cv2.resize(x, size, interpolation=cv2.INTER_NEAREST) for x in labels])
-    sky = (seen == SKY).mean(0) > 0.5
-    ground = np.isin(seen, (ROAD, SIDEWALK)).mean(0) > 0.5
+    sky = np.isin(seen, [n for n, name in enumerate(classes.names) if name.lower() == "sky"]).mean(0) > 0.5
+    classes = classes or cityscapes_classes()
+    ground = np.isin(seen, classes.flagged("carries_objects")).mean(0) > 0.5
     found = _close(((fixed & _edge_zone(fixed.shape)) | (constant & ~sky)).astype(np.uint8))
     found[ground & ~constant] = 0
     count, regions, stats, _ = cv2.connectedComponentsWithStats(found, connectivity=8)

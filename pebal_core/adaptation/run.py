@@ -192,7 +192,7 @@ def _ego(
         )
     else:
         try:
-            ego = find_ego(images, [detector(image).labels for image in images])
+            ego = find_ego(images, [detector(image).labels for image in images], detector.info.classes)
         except PebalError as error:
             return None, f"none. {error}"
         if not ego.any():
@@ -209,7 +209,7 @@ def _mountings(detector: AnomalyDetector, folder: Path, items: list[Kept]) -> st
     for drive in sorted({item.drive for item in items}):
         images = [load(folder, item) for item in items if item.drive == drive][:EGO_FRAMES]
         if len(images) >= FEWEST:
-            masks.append(find_ego(images, [detector(image).labels for image in images]))
+            masks.append(find_ego(images, [detector(image).labels for image in images], detector.info.classes))
     if any(moved_mounting(first, second) for first, second in pairwise(masks)):
         return " The mounting changed between drives, so only what is fixed in all of them is masked."
     return ""
