@@ -157,7 +157,7 @@ PARAMETERS: tuple[Spec, ...] = (
         "carriers",
         list,
         [AUTO],
-        "Classes that an object can stand on; auto: those that carry objects by the model's class list; '': an object may be anywhere.",
+        "Classes that an object can stand on; auto: by the model's class list; '': an object may be anywhere.",
         runtime=True,
     ),
     Spec("foot_share", float, 0.3, "Share of an object's width that must stand on them.", (0.0, 1.0), runtime=True),
