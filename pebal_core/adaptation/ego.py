@@ -74,8 +74,8 @@ def find_ego(
     fixed = (contrast > change) & (contrast > 3.0)
     constant = small.std(0) < 2.0  # black borders of a rectified image
     seen = np.stack([cv2.resize(x, size, interpolation=cv2.INTER_NEAREST) for x in labels])
-    sky = np.isin(seen, [n for n, name in enumerate(known.names) if name.lower() == "sky"]).mean(0) > 0.5
     known = classes or cityscapes_classes()
+    sky = np.isin(seen, [n for n, name in enumerate(known.names) if name.lower() == "sky"]).mean(0) > 0.5
     ground = np.isin(seen, known.flagged("carries_objects")).mean(0) > 0.5
     found = _close(((fixed & _edge_zone(fixed.shape)) | (constant & ~sky)).astype(np.uint8))
     found[ground & ~constant] = 0
