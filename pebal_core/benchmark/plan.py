@@ -15,7 +15,7 @@ from ..data.scenes import IMAGE_SUFFIXES, read_image
 from ..detector import AnomalyDetector
 from ..errors import PebalError
 from ..fleet.scan import ModelChoice
-from ..objects import ObjectRules
+from ..objects import IgnoreMask, ObjectRules
 from ..scores import SCORES, MaxLogitStatistics
 from .evaluate import FIRST, SECOND, SetBenchmark
 from .forward import ScoreReader, score_names, split_name
@@ -43,6 +43,8 @@ class Request:
     inlier_ids: Sequence[int] = (0,)
     anomaly_ids: Sequence[int] = (1,)
     void_ids: Sequence[int] = (255,)
+    ego_mask: bool = False
+    """Whether what the model's ego mask covers is void in every set."""
     classes: str | None = None
     """Name or YAML file of the class list of folder pairs; None: the ids above say what is an anomaly."""
 
@@ -89,6 +91,11 @@ class Plan:
             else:
                 sets.update(open_listed(name, path, listed))
         self.reader = ScoreReader(_load(request.model))
+        if request.ego_mask:
+            mask = IgnoreMask.decode(self.reader.detector.info.ego_mask)
+            if mask is None:
+                raise PebalError(f"{request.model.model} has no ego mask; leave --ego-mask out.")
+            sets = {name: replace(data, ignore=mask) for name, data in sets.items()}
         self.protocol = PROTOCOLS[request.protocol]
         self.main = self.protocol.main_score(self.reader.engine.smoothing)
         self.scores = _choose_scores(request, self.reader.engine.smoothing, self.main)
@@ -138,6 +145,7 @@ class Plan:
             "engine": detector.engine_name,
             "precision": engine.precision,
             "choice of object rules": json.loads(json.dumps(self.rules and asdict(self.rules))) or "none",
+            "use of the ego mask": request.ego_mask,
             "class list of folder pairs": "none" if listed is None else json.loads(json.dumps(listed.as_dict())),
             "training images": f"{folder and folder.absolute()}, {len(training)} images" if training else "none",
         }

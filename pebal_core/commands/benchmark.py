@@ -56,6 +56,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=str,
         help="in place of the ids: name or .yaml file of their class list (docs/classes.md)",
     )
+    parser.add_argument(
+        "--ego-mask", action="store_true", help="leave out what the ego mask of the model covers; for its own camera"
+    )
     parser.add_argument("--anomaly-ids", type=Whole(0, 255), nargs="+", default=[1])
     parser.add_argument("--void-ids", type=Whole(0, 255), nargs="*", default=[VOID])
     add_cluster_arguments(parser)
@@ -80,6 +83,7 @@ def run(args: Namespace) -> int:
         anomaly_ids=args.anomaly_ids,
         void_ids=args.void_ids,
         classes=args.classes,
+        ego_mask=args.ego_mask,
     )
     return run_benchmark(request, chosen_cluster(args))
 

@@ -27,6 +27,7 @@ from ..class_list import ClassList
 from ..errors import PebalError
 from ..labels import CAMVID_TO_TRAIN_ID, CITYSCAPES_CLASSES, LABEL_ID_TO_TRAIN_ID, OUTLIER, VOID
 from ..model_file import user_path
+from ..objects import IgnoreMask
 from .scenes import IMAGE_SUFFIXES, TRAIN_IDS, folders, read_ids, read_image
 
 INLIER, ANOMALY = 0, 1
@@ -67,6 +68,8 @@ class EvaluationSet:
     ids: Ids
     track: str | None = None
     """``anomaly`` or ``obstacle`` where SegmentMeIfYouCan defines component metrics."""
+    ignore: IgnoreMask | None = None
+    """What becomes void in every image, such as the vehicle's own bonnet."""
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -75,7 +78,8 @@ class EvaluationSet:
         """Read a frame.
 
         Raises:
-            PebalError: an unreadable file, image and labels of different size, or a value that is not declared.
+            PebalError: an unreadable file, image and labels of different size, a value that is not declared, or an
+                image of other proportions than the mask.
         """
         image_path, label_path = self.pairs[index]
         image, values = read_image(image_path), read_ids(label_path)
@@ -89,7 +93,10 @@ class EvaluationSet:
             raise PebalError(
                 f"{label_path} holds the value {strange[0]}; {self.name} declares only {_list(sorted(self.ids.known))}."
             )
-        return Frame(image, self.ids.table[values])
+        target = self.ids.table[values]
+        if self.ignore is not None:
+            target[self.ignore.at(*target.shape)] = VOID
+        return Frame(image, target)
 
 
 def anomaly_ids(inlier: Sequence[int], anomaly: Sequence[int], void: Sequence[int] | None = (VOID,)) -> Ids:

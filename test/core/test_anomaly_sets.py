@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,7 @@ import pytest
 from pebal_core.data.anomaly_sets import PAIR_NAME, EvaluationSet, anomaly_ids, open_set
 from pebal_core.data.scenes import read_image
 from pebal_core.errors import PebalError
+from pebal_core.objects import IgnoreMask
 
 IDS = np.array([[0, 1, 2, 255], [0, 1, 2, 255]], np.uint8)
 
@@ -218,3 +220,13 @@ def test_real_sets(name: str, folder: str, images: int, values: set[int], shared
     data = open_set(name, shared_dir / "data" / folder)
     assert len(data) == images
     assert set(np.unique(data.load(0).target).tolist()) == values
+
+
+def test_what_an_ego_mask_covers_is_void(tmp_path: Path) -> None:
+    root = write_layout(tmp_path / "mine", "images/{}.png", "labels/{}.png", BINARY)
+    mask = IgnoreMask(np.array([[0, 1, 0, 0], [0, 0, 0, 0]], bool), "The ego mask")
+    data = replace(open_set("mine", root), ignore=mask)
+    assert data.load(0).target.tolist() == [[0, 255, 1, 255], [0, 0, 0, 255]]
+    other = replace(data, ignore=IgnoreMask(np.eye(2, dtype=bool), "The ego mask"))
+    with pytest.raises(PebalError, match="belongs to another camera"):
+        other.load(0)
