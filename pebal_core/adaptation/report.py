@@ -17,9 +17,18 @@ from .check import Energies
 
 WIDTH = 480
 SHOWN = 6
+ROWS = {
+    "threshold": "threshold in nats",
+    "false_objects": "false objects per frame",
+    "alarmed": "alarmed share of the known pixels",
+    "recall": "recall of the pasted objects",
+    "ap": "AP of the pasted objects",
+    "agreement": "share of the labels kept",
+}
+"""Figures of the table and their names."""
 STYLE = (
     "body{font-family:sans-serif;max-width:1020px;margin:2em auto}img{width:480px;margin:2px}"
-    "td,th{padding:.2em .8em;text-align:right}"
+    "td,th{padding:.2em .8em;text-align:right}th:first-child{text-align:left}"
 )
 
 
@@ -42,10 +51,10 @@ def write_report(
         )
 
     rows = "".join(
-        f"<tr><th>{name.replace('_', ' ')}</th>"
+        f"<tr><th>{title}</th>"
         + "".join(f"<td>{summary[column][name]:.4g}</td>" for column in ("before", "after_at_equal_recall", "after"))
         + "</tr>"
-        for name in summary["before"]
+        for name, title in ROWS.items()
     )
     first = images[0].copy()
     if ego is not None:
