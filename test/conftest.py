@@ -26,3 +26,11 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the data folder {folder} is absent")
     return folder
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scenes, prepared outliers and a small model for the tests of training, which only read them."""
+    from .core.training import make_workshop  # PyTorch takes seconds to import, and many tests do without
+
+    return make_workshop(tmp_path_factory.mktemp("workshop"))

@@ -13,8 +13,7 @@ from pebal_core.outputs import OUTPUTS
 from pebal_ros import findings
 from pebal_ros.parameters import documentation
 
-from .conftest import Rig
-from .harness import REPOSITORY, frame_counts, wait_until
+from .harness import REPOSITORY, Rig, frame_counts, wait_until
 
 TOPICS = {*OUTPUTS, *(f"{name}/compressed" for name, output in OUTPUTS.items() if output.compress)}
 
