@@ -23,7 +23,7 @@ from pebal_core.errors import PebalError
 from . import process
 from .camera import Camera
 from .diagnostics import Reporter, Status, camera_values, model_values
-from .findings import ERROR, OK, UNSAID, Finding, examine
+from .findings import ERROR, OK, Finding, NodeState, examine
 from .label_info import LabelInfoPublishers
 from .object_stage import ObjectContext
 from .parameters import PARAMETERS, Settings, declare, refusal
@@ -63,7 +63,7 @@ class AnomalyNode(LifecycleNode):
         self._pipeline: Pipeline | None = None
         self._settings: Settings | None = None
         self._enabled = True
-        self._state = "unconfigured"
+        self._state = NodeState.UNCONFIGURED
         self._failure = ""
         self._ready = threading.Condition()
         try:
@@ -89,7 +89,7 @@ class AnomalyNode(LifecycleNode):
 
     def _autostart(self, executor: Executor) -> None:
         """Load in a thread of its own, so that services answer and a signal ends the node meanwhile."""
-        self._state = "loading the model"
+        self._state = NodeState.LOADING
         try:
             self._loaded = self._load()
         except Exception as error:
@@ -104,10 +104,10 @@ class AnomalyNode(LifecycleNode):
                 return self._give_up(self._failure or "The node could not be activated.")
 
     def stop(self) -> None:
-        if self._failure and self._state == "active":
+        if self._failure and self._state is NodeState.ACTIVE:
             self.trigger_deactivate()  # which `on_deactivate` turns into the error state
         self._release(SHUTDOWN_PATIENCE)
-        self._state = "finalized"
+        self._state = NodeState.FINALIZED
         self._reporter.stop()
 
     def _give_up(self, reason: str) -> None:
@@ -124,21 +124,23 @@ class AnomalyNode(LifecycleNode):
     # ---- lifecycle; rclpy swallows what these raise, so nothing may pass ----
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        return self._transition(self._configure, "configuring", "inactive", undo=self._release)
+        return self._transition(self._configure, NodeState.CONFIGURING, NodeState.INACTIVE, undo=self._release)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        return self._transition(self._activate, "activating", "active", undo=self._deactivate)
+        return self._transition(self._activate, NodeState.ACTIVATING, NodeState.ACTIVE, undo=self._deactivate)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         if self._failure:  # of the engine, for good
             return TransitionCallbackReturn.ERROR
-        return self._transition(self._deactivate, "deactivating", "inactive")
+        return self._transition(self._deactivate, NodeState.DEACTIVATING, NodeState.INACTIVE)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        return self._transition(self._clean_up, "cleaning up", "unconfigured")
+        return self._transition(self._clean_up, NodeState.CLEANING_UP, NodeState.UNCONFIGURED)
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        result = self._transition(lambda: self._release(SHUTDOWN_PATIENCE), "shutting down", "finalized")
+        result = self._transition(
+            lambda: self._release(SHUTDOWN_PATIENCE), NodeState.SHUTTING_DOWN, NodeState.FINALIZED
+        )
         self._finish(None)
         return result
 
@@ -148,7 +150,11 @@ class AnomalyNode(LifecycleNode):
         return TransitionCallbackReturn.FAILURE
 
     def _transition(
-        self, work: Callable[[], None], during: str, after: str, undo: Callable[[], None] | None = None
+        self,
+        work: Callable[[], None],
+        during: NodeState,
+        after: NodeState,
+        undo: Callable[[], None] | None = None,
     ) -> TransitionCallbackReturn:
         before, self._state, self._failure = self._state, during, ""
         try:
@@ -257,13 +263,13 @@ class AnomalyNode(LifecycleNode):
     # ---- while it runs ----
 
     def _watch(self) -> None:
-        if self._state == "active" and self._enabled:
+        if self._state is NodeState.ACTIVE and self._enabled:
             for camera in self._cameras:
                 camera.input.watch()
 
     def _set_enabled(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         changed, self._enabled = self._enabled != request.data, request.data
-        if changed and self._state == "active":
+        if changed and self._state is NodeState.ACTIVE:
             for camera in self._cameras:
                 camera.open() if self._enabled else camera.close()
         response.success = True
@@ -292,19 +298,19 @@ class AnomalyNode(LifecycleNode):
 
     def _collect(self) -> list[Status]:
         detector, settings, cameras = self._detector, self._settings, self._cameras
-        now = "paused by set_enabled" if self._state == "active" and not self._enabled else self._state
+        now = NodeState.PAUSED if self._state is NodeState.ACTIVE and not self._enabled else self._state
         if detector is None or settings is None:
-            values = {"state": self._state, "model": self._value("model")}
-            finding = Finding(ERROR if self._failure else OK, UNSAID, self._failure or f"The node is {now}.")
+            values = {"state": self._state.value, "model": self._value("model")}
+            finding = Finding(ERROR if self._failure else OK, None, self._failure or f"The node is {now.value}.")
             return [Status("model", "", finding, values)]
         error = self._pipeline.last_error if self._pipeline is not None else ""
         running = f"{detector.model_path.name} runs on {detector.engine_name}, {detector.device_name}; "
-        finding = Finding(ERROR, UNSAID, error) if error else Finding(OK, now, f"{running}the node is {now}.")
-        values = {"state": self._state, **model_values(detector, settings), "last error": error}
+        finding = Finding(ERROR, None, error) if error else Finding(OK, now, f"{running}the node is {now.value}.")
+        values = {"state": self._state.value, **model_values(detector, settings), "last error": error}
         statuses = [Status("model", detector.device_name, finding, values)]
         for camera in cameras:
-            found = Finding(OK, UNSAID, f"{camera.input.topic} is not subscribed to: the node is {now}.")
-            if self._state == "active" and self._enabled:
+            found = Finding(OK, None, f"{camera.input.topic} is not subscribed to: the node is {now.value}.")
+            if self._state is NodeState.ACTIVE and self._enabled:
                 found = examine(camera, settings)
             values = camera_values(camera, settings)
             statuses.append(Status(camera.input.topic, camera.frame_id, found, values))

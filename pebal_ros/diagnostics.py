@@ -19,7 +19,7 @@ from rclpy.node import Node
 from pebal_core.detector import AnomalyDetector
 
 from .camera import Camera
-from .findings import OK, UNSAID, WARN, Finding
+from .findings import OK, WARN, Code, Finding, NodeState
 from .parameters import Settings
 from .qos import try_publish
 
@@ -50,8 +50,8 @@ class Reporter:
         self._node, self._collect = node, collect
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._stopped = threading.Event()
-        self._last_word: dict[str, str] = {}
-        self._said: dict[tuple[str, str], float] = {}
+        self._last_word: dict[str, Code | NodeState] = {}
+        self._said: dict[tuple[str, Code | NodeState], float] = {}
         self._thread = threading.Thread(target=self._run, name="diagnostics", daemon=True)
 
     def start(self) -> None:
@@ -82,7 +82,8 @@ class Reporter:
         array.header.stamp = self._node.get_clock().now().to_msg()
         name = self._node.get_fully_qualified_name().lstrip("/")
         for status in statuses:
-            values = {"finding": status.finding.code, **status.values} if status.finding.code else status.values
+            code = status.finding.code
+            values = {"finding": code.value, **status.values} if code is not None else status.values
             array.status.append(
                 DiagnosticStatus(
                     level=status.finding.level,
@@ -99,14 +100,14 @@ class Reporter:
 
         What came back within the minute is said at its end, if it is still so: the last word in the log is true.
         """
-        finding, now = status.finding, time.monotonic()
-        if finding.code in (UNSAID, self._last_word.get(status.part)):
+        finding, code, now = status.finding, status.finding.code, time.monotonic()
+        if code is None or code is self._last_word.get(status.part):
             return
-        spoken = self._said.get((status.part, finding.code))
+        spoken = self._said.get((status.part, code))
         if spoken is not None and now - spoken < REPEAT_AFTER:
             return
-        self._last_word[status.part] = finding.code
-        self._said[status.part, finding.code] = now
+        self._last_word[status.part] = code
+        self._said[status.part, code] = now
         logger = self._node.get_logger()
         if finding.level == OK:  # one call each: rclpy ties a severity to the line it is called from
             logger.info(finding.sentence)

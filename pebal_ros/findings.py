@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from enum import Enum
 
 from diagnostic_msgs.msg import DiagnosticStatus
 
@@ -16,8 +17,6 @@ from .stream_statistics import RATE_WINDOW
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
-UNSAID = ""
-"""Code of a finding that the log does not repeat."""
 PATIENCE = 3.0
 """Seconds without a frame before silence is a fault: discovery and the first frame take their time."""
 OVERLOAD_SHARE = 0.1
@@ -26,13 +25,55 @@ CLOCK_TOLERANCE = (-0.5, 10.0)
 """Seconds that a stamp may lie before its arrival; outside, two clocks disagree or a recording is played."""
 
 
+class Code(Enum):
+    """The kinds of facts about a camera: the value ``finding`` of its status, explained in docs/operations.md."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    UNHEARD = "unheard"
+    NO_PUBLISHER = "no publisher"
+    WRONG_TYPE = "wrong type"
+    INCOMPATIBLE_QOS = "incompatible QoS"
+    NO_FRAME = "no frame"
+    BAD_FRAMES = "bad frames"
+    NO_CLOCK = "no clock"
+    CLOCKS = "clocks"
+    SEVERAL_PUBLISHERS = "several publishers"
+    OUTPUTS = "outputs"
+    NO_THRESHOLD = "no threshold"
+    REFUSED = "refused"
+    DRIFT = "drift"
+    IGNORE_MASK = "ignore mask"
+    NO_GEOMETRY = "no geometry"
+    TOO_OLD = "too old"
+    OVERLOAD = "overload"
+    CLUTTERED = "cluttered"
+
+
+class NodeState(Enum):
+    """What the node does: the value ``state`` of the status of the model, whose kind of fact it is as well."""
+
+    UNCONFIGURED = "unconfigured"
+    LOADING = "loading the model"
+    CONFIGURING = "configuring"
+    INACTIVE = "inactive"
+    ACTIVATING = "activating"
+    ACTIVE = "active"
+    PAUSED = "paused by set_enabled"
+    DEACTIVATING = "deactivating"
+    CLEANING_UP = "cleaning up"
+    SHUTTING_DOWN = "shutting down"
+    FINALIZED = "finalized"
+
+
 @dataclass(frozen=True)
 class Finding:
     """One fact, worth one sentence."""
 
     level: bytes
-    code: str
-    """Names the kind of fact, for programs; the log repeats a finding only when its code changes."""
+    code: Code | NodeState | None
+    """The kind of fact, for programs; the log repeats a finding only when its code changes, and never says one
+    without."""
     sentence: str
 
 
@@ -45,13 +86,13 @@ def examine(camera: Camera, settings: Settings) -> Finding:
     if silent_for > PATIENCE:
         return _silence(camera, topic, state, silent_for)
     if age is None:
-        return Finding(OK, "starting", f"Waiting for the first frame on {topic}.")
+        return Finding(OK, Code.STARTING, f"Waiting for the first frame on {topic}.")
     if camera.last_was_bad:
-        return Finding(ERROR, "bad frames", camera.last_error)
+        return Finding(ERROR, Code.BAD_FRAMES, camera.last_error)
     if camera.clock_missing:
         return Finding(
             WARN,
-            "no clock",
+            Code.NO_CLOCK,
             "use_sim_time is set, but nothing publishes /clock, so the age of a frame is not known: play the "
             "recording with --clock, or unset use_sim_time.",
         )
@@ -60,37 +101,39 @@ def examine(camera: Camera, settings: Settings) -> Finding:
     if state.publishers > 1:
         return Finding(
             WARN,
-            "several publishers",
+            Code.SEVERAL_PUBLISHERS,
             f"{topic} has {state.publishers} publishers: frames of different cameras may mix.",
         )
     complaint = camera.outputs.complaint()
     if complaint:
-        return Finding(WARN, "outputs", complaint)
+        return Finding(WARN, Code.OUTPUTS, complaint)
     if not camera.outputs.wanted(settings):
         unmet = [name for name, output in OUTPUTS.items() if output.needs_threshold and camera.outputs.heard(name)]
         if unmet:
             return Finding(
                 WARN,
-                "no threshold",
+                Code.NO_THRESHOLD,
                 f"{unmet[0]} has a subscriber, but the model stores no threshold: set the parameter threshold.",
             )
-        return Finding(OK, "unheard", f"Frames arrive on {topic}; nobody subscribes to an output, so none is computed.")
+        return Finding(
+            OK, Code.UNHEARD, f"Frames arrive on {topic}; nobody subscribes to an output, so none is computed."
+        )
     if camera.refused:
-        return Finding(WARN, "refused", camera.last_error)
+        return Finding(WARN, Code.REFUSED, camera.last_error)
     report = camera.objects.report
     if report.no_mask:
-        return Finding(WARN, "ignore mask", report.no_mask)
+        return Finding(WARN, Code.IGNORE_MASK, report.no_mask)
     if report.no_geometry:
-        return Finding(WARN, "no geometry", report.no_geometry)
+        return Finding(WARN, Code.NO_GEOMETRY, report.no_geometry)
     if camera.objects.mounting == NO_MOUNTING and camera.outputs.heard("obstacles"):
         return Finding(
             WARN,
-            "no geometry",
+            Code.NO_GEOMETRY,
             "obstacles has a subscriber, but mounting is none, so no distance is known: set it to parameters or tf.",
         )
     rate_in, rate_out = camera.rate_in.hertz(), camera.rate_out.hertz()
     if not rate_out and time.monotonic() - (camera.wanted_since or time.monotonic()) < RATE_WINDOW:
-        return Finding(OK, UNSAID, f"The first frames from {topic} are being answered.")
+        return Finding(OK, None, f"The first frames from {topic} are being answered.")
     served = f"{rate_out:.1f} of {rate_in:.1f} frames per second from {topic} are answered"
     asked = min(rate_in, settings.max_rate) if settings.max_rate else rate_in
     behind = rate_out < (1 - OVERLOAD_SHARE) * asked
@@ -98,24 +141,24 @@ def examine(camera: Camera, settings: Settings) -> Finding:
     if behind and stale > max(OVERLOAD_SHARE * rate_in, dropped):
         return Finding(
             WARN,
-            "too old",
+            Code.TOO_OLD,
             f"{served}: others are older than max_age ({settings.max_age:g} s) when their turn comes; the last came "
             f"{camera.clock_offset:.1f} s after its stamp. Raise max_age, or synchronise the clocks.",
         )
     if behind and dropped > OVERLOAD_SHARE * rate_in:
-        return Finding(WARN, "overload", f"{served}: the camera is faster than the model, older frames are dropped.")
+        return Finding(WARN, Code.OVERLOAD, f"{served}: the camera is faster than the model, older frames are dropped.")
     if camera.drift:
         return Finding(
-            WARN, "drift", f"{camera.drift} Adapt the model to such scenes (pebal adapt), or calibrate it on them."
+            WARN, Code.DRIFT, f"{camera.drift} Adapt the model to such scenes (pebal adapt), or calibrate it on them."
         )
     if report.left_out:
         return Finding(
             WARN,
-            "cluttered",
+            Code.CLUTTERED,
             f"{served}. {report.left_out} candidates for objects were not looked at, to keep the time bounded: raise "
             "threshold or min_area.",
         )
-    return Finding(OK, "running", f"{served}.")
+    return Finding(OK, Code.RUNNING, f"{served}.")
 
 
 def _silence(camera: Camera, topic: str, state: TopicState, seconds: float) -> Finding:
@@ -123,27 +166,27 @@ def _silence(camera: Camera, topic: str, state: TopicState, seconds: float) -> F
     if state.wrong_types and not state.publishers:
         return Finding(
             ERROR,
-            "wrong type",
+            Code.WRONG_TYPE,
             f"{topic} carries {', '.join(sorted(state.wrong_types))}, not {camera.input.type_name}: "
             f"remap '{camera.prefix}image' to the camera's image topic, or set the parameter transport.",
         )
     if not state.publishers:
         return Finding(
             ERROR,
-            "no publisher",
+            Code.NO_PUBLISHER,
             f"{topic} has no publisher: start the camera, or remap '{camera.prefix}image' to its "
             "topic ('ros2 topic list -t' shows them).",
         )
     if camera.input.incompatible:
         return Finding(
             ERROR,
-            "incompatible QoS",
+            Code.INCOMPATIBLE_QOS,
             f"{topic} is published best effort, but input_reliability asks for reliable, so no frame can "
             "arrive: set input_reliability to auto.",
         )
     return Finding(
         ERROR,
-        "no frame",
+        Code.NO_FRAME,
         f"No frame on {topic} for {seconds:.0f} s, though it has a publisher: is the camera stalled?",
     )
 
@@ -155,4 +198,4 @@ def _clocks(topic: str, offset: float, simulated: bool) -> Finding:
         if simulated
         else "synchronise the clocks, or set use_sim_time for a recording"
     )
-    return Finding(WARN, "clocks", f"The stamps on {topic} lie {where}: {advice}.")
+    return Finding(WARN, Code.CLOCKS, f"The stamps on {topic} lie {where}: {advice}.")

@@ -23,10 +23,9 @@ from pebal_core.networks import AnomalyBranch, build_network
 from pebal_core.scores import free_energy
 from pebal_core.training.emphasis import Emphasis, PixelWeights
 
-from .test_coco import square, write_coco
-from .test_engine_torch import network_of
-from .test_finetune import log_of, options, workshop  # noqa: F401
-from .test_outlier_mix import road_scene
+from .sample_networks import network_of
+from .scenes import road_scene, square, write_coco
+from .training import log_of, train_options
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "espnetv2": {},
@@ -75,19 +74,19 @@ def test_a_network_without_features_is_refused() -> None:
 BRANCH = ("--branch=true", "--branch_width=16", "--rate=0.02")
 
 
-def test_training_moves_the_branch_alone_and_resumes(workshop: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_training_moves_the_branch_alone_and_resumes(workshop: Path, tmp_path: Path) -> None:
     known = write_coco(
-        workshop / "coco known",
+        tmp_path / "coco known",
         [((240, 240), [("person", square(10, 10, 200))]), ((240, 240), [("car", square(9, 9, 99))])],
     )
-    prepare_coco(known, workshop / "known", min_side=0, rule="known")
+    prepare_coco(known, tmp_path / "known", min_side=0, rule="known")
     more = (
-        *BRANCH, f"--data.known={workshop / 'known'}", "--data.rich_mix.small=0.5", "--data.far_validation=true",
+        *BRANCH, f"--data.known={tmp_path / 'known'}", "--data.rich_mix.small=0.5", "--data.far_validation=true",
         "--emphasis.calm=[car]", "--emphasis.size_exponent=0.5",
     )  # fmt: skip
-    assert main(options(workshop, tmp_path / "whole", *more)) == 0
-    assert main(options(workshop, tmp_path / "parts", *more, "--trainer.stop_after=2")) == 0
-    assert main(options(workshop, tmp_path / "parts", *more, "--trainer.resume=true")) == 0
+    assert main(train_options(workshop, tmp_path / "whole", *more)) == 0
+    assert main(train_options(workshop, tmp_path / "parts", *more, "--trainer.stop_after=2")) == 0
+    assert main(train_options(workshop, tmp_path / "parts", *more, "--trainer.resume=true")) == 0
     start, whole, parts = (
         load_model(p)[0]
         for p in (
@@ -109,7 +108,9 @@ def test_training_moves_the_branch_alone_and_resumes(workshop: Path, tmp_path: P
     assert 0 <= log_of(tmp_path / "whole", "alarms/road")[-1] <= 1
     assert len(log_of(tmp_path / "whole", "far/ap")) == len(miou)
     assert info.training["validation"]["alarms/road"] == log_of(tmp_path / "whole", "alarms/road")[-1]
-    again = options(workshop, tmp_path / "again", f"--model={tmp_path / 'whole/last.safetensors'}", "--branch=true")
+    again = train_options(
+        workshop, tmp_path / "again", f"--model={tmp_path / 'whole/last.safetensors'}", "--branch=true"
+    )
     assert main(again) == 0, "a branch can learn on"
 
 
@@ -125,14 +126,14 @@ def test_training_moves_the_branch_alone_and_resumes(workshop: Path, tmp_path: P
     ],
 )
 def test_what_cannot_be_used_is_named(
-    workshop: Path,  # noqa: F811
+    workshop: Path,
     tmp_path: Path,
     more: tuple[str, ...],
     message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     more = tuple(option.replace("OUTLIERS", str(workshop / "outliers")) for option in more)
-    assert main(options(workshop, tmp_path, *more)) == 1
+    assert main(train_options(workshop, tmp_path, *more)) == 1
     assert message in " ".join(capsys.readouterr().err.split())
 
 
@@ -213,7 +214,7 @@ def test_known_things_are_pasted_with_their_labels(tmp_path: Path) -> None:
     assert seen == {0, 2, 11}
 
 
-def test_a_model_of_two_networks_says_how_to_move_on(workshop: Path, tmp_path: Path) -> None:  # noqa: F811
-    assert main(options(workshop, tmp_path, "--keep_classes=true", "--trainer.steps=2")) == 0
+def test_a_model_of_two_networks_says_how_to_move_on(workshop: Path, tmp_path: Path) -> None:
+    assert main(train_options(workshop, tmp_path, "--keep_classes=true", "--trainer.steps=2")) == 0
     with pytest.warns(UserWarning, match="runs two networks side by side; 'pebal train --branch true'"):
         load_model(tmp_path / "last.safetensors")

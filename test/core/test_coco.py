@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
@@ -14,38 +11,7 @@ from pebal_core.commands.main import main
 from pebal_core.data.coco import EXCLUDED_CATEGORIES, OutlierSet, prepare_coco
 from pebal_core.errors import PebalError
 
-CATEGORIES = ("person", "car", "train", "dog", "laptop", "cup")
-
-
-def square(left: int, top: int, side: int) -> list[list[int]]:
-    return [[left, top, left + side, top, left + side, top + side, left, top + side]]
-
-
-def write_coco(root: Path, images: Iterable[tuple[tuple[int, int], list[tuple[str, list[list[int]]]]]]) -> Path:
-    """Images given as ((height, width), [(category, polygons), …])."""
-    (root / "annotations").mkdir(parents=True)
-    (root / "train2017").mkdir()
-    document: dict[str, list[object]] = {
-        "images": [],
-        "annotations": [],
-        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(CATEGORIES)],
-    }
-    for number, ((height, width), objects) in enumerate(images):
-        file = f"{9 - number:012d}.jpg"
-        rng = np.random.default_rng(number)
-        cv2.imwrite(str(root / "train2017" / file), rng.integers(0, 256, (height, width, 3), np.uint8))
-        document["images"].append({"id": number + 1, "file_name": file, "height": height, "width": width})
-        for category, polygons in objects:
-            document["annotations"].append({
-                "id": len(document["annotations"]) + 1,
-                "image_id": number + 1,
-                "category_id": CATEGORIES.index(category) + 1,
-                "segmentation": polygons,
-                "area": (polygons[0][2] - polygons[0][0]) ** 2,
-                "iscrowd": 0,
-            })  # fmt: skip
-    (root / "annotations" / "instances_train2017.json").write_text(json.dumps(document))
-    return root
+from .scenes import square, write_coco
 
 
 @pytest.fixture

@@ -14,20 +14,7 @@ from pebal_core.errors import PebalError
 from pebal_core.labels import CAMVID_TO_TRAIN_ID, CITYSCAPES_CLASSES, LABEL_ID_TO_TRAIN_ID, VOID
 from pebal_core.training.stream import SampleStream, shuffled_index, stream_loader
 
-
-def write_camvid(root: Path, count: int = 3) -> Path:
-    """A CamVid-like folder: train, val and test of a few small scenes."""
-    for split in ("train", "val", "test"):
-        for kind in (split, f"{split}annot"):
-            (root / kind).mkdir(parents=True, exist_ok=True)
-        for number in range(count):
-            rng = np.random.default_rng(number)
-            ids = np.full((48, 64), 3, np.uint8)
-            ids[:20] = 0
-            image = rng.integers(0, 40, (48, 64, 3), np.uint8) + np.where(ids == 3, 60, 160).astype(np.uint8)[..., None]
-            cv2.imwrite(str(root / split / f"{number}.jpg"), image)
-            cv2.imwrite(str(root / f"{split}annot" / f"{number}.png"), ids)
-    return root
+from .scenes import write_camvid
 
 
 def test_camvid_ids_become_train_ids(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from pebal_core.engines.torch import TorchEngine
 from pebal_core.model_file import load_model
 from pebal_core.scores import gaussian_blur
 
-from .test_engine_torch import photograph
+from .sample_networks import photograph
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 on_a_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="this machine has no GPU")

@@ -33,7 +33,7 @@ from pebal_core.model_file import ModelInfo, file_sha256, load_model, onnx_with_
 from pebal_core.networks import build_network
 from pebal_core.onnx_pooling import TRANSLATIONS
 
-from .test_engine_torch import network_of, photograph
+from .sample_networks import network_of, photograph
 
 pytestmark = pytest.mark.slow
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -21,47 +19,17 @@ from safetensors.torch import load_file
 from pebal_core.commands import ablate, pretrain
 from pebal_core.commands.main import main
 from pebal_core.commands.train import read_config
-from pebal_core.data.coco import prepare_coco
 from pebal_core.data.partial_labels import resolve_groups
-from pebal_core.model_file import ModelInfo, load_model, read_info, save_model
-from pebal_core.networks import build_network
+from pebal_core.model_file import load_model, read_info, save_model
 from pebal_core.scores import free_energy
 
-from .test_coco import square, write_coco
-from .test_data import write_camvid
+from .training import log_of, train_options
 
 pytestmark = pytest.mark.slow
 
 CONFIGURATIONS = [p for p in sorted((Path(__file__).parents[2] / "config").glob("*.yaml")) if p.stem != "anomaly"]
 
 Train = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scenes, prepared outliers and a small network with random weights."""
-    root = tmp_path_factory.mktemp("finetune")
-    write_camvid(root / "camvid")
-    objects = [("dog", square(10, 20, 100))], [("laptop", square(100, 100, 50))], [("cup", square(5, 5, 60))]
-    coco = write_coco(root / "coco", [((240, 240), list(o)) for o in objects])
-    prepare_coco(coco, root / "outliers", min_side=100)
-    torch.manual_seed(0)
-    arguments: dict[str, Any] = {"encoder": "resnet18", "decoder_channels": 16}
-    network = build_network("deeplabv3plus", **arguments)
-    save_model(root / "model.safetensors", network, ModelInfo("deeplabv3plus", arguments))
-    return root
-
-
-def options(workshop: Path, out: Path, *more: str) -> list[str]:
-    scene = {"layout": "camvid", "folder": "camvid", "height": 48}
-    return [
-        "train", f"--model={workshop / 'model.safetensors'}", f"--out={out}", f"--data.root={workshop}",
-        f"--data.outliers={workshop / 'outliers'}", f"--data.scenes={json.dumps([scene])}",
-        f"--data.validation={json.dumps([scene | {'split': 'val'}])}", "--data.held_back=[cup]", "--data.crop=[32,48]",
-        "--data.validation_every=1", "--trainer.steps=4", "--trainer.batch_size=2", "--trainer.validate_every=2",
-        "--trainer.checkpoint_every=1", "--trainer.workers=0", "--trainer.accelerator=cpu", "--trainer.devices=1",
-        "--rate=0.001", "--ema_decay=0.5", *more,
-    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda p: p.stem)
@@ -75,15 +43,10 @@ def test_every_shipped_configuration_is_understood(path: Path) -> None:
         assert read_config(parser.instantiate(parser.parse_args(options))).data.validation
 
 
-def log_of(out: Path, column: str) -> list[float]:
-    with (out / "log" / "metrics.csv").open() as stream:
-        return [float(row[column]) for row in csv.DictReader(stream) if row.get(column)]
-
-
 @pytest.fixture(scope="module")
 def trained(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
-    assert main(options(workshop, out)) == 0
+    assert main(train_options(workshop, out)) == 0
     return out
 
 
@@ -98,8 +61,8 @@ def test_only_the_head_changes_and_no_statistics(workshop: Path, trained: Path) 
 
 def test_the_averaged_weights_are_evaluated_and_kept(workshop: Path, tmp_path: Path) -> None:
     """The only evaluation is that of the last step: best and last are the same averaged weights."""
-    assert main(options(workshop, tmp_path, "--trainer.validate_every=4")) == 0
-    assert main(options(workshop, tmp_path / "plain", "--trainer.validate_every=4", "--ema_decay=0")) == 0
+    assert main(train_options(workshop, tmp_path, "--trainer.validate_every=4")) == 0
+    assert main(train_options(workshop, tmp_path / "plain", "--trainer.validate_every=4", "--ema_decay=0")) == 0
     best, last = load_file(tmp_path / "best.safetensors"), load_file(tmp_path / "last.safetensors")
     plain = load_file(tmp_path / "plain" / "last.safetensors")
     assert all(torch.equal(best[key], last[key]) for key in best)
@@ -135,14 +98,14 @@ def test_the_model_says_how_it_was_made(trained: Path) -> None:
 
 def test_a_killed_run_continues_identically(workshop: Path, trained: Path, tmp_path: Path) -> None:
     """kill -9 as soon as the first checkpoint is there; then the same command with resume."""
-    command = [sys.executable, "-m", "pebal_core", *options(workshop, tmp_path)]
+    command = [sys.executable, "-m", "pebal_core", *train_options(workshop, tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while not (tmp_path / "last.ckpt").is_file():
         assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
     process.kill()
     process.wait()
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] < 4, "it was killed on the way"
-    assert main(options(workshop, tmp_path, "--trainer.resume=true")) == 0
+    assert main(train_options(workshop, tmp_path, "--trainer.resume=true")) == 0
     whole, resumed = load_file(trained / "last.safetensors"), load_file(tmp_path / "last.safetensors")
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
@@ -159,10 +122,10 @@ def test_two_processes_see_the_losses_of_one(workshop: Path, tmp_path: Path) -> 
         "-m",
         "pebal_core",
     ]
-    arguments = options(workshop, tmp_path / "two")
+    arguments = train_options(workshop, tmp_path / "two")
     done = subprocess.run([*run, *arguments], env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert main(options(workshop, tmp_path / "one", "--trainer.batch_size=4")) == 0
+    assert main(train_options(workshop, tmp_path / "one", "--trainer.batch_size=4")) == 0
     one, two = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
     for key in one:
         torch.testing.assert_close(one[key], two[key], rtol=1e-4, atol=1e-5)
@@ -177,7 +140,7 @@ def test_training_separates_the_energies(workshop: Path, tmp_path: Path) -> None
     more = [f"--data.rich_mix={json.dumps(mix)}", "--data.camera=0", "--data.color=0", "--data.outlier_share=0.9",
             "--data.scale=[1,1]", "--trainer.steps=60", "--trainer.validate_every=60", "--trainer.checkpoint_every=60",
             "--rate=0.01"]  # fmt: skip
-    assert main(options(workshop, tmp_path, *more)) == 0
+    assert main(train_options(workshop, tmp_path, *more)) == 0
     gaps = np.subtract(log_of(tmp_path, "E_out"), log_of(tmp_path, "E_in"))
     assert np.mean(gaps[-3:]) > np.mean(gaps[:1]) + 0.5, "nats between mean outlier and inlier energies"
 
@@ -186,7 +149,7 @@ def test_named_parameters_and_the_reference_protocol(workshop: Path, tmp_path: P
     """Patterns train parts of the trunk; in the reference's training mode the statistics drift."""
     more = ["--trained=[classify.*, encoder.layer4.*]", "--statistics=reference", "--data.mix=anomaly_mix",
             "--data.scale=[0.5,1,2]", "--trainer.steps=2", "--trainer.accumulate=2"]  # fmt: skip
-    assert main(options(workshop, tmp_path, *more)) == 0
+    assert main(train_options(workshop, tmp_path, *more)) == 0
     before, after = load_file(workshop / "model.safetensors"), load_file(tmp_path / "last.safetensors")
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     learnt = {key for key in changed if "running" not in key and "num_batches" not in key}
@@ -207,9 +170,9 @@ def test_kept_classes_are_those_of_the_start_and_the_energies_those_that_were_le
     workshop: Path, tmp_path: Path, more: list[str], own_trunk: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keep = [*more, "--rate=0.1", "--keep_classes=true"]
-    assert main(options(workshop, tmp_path / "plain", *more, "--rate=0.1")) == 0
-    assert main(options(workshop, tmp_path, *keep, "--trainer.stop_after=2")) == 0
-    assert main(options(workshop, tmp_path, *keep, "--trainer.resume=true")) == 0
+    assert main(train_options(workshop, tmp_path / "plain", *more, "--rate=0.1")) == 0
+    assert main(train_options(workshop, tmp_path, *keep, "--trainer.stop_after=2")) == 0
+    assert main(train_options(workshop, tmp_path, *keep, "--trainer.resume=true")) == 0
     models = [workshop / "model.safetensors", tmp_path / "plain" / "last.safetensors", tmp_path / "last.safetensors"]
     images = torch.randn(2, 3, 64, 96)
     with torch.inference_mode():
@@ -221,7 +184,7 @@ def test_kept_classes_are_those_of_the_start_and_the_energies_those_that_were_le
     torch.testing.assert_close(kept[:, -1], plain[:, -1])
     miou = log_of(tmp_path, "val_miou")
     assert miou == [miou[0]] * len(miou), "what is evaluated is what is kept"
-    assert main(options(workshop, tmp_path / "again", f"--model={models[2]}")) == 1
+    assert main(train_options(workshop, tmp_path / "again", f"--model={models[2]}")) == 1
     assert "was fine-tuned with keep_classes; start from the model that it was made from" in capsys.readouterr().err
 
 
@@ -229,7 +192,7 @@ def test_nan_stops_with_the_files_named(workshop: Path, tmp_path: Path, capsys: 
     network, info = load_model(workshop / "model.safetensors")
     network.classify.weight.data.mul_(1e38)  # finite, but the loss is not
     save_model(tmp_path / "nan.safetensors", network, info)
-    assert main(options(workshop, tmp_path / "run", f"--model={tmp_path / 'nan.safetensors'}")) == 1
+    assert main(train_options(workshop, tmp_path / "run", f"--model={tmp_path / 'nan.safetensors'}")) == 1
     error = capsys.readouterr().err
     assert "NaN" in error or "not finite" in error
     assert ".jpg" in error
@@ -245,7 +208,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_last_checkpoint(
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000));"
         "from pebal_core.commands.main import main; sys.exit(main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", limited, *options(workshop, tmp_path)]
+    command = [sys.executable, "-c", limited, *train_options(workshop, tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1
     assert "last.ckpt could not be written: File too large; free space" in done.stderr.splitlines()[-1]
@@ -255,13 +218,13 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_last_checkpoint(
 
 def test_bf16_follows_fp32(workshop: Path, trained: Path, tmp_path: Path) -> None:
     """The trunk and the head in bf16, the losses in fp32."""
-    assert main(options(workshop, tmp_path, "--trainer.precision=bf16-mixed")) == 0
+    assert main(train_options(workshop, tmp_path, "--trainer.precision=bf16-mixed")) == 0
     assert log_of(tmp_path, "loss") == pytest.approx(log_of(trained, "loss"), rel=0.03)
     assert log_of(tmp_path, "val_auroc") == pytest.approx(log_of(trained, "val_auroc"), abs=0.03)
 
 
 def test_validation_scenes_as_files(workshop: Path, tmp_path: Path) -> None:
-    arguments = options(workshop, tmp_path / "run")[1:]
+    arguments = train_options(workshop, tmp_path / "run")[1:]
     assert main(["paste-outliers", *arguments, f"--to={tmp_path / 'a'}"]) == 0
     assert main(["paste-outliers", *arguments, f"--to={tmp_path / 'b'}", "--split=train"]) == 0
     assert not (tmp_path / "run").exists(), "nothing is trained"
@@ -301,7 +264,7 @@ def test_group_labels_become_the_most_probable_class_of_the_group() -> None:
 def test_what_cannot_be_used_is_named_before_training(
     workshop: Path, tmp_path: Path, option: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(options(workshop, tmp_path, option)) == 1
+    assert main(train_options(workshop, tmp_path, option)) == 1
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir()), "nothing was begun"
 
@@ -310,7 +273,7 @@ def test_a_checkpoint_of_another_run_is_refused(
     workshop: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "last.ckpt").write_bytes((trained / "last.ckpt").read_bytes())
-    assert main(options(workshop, tmp_path, "--trainer.resume=true", "--trainer.seed=2")) == 1
+    assert main(train_options(workshop, tmp_path, "--trainer.resume=true", "--trainer.seed=2")) == 1
     assert "belongs to another run: its seed is 1, here it is 2" in capsys.readouterr().err
 
 
@@ -318,7 +281,7 @@ def test_margins_follow_from_the_energies(workshop: Path, tmp_path: Path, capsys
     from pebal_core.commands.suggest_margins import suggest
 
     assert suggest(np.linspace(-20.0, 0.0, 1001)) == (-10.0, -1.0)
-    assert main(["suggest-margins", *options(workshop, tmp_path)[1:], "--samples=6"]) == 0
+    assert main(["suggest-margins", *train_options(workshop, tmp_path)[1:], "--samples=6"]) == 0
     printed = capsys.readouterr().out
     assert "inlier pixels" in printed and "--loss.inlier_margin -" in printed
     assert not list(tmp_path.iterdir())
@@ -327,7 +290,7 @@ def test_margins_follow_from_the_energies(workshop: Path, tmp_path: Path, capsys
 def test_ablation_compares_variants_and_keeps_what_is_done(workshop: Path, tmp_path: Path) -> None:
     arguments = [
         "ablate",
-        *options(workshop, tmp_path)[1:],
+        *train_options(workshop, tmp_path)[1:],
         "--trainer.steps=2",
         "--one-class=laptop",
         "--variants",

@@ -27,16 +27,7 @@ from pebal_core.errors import PebalError
 from pebal_core.labels import OUTLIER, VOID
 from pebal_core.training.samples import DataConfig, SceneSource, TrainingSamples
 
-from .test_coco import square, write_coco
-from .test_data import write_camvid
-
-
-def road_scene(height: int = 120, width: int = 200) -> tuple[np.ndarray, np.ndarray]:
-    """Buildings above, road below row 50."""
-    labels = np.full((height, width), 2, np.uint8)
-    labels[50:] = 0
-    image = np.where(labels[..., None] == 0, 90, 150).astype(np.uint8).repeat(3, 2)
-    return image, labels
+from .scenes import road_scene, square, write_camvid, write_coco
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
@@ -19,19 +18,10 @@ from pebal_core.networks import build_network
 from pebal_core.training.encoders import load_encoder
 from pebal_core.training.pretrain import class_weights
 
-from .test_data import write_camvid
+from .scenes import write_camvid
+from .training import pretrain_options
 
 pytestmark = pytest.mark.slow
-
-TINY = {"encoder": "resnet18", "decoder_channels": 16}
-
-
-def options(data: Path, out: Path, *more: str) -> list[str]:
-    return [
-        "pretrain", f"--data={data}", f"--out={out}", f"--network_args={json.dumps(TINY)}", "--encoder_weights=null",
-        "--batch_size=2", "--crop=[32,32]", "--validate_every=10", "--workers=0", "--accelerator=cpu", "--devices=1",
-        "--checkpoint_every=5", *more,
-    ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +32,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "model.safetensors"
-    assert main(options(data, out, "--steps=10")) == 0
+    assert main(pretrain_options(data, out, "--steps=10")) == 0
     return out
 
 
@@ -57,22 +47,25 @@ def test_the_model_says_how_it_was_made(trained: Path) -> None:
 def test_a_killed_run_continues_identically(data: Path, tmp_path: Path) -> None:
     """Killed with no chance to clean up, then resumed: the weights are those of a run that was never killed."""
     whole, killed = tmp_path / "whole" / "model.safetensors", tmp_path / "killed" / "model.safetensors"
-    assert main(options(data, whole, "--steps=30")) == 0
-    process = subprocess.Popen([sys.executable, "-m", "pebal_core", *options(data, killed, "--steps=30")])
+    assert main(pretrain_options(data, whole, "--steps=30")) == 0
+    process = subprocess.Popen([sys.executable, "-m", "pebal_core", *pretrain_options(data, killed, "--steps=30")])
     while not (killed.parent / "last.ckpt").exists():
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.01)
     process.kill()
     process.wait()
     assert not killed.exists()
-    assert main(options(data, killed, "--steps=30", "--resume=true")) == 0
+    assert main(pretrain_options(data, killed, "--steps=30", "--resume=true")) == 0
     expected, resumed = load_file(whole), load_file(killed)
     assert all(torch.equal(expected[key], resumed[key]) for key in expected)
 
 
 def test_training_reduces_the_loss(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.safetensors"
-    assert main(options(data, out, "--steps=40", "--rate=0.02", "--encoder_rate=0.005", "--validate_every=40")) == 0
+    assert (
+        main(pretrain_options(data, out, "--steps=40", "--rate=0.02", "--encoder_rate=0.005", "--validate_every=40"))
+        == 0
+    )
     rows = [line.split(",") for line in (out.parent / "log" / "metrics.csv").read_text().splitlines()]
     column = rows[0].index("loss")
     losses = [float(row[column]) for row in rows[1:] if row[column]]

@@ -27,8 +27,8 @@ from PIL import Image
 from pebal_core.model_file import ModelInfo, save_model
 from pebal_core.networks import build_network
 
+from ..core.scenes import write_video
 from .commands import SERVER
-from .test_sources import video
 
 pytestmark = pytest.mark.slow
 
@@ -219,7 +219,7 @@ def test_folders_that_cannot_take_results(pebal: Server, place: Path, tmp_path: 
 
 def test_a_disk_that_gets_full_in_the_middle(pebal: Server, place: Path, tmp_path: Path) -> None:
     """Nothing that is cut short passes for a result: neither the video, nor records, nor what a triage keeps."""
-    model, source, out = "--model=m.safetensors", video(tmp_path / "drive.avi"), tmp_path / "out"
+    model, source, out = "--model=m.safetensors", write_video(tmp_path / "drive.avi"), tmp_path / "out"
     refused(pebal("predict", source, model, f"--out={out}", "--threshold=-9", limit=16_000), "overlay.mp4")
     assert len(list((out / "energy").iterdir())) == 30 and not list(out.rglob("*.mp4"))
     for folder in ("images", "labels"):

@@ -23,10 +23,8 @@ from pebal_core.locks import LOCK
 from pebal_core.model_file import ModelInfo, load_model, save_model
 from pebal_core.networks import build_network
 
-from ..core.test_data import write_camvid
-from ..core.test_finetune import options as train_options
-from ..core.test_finetune import workshop as workshop  # the fixture
-from ..core.test_pretrain import options as pretrain_options
+from ..core.scenes import write_camvid
+from ..core.training import pretrain_options, train_options
 from .commands import refused, run
 
 pytestmark = pytest.mark.slow

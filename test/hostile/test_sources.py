@@ -13,21 +13,13 @@ from pebal_core.footage import FrameSource
 from pebal_core.model_file import ModelInfo, save_model
 from pebal_core.networks import build_network
 
+from ..core.scenes import write_video
 from .commands import run
-
-
-def video(path: Path, frames: int = 30, codec: str = "MJPG") -> Path:
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), 10, (64, 48))
-    rng = np.random.default_rng(0)
-    for _ in range(frames):
-        writer.write(rng.integers(0, 256, (48, 64, 3), np.uint8))
-    writer.release()
-    return path
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
 def test_a_truncated_video_is_not_taken_for_a_short_one(share: float, tmp_path: Path) -> None:
-    path = video(tmp_path / "cut.avi")
+    path = write_video(tmp_path / "cut.avi")
     assert len(list(FrameSource(path))) == 30, "whole, it says nothing"
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
@@ -40,7 +32,7 @@ def test_a_truncated_video_is_not_taken_for_a_short_one(share: float, tmp_path: 
 def test_predict_keeps_what_a_truncated_video_gave_and_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path, model = video(tmp_path / "cut.avi", 12), tmp_path / "small.safetensors"
+    path, model = write_video(tmp_path / "cut.avi", 12), tmp_path / "small.safetensors"
     arguments = {"scale": 0.5}
     save_model(model, build_network("espnetv2", **arguments), ModelInfo("espnetv2", arguments))  # type: ignore[arg-type]
     content = path.read_bytes()

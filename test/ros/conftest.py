@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ for _variable in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FI
 
 pytest.importorskip("rclpy", reason="the ROS tests need rclpy")
 
-from .harness import Client, Inbox, NodeProcess, TestCamera, wait_until  # noqa: E402
+from .harness import Inbox, Rig, TestCamera, start_rig, wait_until  # noqa: E402
 
 
 def make_model(path: Path, decoder_channels: int) -> Path:
@@ -40,24 +38,6 @@ def make_model(path: Path, decoder_channels: int) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("models") / "tiny.safetensors", decoder_channels=16)
-
-
-@dataclass
-class Rig:
-    """A running anomaly node and a client in its namespace."""
-
-    client: Client
-    process: NodeProcess
-
-
-@contextmanager
-def start_rig(namespace: str, log: Path, parameters: dict[str, object], script: str = "") -> Iterator[Rig]:
-    client = Client(namespace)
-    try:
-        with NodeProcess("anomaly_node", log, parameters, "-r", f"__ns:={namespace}", script=script) as process:
-            yield Rig(client, process)
-    finally:
-        client.close()
 
 
 @pytest.fixture(scope="session")

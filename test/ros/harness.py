@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -336,6 +338,24 @@ class Client:
         rclpy.shutdown(context=self._context)
 
 
+@dataclass
+class Rig:
+    """A running anomaly node and a client in its namespace."""
+
+    client: Client
+    process: NodeProcess
+
+
+@contextmanager
+def start_rig(namespace: str, log: Path, parameters: dict[str, object], script: str = "") -> Iterator[Rig]:
+    client = Client(namespace)
+    try:
+        with NodeProcess("anomaly_node", log, parameters, "-r", f"__ns:={namespace}", script=script) as process:
+            yield Rig(client, process)
+    finally:
+        client.close()
+
+
 def set_parameter(client: Client, name: str, value: float | str) -> tuple[bool, str]:
     """Whether it was set, and the reason if not."""
     if isinstance(value, str):
@@ -364,3 +384,11 @@ def picture(height: int = 96, width: int = 160, seed: int = 0) -> np.ndarray:
 
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+REFUSING = """<?xml version="1.0" encoding="UTF-8"?>
+<profiles xmlns="http://www.eprosima.com">
+  <data_writer profile_name="{topic}"><historyMemoryPolicy>PREALLOCATED</historyMemoryPolicy></data_writer>
+</profiles>
+"""
+"""A history of fixed size: the middleware itself refuses every message on that topic that is larger."""

@@ -17,8 +17,7 @@ from pebal_core import render
 from pebal_core.detector import AnomalyDetector
 from pebal_ros.parameters import PARAMETERS
 
-from .conftest import Rig
-from .harness import Inbox, TestCamera, picture, set_parameter, values, wait_until
+from .harness import Inbox, Rig, TestCamera, picture, set_parameter, values, wait_until
 
 IMAGE = "/rig/image"  # the part of the diagnostics that is about the camera
 

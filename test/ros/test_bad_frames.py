@@ -18,8 +18,7 @@ from pebal_core.errors import PebalError
 from pebal_core.footage.ros_images import ENCODINGS, from_compressed, to_rgb
 from pebal_ros.messages import to_compressed
 
-from .conftest import Rig
-from .harness import Inbox, TestCamera, picture, values
+from .harness import Inbox, Rig, TestCamera, picture, values
 
 IMAGE = "/rig/image"
 FOREIGN = ("", "32FC1", "8UC4", "16SC1", "64FC3", "yuv444", "jpeg", "RGB 8", "\u00e9\0")

@@ -14,9 +14,8 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from visualization_msgs.msg import MarkerArray
 
 from ..core.bags import PERIOD, START, Messages, write_bag
-from .conftest import start_rig
-from .harness import REPOSITORY, picture, stamp_of, wait_until
-from .test_objects import CAMERA_HEIGHT, FOCAL, HEIGHT, PITCH, WIDTH, calibration
+from .harness import REPOSITORY, picture, stamp_of, start_rig, wait_until
+from .red_boxes import CAMERA_HEIGHT, FOCAL, HEIGHT, PITCH, WIDTH, calibration
 
 TOPICS: dict[str, Any] = {
     "labels": Image, "energy": Image, "score": Image, "mask": Image, "overlay": Image, "label_colors": Image,

@@ -16,8 +16,19 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool
 
-from .conftest import Rig, start_rig
-from .harness import STARTUP, Inbox, TestCamera, frame_counts, picture, set_parameter, values, wait_until
+from .harness import (
+    REFUSING,
+    STARTUP,
+    Inbox,
+    Rig,
+    TestCamera,
+    frame_counts,
+    picture,
+    set_parameter,
+    start_rig,
+    values,
+    wait_until,
+)
 
 IMAGE = "/rig/image"
 
@@ -181,14 +192,6 @@ def test_simulated_time(simulated: Rig) -> None:
     assert client.counts(part)["too old"] == before["too old"] + 1 and old not in labels.stamps()
     labels.wait_for(play(501))
     camera.close()
-
-
-REFUSING = """<?xml version="1.0" encoding="UTF-8"?>
-<profiles xmlns="http://www.eprosima.com">
-  <data_writer profile_name="{topic}"><historyMemoryPolicy>PREALLOCATED</historyMemoryPolicy></data_writer>
-</profiles>
-"""
-"""A history of fixed size: the middleware itself refuses every message on that topic that is larger."""
 
 
 def test_outputs_that_the_middleware_refuses(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,10 @@ import yaml
 
 from pebal_core.outputs import OUTPUTS
 from pebal_ros import findings
+from pebal_ros.findings import Code
 from pebal_ros.parameters import documentation
 
-from .conftest import Rig
-from .harness import REPOSITORY, frame_counts, wait_until
+from .harness import REPOSITORY, Rig, frame_counts, wait_until
 
 TOPICS = {*OUTPUTS, *(f"{name}/compressed" for name, output in OUTPUTS.items() if output.compress)}
 
@@ -28,10 +28,11 @@ def test_the_page_of_parameters_is_that_of_the_table() -> None:
 
 
 def test_every_finding_is_explained_and_no_other() -> None:
-    said = set(re.findall(r'Finding\(\s*\w+,\s*"([^"]+)"', Path(findings.__file__).read_text()))
+    source = Path(findings.__file__).read_text()
+    assert [code.name for code in Code if f"Code.{code.name}," not in source] == [], "each is found somewhere"
     section = page("operations.md").partition("### Of a camera")[2].partition("### Of the model")[0]
     rows = re.findall(r"^\| `([^`]+)` \| (?:OK|WARN|ERROR) \|", section, re.MULTILINE)
-    assert len(said) > 10 and sorted(rows) == sorted(said)
+    assert sorted(rows) == sorted(code.value for code in Code)
 
 
 def test_every_count_is_explained(rig: Rig) -> None:

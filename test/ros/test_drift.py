@@ -16,8 +16,7 @@ from pebal_core.model_file import rewrite_info
 from pebal_core.objects import IgnoreMask
 from pebal_core.training.calibrate import CalibrationScene, calibrate
 
-from .conftest import Rig, start_rig
-from .harness import picture, set_parameter, values, wait_until
+from .harness import Rig, picture, set_parameter, start_rig, values, wait_until
 
 IMAGE = "/kept/image"
 

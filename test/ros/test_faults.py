@@ -15,9 +15,21 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 
-from .conftest import Rig, start_rig
-from .harness import PROMPT, STARTUP, Client, Inbox, NodeProcess, TestCamera, frame_counts, picture, values, wait_until
-from .test_diagnostics import REFUSING
+from .harness import (
+    PROMPT,
+    REFUSING,
+    STARTUP,
+    Client,
+    Inbox,
+    NodeProcess,
+    Rig,
+    TestCamera,
+    frame_counts,
+    picture,
+    start_rig,
+    values,
+    wait_until,
+)
 
 IMAGE = "/rig/image"
 

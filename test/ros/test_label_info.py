@@ -11,8 +11,7 @@ from rclpy.qos import QoSDurabilityPolicy
 from pebal_core.model_file import read_info
 from pebal_ros import label_info
 
-from .conftest import Rig
-from .harness import qos, wait_until
+from .harness import Rig, qos, wait_until
 
 INSTALLED = vars(label_info)["LabelInfo"] is not None
 

@@ -11,8 +11,8 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 
-from .conftest import Rig, make_model, start_rig
-from .harness import picture, set_parameter, values
+from .conftest import make_model
+from .harness import Rig, picture, set_parameter, start_rig, values
 
 
 class Manager:

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 
-from .conftest import Rig, start_rig
-from .harness import Inbox, TestCamera, frame_counts, picture, values, wait_until
+from .harness import Inbox, Rig, TestCamera, frame_counts, picture, start_rig, values, wait_until
 
 INFERENCE = 0.15  # seconds that the engine is made to take, so that its speed does not hang on the machine's
 

@@ -15,8 +15,7 @@ from sensor_msgs.msg import CompressedImage
 
 from pebal_ros.messages import to_compressed
 
-from .conftest import start_rig
-from .harness import PROMPT, STARTUP, Client, NodeProcess, frame_counts, picture, stamp_of, wait_until
+from .harness import PROMPT, STARTUP, Client, NodeProcess, frame_counts, picture, stamp_of, start_rig, wait_until
 
 
 def errors(output: str) -> list[str]:

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from geometry_msgs.msg import TransformStamped
 
-from .conftest import start_rig
-from .harness import values
-from .test_objects import CAMERA_HEIGHT, PARAMETERS, PITCH, SEES_RED, Scene, points
+from .harness import start_rig, values
+from .red_boxes import CAMERA_HEIGHT, PARAMETERS, PITCH, SEES_RED, Scene, points
 
 tf2_ros = pytest.importorskip("tf2_ros", reason="tf2_ros is not installed")
 
