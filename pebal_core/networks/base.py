@@ -25,9 +25,10 @@ class SegmentationNetwork(nn.Module, ABC):
     head_prefixes: tuple[str, ...]
     """State-dict prefixes of the parameters that belong to the head."""
     features: tuple[tuple[int, int], ...] = ()
-    """Channels and stride (2, 4, 8 or 16) of each map that `trunk` gives; empty: an `AnomalyBranch` cannot use them."""
-    logit_halvings: int = 0
-    """How often the logits are to be halved until they have stride 4."""
+    """Channels and stride of each tensor that `trunk` gives; (0, 0): it is no map of the image. Empty: an `AnomalyBranch`
+    cannot use them."""
+    logit_stride: int = 4
+    """Stride of what `head` gives."""
 
     @abstractmethod
     def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
