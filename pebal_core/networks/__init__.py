@@ -13,6 +13,7 @@ from .base import CountsOnCpu, SegmentationNetwork, upsample
 from .espnetv2 import ESPNetv2
 from .kept_classes import KeptClasses
 from .smp import DeepLabV3Plus, SmpNetwork
+from .transformers import TransformersNetwork
 from .wide_resnet38 import DeepLabV3PlusWideResNet38
 
 
@@ -36,6 +37,7 @@ NETWORKS: dict[str, Callable[..., SegmentationNetwork]] = {
     "espnetv2": ESPNetv2,
     "kept_classes": kept_classes,
     "smp": SmpNetwork,
+    "transformers": TransformersNetwork,
 }
 
 

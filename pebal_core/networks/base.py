@@ -96,11 +96,12 @@ class _Parts(nn.Module):
         return features, self.network.head(features)
 
 
-def measure(network: SegmentationNetwork, side: int) -> None:
+def measure(network: SegmentationNetwork, height: int, width: int) -> None:
     """Set the `features` and the `logit_stride` of a network from what it gives on PyTorch's meta device, in no memory.
 
     Args:
-        side: of the square image that is tried, in pixels: a multiple of the network's stride.
+        height: of the image that is tried, in pixels: a multiple of the network's stride.
+        width: likewise.
 
     Raises:
         PebalError: it gives no K + 1 logits for each pixel.
@@ -109,12 +110,12 @@ def measure(network: SegmentationNetwork, side: int) -> None:
     state = [*parts.named_parameters(), *parts.named_buffers()]
     meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in state}
     with torch.no_grad(), torch.device("meta"):
-        features, logits = torch.func.functional_call(parts.eval(), meta, (torch.empty(1, 3, side, side),))
+        features, logits = torch.func.functional_call(parts.eval(), meta, (torch.empty(1, 3, height, width),))
     network.train(training)
-    if logits.dim() != 4 or logits.shape[1] != network.num_outputs or side % logits.shape[-1]:
+    if logits.dim() != 4 or logits.shape[1] != network.num_outputs:
         raise PebalError(f"it gives {tuple(logits.shape)} for an image instead of {network.num_outputs} maps of logits")
-    network.features = tuple((x.shape[1], side // x.shape[-1]) if x.dim() == 4 else (0, 0) for x in features)
-    network.logit_stride = side // logits.shape[-1]
+    network.features = tuple((x.shape[1], height // x.shape[2]) if x.dim() == 4 else (0, 0) for x in features)
+    network.logit_stride = height // logits.shape[2]
 
 
 def upsample(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:

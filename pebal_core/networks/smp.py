@@ -125,7 +125,8 @@ class SmpNetwork(SegmentationNetwork):
         self.maps = 0
         """How many features are maps; tokens of the whole image follow them."""
         try:
-            measure(self, math.lcm(self.stride, 64))
+            side = math.lcm(self.stride, 64)
+            measure(self, side, 2 * side)
         except Exception as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise PebalError(f"{kind.__name__} does not run on the encoder {encoder}: {reason:.200}.") from error
