@@ -12,8 +12,6 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import PebalError
 
-from ..errors import PebalError
-
 
 class SegmentationNetwork(nn.Module, ABC):
     """K inlier classes + one abstention channel (the last), split into a trunk and a head.

@@ -10,7 +10,6 @@ from dataclasses import fields
 from types import ModuleType
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
@@ -69,15 +68,7 @@ class TransformersNetwork(SegmentationNetwork):
         model.float()
         self.num_outputs, self.bgr = num_outputs, bgr
         self.kind: str = config["model_type"]
-        name = head_of(model)
-        self.decoder = getattr(model, name)
-        if self.kind == "upernet":
-            self.encoder = model.backbone
-        else:
-            setattr(model, name, nn.Identity())
-            model.auxiliary_head = None
-            self.encoder = model
-        remove_enlargement(self.decoder)
+        self.encoder, self.decoder = split(model, self.kind)
         self.takes_one = False
         """Whether the decode head takes one map instead of a list."""
         self.fixed_size: tuple[int, int] | None = None
@@ -143,7 +134,9 @@ def check_model_type(kind: Any) -> None:
     if isinstance(kind, str) and kind in known:
         return
     reason = next((NOT_PER_PIXEL[name] for name, table in tables.items() if kind in [*table]), "the library has none")
-    raise PebalError(f"'{kind!s:.60}' is no model with logits for each pixel ({reason}); take one of: {', '.join(known)}.")
+    raise PebalError(
+        f"'{kind!s:.60}' is no model with logits for each pixel ({reason}); take one of: {', '.join(known)}."
+    )
 
 
 def published_configuration(raw: dict[str, Any]) -> Any:
@@ -200,7 +193,9 @@ def configuration(config: Any) -> Any:
         unknown = unfit(given, words=True) if unknown is None else unknown
         if unknown is not None:
             value = given.get(unknown)
-            raise PebalError(f"A {values['model_type']} network has no entry {unknown!r:.80} of {value!r:.80} in its config.")
+            raise PebalError(
+                f"A {values['model_type']} network has no entry {unknown!r:.80} of {value!r:.80} in its config."
+            )
         inner = values.get("backbone_config")
         if inner is None:
             return kind(**given)
@@ -259,25 +254,27 @@ def side_of(settings: Any, name: str) -> list[int]:
     return []
 
 
-def head_of(model: nn.Module) -> str:
-    """Attribute under which a model keeps its decode head.
+def split(model: Any, kind: str) -> tuple[Any, nn.Module]:
+    """What precedes the decode head of a model of the library, and the decode head; the model is taken apart.
+
+    The former answers what the decode head takes; that of UPerNet is its backbone.
 
     Raises:
-        PebalError: it has none.
+        PebalError: the model has no decode head.
     """
-    for name in HEADS:
-        if isinstance(getattr(model, name, None), nn.Module):
-            return name
-    raise PebalError(f"{type(model).__name__} has no decode head of its own; it cannot be used.")
-
-
-def remove_enlargement(head: nn.Module) -> None:
-    """Take the enlargement after the logits off a decode head: `forward` and the engines do it."""
-    for part in head.modules():
+    name = next((name for name in HEADS if isinstance(getattr(model, name, None), nn.Module)), None)
+    if name is None:
+        raise PebalError(f"{type(model).__name__} has no decode head of its own; it cannot be used.")
+    decoder = getattr(model, name)
+    # What enlarges the logits afterwards comes off: `forward` and the engines do it.
+    for part in decoder.modules():
         if isinstance(part, nn.Sequential) and len(part) and isinstance(part[-1], nn.Upsample):
-            if part[-1].align_corners is not True:
-                raise PebalError(f"{type(head).__name__} enlarges its logits in a way that is not known here.")
             part[-1] = nn.Identity()
+    if kind == "upernet":
+        return model.backbone, decoder
+    setattr(model, name, nn.Identity())
+    model.auxiliary_head = None
+    return model, decoder
 
 
 @contextlib.contextmanager
