@@ -1,31 +1,52 @@
-"""``pebal convert CHECKPOINT OUT.safetensors``: a third-party checkpoint → a model file."""
+"""``pebal convert CHECKPOINT OUT.safetensors``: a third-party checkpoint, folder or model of the Hub → a model file."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Optional
 
 from jsonargparse import ArgumentParser, Namespace
 
 from ..checkpoints import load_checkpoint
+from ..class_list import load_class_list
 from ..errors import PebalError
 from ..model_file import save_model
+from ..model_folders import is_folder, load_folder
 from ..ranges import Whole
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, help="a .pth file of NVIDIA, PEBAL or EdgeNets, recognised by content")
+    parser.add_argument(
+        "checkpoint",
+        type=str,
+        help="a .pth file of NVIDIA, PEBAL or EdgeNets, recognised by content; a folder of transformers or of "
+        "segmentation-models-pytorch (save_pretrained); or hf:ORG/NAME, which downloads one",
+    )
     parser.add_argument("out", type=Path, help="the .safetensors file to write")
     parser.add_argument("--source", type=str, default="", help="where the checkpoint came from; kept in the model file")
     parser.add_argument("--licence", type=str, default="", help="of the weights; kept in the model file")
     parser.add_argument(
         "--seed", type=Whole(0, 2**32 - 1), default=0, help="of the abstention row, where the checkpoint has none"
     )
+    parser.add_argument(
+        "--classes",
+        type=Optional[str],
+        default=None,
+        help="class list of a folder whose outputs have no names: a YAML file, or a shipped list",
+    )
 
 
 def run(args: Namespace) -> None:
     if args.out.suffix != ".safetensors":
         raise PebalError(f"'{args.out}' must end in .safetensors, the form of a model file.")
-    network, info = load_checkpoint(args.checkpoint, args.source, args.licence, args.seed)
+    stated = (args.source, args.licence, args.seed)
+    if is_folder(args.checkpoint):
+        classes = None if args.classes is None else load_class_list(args.classes)
+        network, info = load_folder(args.checkpoint, *stated, classes)
+    elif args.classes is not None:
+        raise PebalError(f"--classes is for folders; the classes of {args.checkpoint} are those of Cityscapes.")
+    else:
+        network, info = load_checkpoint(args.checkpoint, *stated)
     save_model(args.out, network, info)
     print(f"{args.out}: {info.origin['layout']}.")
-    print(f"{args.checkpoint.name} has SHA-256 {info.origin['sha256']}, source {info.origin['source']}.")
+    print(f"{info.origin['file']} has SHA-256 {info.origin['sha256']}, source {info.origin['source']}.")

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from ..errors import PebalError
 from .anomaly_branch import AnomalyBranch
-from .base import SegmentationNetwork, upsample
+from .base import CountsOnCpu, SegmentationNetwork, upsample
 from .espnetv2 import ESPNetv2
 from .kept_classes import KeptClasses
-from .smp import DeepLabV3Plus
+from .smp import DeepLabV3Plus, SmpNetwork
+from .transformers import TransformersNetwork
 from .wide_resnet38 import DeepLabV3PlusWideResNet38
 
 
@@ -35,6 +36,8 @@ NETWORKS: dict[str, Callable[..., SegmentationNetwork]] = {
     "deeplabv3plus_wide_resnet38": DeepLabV3PlusWideResNet38,
     "espnetv2": ESPNetv2,
     "kept_classes": kept_classes,
+    "smp": SmpNetwork,
+    "transformers": TransformersNetwork,
 }
 
 
@@ -75,7 +78,7 @@ def describe_network(name: str, num_outputs: int = 20, **arguments: object) -> d
     Raises:
         PebalError: as `build_network`.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), CountsOnCpu():
         return build_network(name, num_outputs, **arguments).state_dict()
 
 

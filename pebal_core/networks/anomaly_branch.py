@@ -15,6 +15,8 @@ FINEST = 4
 """Stride at which the branch answers; finer features are averaged down to it."""
 LEVELS = (4, 8, 16)
 """Strides of the branch's own levels."""
+STRIDES = (1, 2, 4, 8, 16, 32)
+"""Of the maps that it can read."""
 DILATIONS = {4: (1, 2), 8: (1, 2), 16: (1, 2, 4)}
 """Dilations of the blocks of each level."""
 
@@ -47,7 +49,8 @@ class AnomalyBranch(SegmentationNetwork):
 
     def __init__(self, network: SegmentationNetwork, width: int = 48, copied: int = 0) -> None:
         super().__init__()
-        if not network.features:
+        self.used = [n for n, (channels, stride) in enumerate(network.features) if channels and stride in STRIDES]
+        if not self.used or network.logit_stride not in STRIDES:
             raise PebalError(
                 f"An anomaly branch needs the features of a trunk, and {type(network).__name__} declares none; start "
                 f"from the plain segmentation network."
@@ -55,7 +58,7 @@ class AnomalyBranch(SegmentationNetwork):
         self.network = network
         self.num_outputs, self.stride = network.num_outputs, network.stride
         certainty = (network.num_outputs + 2, FINEST)
-        self.branch = Branch((*network.features, certainty), width)
+        self.branch = Branch((*(network.features[n] for n in self.used), certainty), width)
         self.tail = network.copy_tail(copied).requires_grad_(True) if copied else None
 
     def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -68,10 +71,8 @@ class AnomalyBranch(SegmentationNetwork):
 
     def head(self, features: tuple[Tensor, ...]) -> Tensor:
         *maps, logits = features
-        fine = logits
-        for _ in range(self.network.logit_halvings):
-            fine = halve(fine)
-        shift = self.branch([*maps, certainty_of(fine)])
+        fine = bring(logits, self.network.logit_stride, FINEST)
+        shift = self.branch([*(maps[n] for n in self.used), certainty_of(fine)])
         shift = upsample(shift, logits.shape[-2:])
         return torch.cat([logits[:, :-1] + shift[:, :1], logits[:, -1:] + shift[:, 1:]], dim=1)
 
@@ -87,6 +88,15 @@ def certainty_of(logits: Tensor) -> Tensor:
     return torch.cat([logits, log_sum, entropy], dim=1)
 
 
+def bring(x: Tensor, stride: int, wanted: int) -> Tensor:
+    """A map of one stride at another; both are powers of two."""
+    if stride > wanted:
+        return F.interpolate(x, scale_factor=float(stride // wanted), mode="bilinear", align_corners=True)
+    while stride < wanted:
+        x, stride = halve(x), 2 * stride
+    return x
+
+
 def halve(x: Tensor) -> Tensor:
     """3×3 average at stride 2: odd sides are rounded up, as strided convolutions do."""
     return F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
@@ -98,14 +108,14 @@ class Branch(nn.Module):
     Half the width at stride 4, where most of the time goes.
 
     Args:
-        inputs: channels and stride of each feature map; strides are 2, 4, 8 or 16.
+        inputs: channels and stride of each feature map, one of them at stride 4; strides are powers of two up to 32.
         width: channels inside.
     """
 
     def __init__(self, inputs: tuple[tuple[int, int], ...], width: int) -> None:
         super().__init__()
-        self.strides = tuple(max(stride, FINEST) for _, stride in inputs)
-        self.halvings = tuple(int(stride < FINEST) for _, stride in inputs)
+        self.given = tuple(stride for _, stride in inputs)
+        self.strides = tuple(min(max(stride, FINEST), LEVELS[-1]) for stride in self.given)
         widths = {level: width // 2 if level == FINEST else width for level in LEVELS}
         self.projections = nn.ModuleList(
             conv_norm(channels, widths[stride]) for (channels, _), stride in zip(inputs, self.strides, strict=True)
@@ -125,8 +135,9 @@ class Branch(nn.Module):
     def forward(self, maps: list[Tensor]) -> Tensor:
         """B×2×h×w at stride 4: the shift δ of the class logits and r of the abstention."""
         sums: dict[int, Tensor] = {}
-        for x, stride, halved, project in zip(maps, self.strides, self.halvings, self.projections, strict=True):
-            projected = project(halve(x) if halved else x)
+        for x, given, stride, project in zip(maps, self.given, self.strides, self.projections, strict=True):
+            # The projection runs where there are fewer pixels: after an average, before an enlargement.
+            projected = bring(project(bring(x, min(given, stride), stride)), max(given, stride), stride)
             sums[stride] = sums[stride] + projected if stride in sums else projected
         down = [self.bends[0](sums[FINEST])]
         for level, narrow, bend in zip(LEVELS[1:], self.down, list(self.bends)[1:], strict=True):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..errors import PebalError
 
@@ -25,9 +27,10 @@ class SegmentationNetwork(nn.Module, ABC):
     head_prefixes: tuple[str, ...]
     """State-dict prefixes of the parameters that belong to the head."""
     features: tuple[tuple[int, int], ...] = ()
-    """Channels and stride (2, 4, 8 or 16) of each map that `trunk` gives; empty: an `AnomalyBranch` cannot use them."""
-    logit_halvings: int = 0
-    """How often the logits are to be halved until they have stride 4."""
+    """Channels and stride of each tensor that `trunk` gives; (0, 0): it is no map of the image. Empty: an `AnomalyBranch`
+    cannot use them."""
+    logit_stride: int = 4
+    """Stride of what `head` gives."""
 
     @abstractmethod
     def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -68,6 +71,49 @@ class SegmentationNetwork(nn.Module, ABC):
     def is_head(self, name: str) -> bool:
         """Whether the parameter or buffer of this state-dict name belongs to the head."""
         return name.startswith(self.head_prefixes)
+
+
+class CountsOnCpu(TorchFunctionMode):
+    """Inside ``torch.device("meta")``, `torch.linspace` gives numbers all the same: libraries draw up the dropout of each
+    layer with it, and read them at once."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        more = {"device": "cpu"} if function is torch.linspace else {}
+        return function(*args, **{**more, **(kwargs or {})})
+
+
+class _Parts(nn.Module):
+    """A network whose answer is what the trunk and what the head gives."""
+
+    def __init__(self, network: SegmentationNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        features = self.network.trunk(images)
+        return features, self.network.head(features)
+
+
+def measure(network: SegmentationNetwork, height: int, width: int) -> None:
+    """Set the `features` and the `logit_stride` of a network from what it gives on PyTorch's meta device, in no memory.
+
+    Args:
+        height: of the image that is tried, in pixels: a multiple of the network's stride.
+        width: likewise.
+
+    Raises:
+        PebalError: it gives no K + 1 logits for each pixel.
+    """
+    parts, training = _Parts(network), network.training
+    state = [*parts.named_parameters(), *parts.named_buffers()]
+    meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in state}
+    with torch.no_grad(), torch.device("meta"):
+        features, logits = torch.func.functional_call(parts.eval(), meta, (torch.empty(1, 3, height, width),))
+    network.train(training)
+    if logits.dim() != 4 or logits.shape[1] != network.num_outputs:
+        raise PebalError(f"it gives {tuple(logits.shape)} for an image instead of {network.num_outputs} maps of logits")
+    network.features = tuple((x.shape[1], height // x.shape[2]) if x.dim() == 4 else (0, 0) for x in features)
+    network.logit_stride = height // logits.shape[2]
 
 
 def upsample(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:

@@ -269,7 +269,7 @@ class ESPNetv2(SegmentationNetwork):
 
     stride = 1
     head_prefixes = ("bu_dec_", "merge_enc_dec_", "bu_br_")
-    logit_halvings = 1
+    logit_stride = 2
 
     def __init__(self, num_outputs: int = 20, scale: float = 2.0) -> None:
         super().__init__()

@@ -1,8 +1,10 @@
-"""DeepLabV3+ on any encoder of segmentation-models-pytorch and timm (the starter, ResNet-101, …)."""
+"""The architectures of segmentation-models-pytorch on any of its encoders and of timm's (the starter, ResNet-101, …)."""
 
 from __future__ import annotations
 
-from typing import cast
+import inspect
+import math
+from typing import Any, cast
 
 import segmentation_models_pytorch as smp
 import timm
@@ -10,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PebalError
-from .base import SegmentationNetwork
+from .base import SegmentationNetwork, measure
+
+ARCHITECTURES: dict[str, type[nn.Module]] = smp.MODEL_ARCHITECTURES_MAPPING
+FOREIGN = ("encoder_name", "encoder_weights")
+"""Options of the library that are said in another way here, or would make it load a file."""
+GREATEST = 4096
+"""Of a number among the options: a width, a depth, an index."""
 
 
 class DeepLabV3Plus(SegmentationNetwork):
@@ -40,13 +48,7 @@ class DeepLabV3Plus(SegmentationNetwork):
         decoder_channels: int = 128,
     ) -> None:
         super().__init__()
-        # The arguments may come from a file. Other names than these, the library would look up in the network or in a
-        # folder.
-        if encoder not in encoder_names():
-            raise PebalError(
-                f"There is no encoder {encoder!r:.80} in the installed segmentation-models-pytorch and timm; take one "
-                f"of their names without a source or a tag, such as resnet101 or tu-tf_efficientnet_lite0."
-            )
+        check_encoder(encoder)
         if type(output_stride) is not int or output_stride not in (8, 16):
             raise PebalError(f"The output_stride of a network is 8 or 16, not {output_stride!r:.80}.")
         if type(decoder_channels) is not int or not 1 <= decoder_channels <= 4096:
@@ -74,6 +76,117 @@ class DeepLabV3Plus(SegmentationNetwork):
     def head(self, features: tuple[Tensor, ...]) -> Tensor:
         context, detail = features
         return self.classify(self.fuse(torch.cat([context, detail], dim=1)))
+
+
+class SmpNetwork(SegmentationNetwork):
+    """Any architecture of segmentation-models-pytorch on any encoder that fits it.
+
+    The encoder is the trunk; the decoder and the segmentation head are the head, which fine-tuning trains. The state
+    dict has the library's own names.
+
+    Args:
+        num_outputs: K + 1 channels.
+        architecture: the library's name of it in any case: Unet, UnetPlusPlus, MAnet, Linknet, FPN, PSPNet, DeepLabV3,
+            DeepLabV3Plus, PAN, UPerNet, Segformer or DPT.
+        encoder: one of `encoder_names`, such as ``resnet34``, ``mit_b0`` or ``tu-convnext_tiny``; DPT takes vision
+            transformers of timm, such as ``tu-vit_base_patch16_224``.
+        options: the architecture's own ones that begin with ``encoder_``, ``decoder_`` or ``psp_``, and timm's
+            ``dynamic_img_size``, ``strict_img_size`` and ``img_size``, which here admit images of any size.
+
+    Raises:
+        PebalError: an argument that is none of these, or an encoder that does not fit the architecture.
+
+    >>> SmpNetwork(6, "FPN", "resnet18").features[2]
+    (64, 4)
+    """
+
+    head_prefixes = ("decoder.", "segmentation_head.")
+
+    def __init__(self, num_outputs: int = 20, architecture: str = "unet", encoder: str = "resnet34", **options: Any):
+        super().__init__()
+        kind = ARCHITECTURES.get(architecture.lower()) if isinstance(architecture, str) else None
+        if kind is None:
+            names = ", ".join(architecture.__name__ for architecture in ARCHITECTURES.values())
+            raise PebalError(f"There is no architecture {architecture!r:.80}; take one of: {names}.")
+        check_encoder(encoder)
+        check_options(kind, options)
+        any_size = {"dynamic_img_size": True} if kind is smp.DPT else {}
+        if encoder.startswith("tu-swin"):
+            any_size = {"strict_img_size": False}
+        options = {**any_size, **options}
+        model: Any = kind(encoder_name=encoder, encoder_weights=None, classes=num_outputs, **options)
+        self.num_outputs = num_outputs
+        self.encoder, self.decoder = model.encoder, model.decoder
+        # What follows the logits is an enlargement, which `forward` and the engines do.
+        last = model.segmentation_head
+        self.segmentation_head = nn.ModuleDict({"head": last.head}) if kind is smp.DPT else nn.Sequential(last[0])
+        self.stride = model.encoder.output_stride * {smp.PAN: 8, smp.DPT: 2}.get(kind, 1)
+        """PAN halves the last features three times more, DPT once."""
+        self.maps = 0
+        """How many features are maps; tokens of the whole image follow them."""
+        try:
+            side = math.lcm(self.stride, 64)
+            measure(self, side, 2 * side)
+        except Exception as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise PebalError(f"{kind.__name__} does not run on the encoder {encoder}: {reason:.200}.") from error
+
+    def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
+        features = self.encoder(images)
+        if not isinstance(features, tuple):
+            return tuple(features)
+        maps, tokens = features
+        self.maps = len(maps)
+        return (*maps, *(token for token in tokens if token is not None))
+
+    def head(self, features: tuple[Tensor, ...]) -> Tensor:
+        if not isinstance(self.segmentation_head, nn.ModuleDict):
+            return self.segmentation_head(self.decoder(list(features)))
+        maps, tokens = list(features[: self.maps]), list(features[self.maps :])
+        return self.segmentation_head["head"](self.decoder(maps, tokens or [None] * len(maps)))
+
+
+def check_options(kind: type[nn.Module], options: dict[str, Any]) -> None:
+    """Refuse what the library does not know, or what is out of all proportion: options may come from a file.
+
+    Raises:
+        PebalError: the message names the option.
+    """
+    known = [
+        name
+        for name in inspect.signature(kind.__init__).parameters
+        if name.startswith(("encoder_", "decoder_", "psp_")) and name not in FOREIGN
+    ]
+    known += ["dynamic_img_size", "strict_img_size", "img_size"]
+    for name, value in options.items():
+        if name not in known:
+            raise PebalError(f"{kind.__name__} has no option {name!r:.80} here; it has {', '.join(known)}.")
+        if not _plain(value):
+            raise PebalError(f"The {name} of {kind.__name__} cannot be {value!r:.80}.")
+
+
+def _plain(value: Any, depth: int = 0) -> bool:
+    """Whether this is a small number, a word, or a short list or dictionary of these."""
+    if isinstance(value, list | tuple):
+        return depth < 2 and len(value) <= 16 and all(_plain(item, depth + 1) for item in value)
+    if isinstance(value, dict):
+        return depth < 1 and len(value) <= 8 and all(_plain(item, depth + 1) for item in value.values())
+    if isinstance(value, str):
+        return value.replace("_", "").isalnum() and len(value) <= 32
+    return value is None or (isinstance(value, int | float) and -GREATEST <= value <= GREATEST)
+
+
+def check_encoder(encoder: Any) -> None:
+    """Refuse an encoder that is none of `encoder_names`: the library would look it up in the network or in a folder.
+
+    Raises:
+        PebalError: the message says what an encoder's name is.
+    """
+    if encoder not in encoder_names():
+        raise PebalError(
+            f"There is no encoder {encoder!r:.80} in the installed segmentation-models-pytorch and timm; take one "
+            f"of their names without a source or a tag, such as resnet101 or tu-tf_efficientnet_lite0."
+        )
 
 
 def encoder_names() -> list[str]:

@@ -114,7 +114,7 @@ class DeepLabV3PlusWideResNet38(SegmentationNetwork):
     stride = 1
     head_prefixes = ("final.",)
     features = ((304, 2),)
-    logit_halvings = 1
+    logit_stride = 2
 
     def __init__(self, num_outputs: int = 20) -> None:
         super().__init__()

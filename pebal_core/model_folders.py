@@ -1,0 +1,387 @@
+"""Models as other libraries publish them, turned once into model files (``pebal convert``): a folder, or the name of one
+on the Hugging Face Hub.
+
+===========================  ==================================================================================
+transformers                 ``config.json``, ``model.safetensors``, ``preprocessor_config.json``
+segmentation-models-pytorch  ``config.json`` and ``model.safetensors``, as its ``save_pretrained`` writes them
+===========================  ==================================================================================
+
+Weights are read from safetensors alone, and no code of a folder runs. The abstention row is drawn.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import contextlib
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .class_list import NAME, ClassList, KnownClass, cityscapes_classes
+from .errors import PebalError
+from .integrity import SIDES, check_fit
+from .labels import CITYSCAPES_CLASSES, MOST_CLASSES, VOID
+from .model_file import ModelInfo, file_sha256
+from .networks import SegmentationNetwork, build_network, describe_network
+from .networks.transformers import described, import_transformers, published_configuration, split
+
+HUB = re.compile(r"hf:([\w.-]+/[\w.-]+)")
+CONFIG, WEIGHTS, PROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+SMP_IGNORED = ("classes", "encoder_name", "encoder_weights", "upsampling")
+"""Entries of a folder of segmentation-models-pytorch that are said in another way, or concern the enlargement of the
+logits, which the engines do."""
+
+
+def is_folder(name: str) -> bool:
+    """Whether this names a folder or a model of the Hub, and no checkpoint file."""
+    return name.startswith("hf:") or Path(name).expanduser().is_dir()
+
+
+def load_folder(
+    name: str, source: str = "", licence: str = "", seed: int = 0, classes: ClassList | None = None
+) -> tuple[SegmentationNetwork, ModelInfo]:
+    """Network in eval mode on the CPU and its description, which keeps where it came from.
+
+    Args:
+        name: a folder, or ``hf:ORG/NAME``, which downloads what is needed from the Hub.
+        source: where the folder came from; kept in the description.
+        licence: of the weights; kept in the description.
+        seed: of the abstention row.
+        classes: what the outputs are, for folders that do not say it.
+
+    Raises:
+        PebalError: a file is missing or damaged, or describes a network that cannot be used.
+    """
+    folder = download(name) if name.startswith("hf:") else Path(name).expanduser()
+    if name.startswith("hf:"):
+        source = source or f"https://huggingface.co/{name[3:]} ({folder.name[:12]})"
+    raw = read_json(folder / CONFIG)
+    weights = read_weights(folder)
+    try:
+        if "_model_class" in raw:
+            info, state = from_smp(raw, weights, classes)
+        else:
+            info, state = from_transformers(folder, raw, weights, classes)
+        state, drawn = with_abstention(state, info, seed)
+    except PebalError as error:
+        reason = str(error).rstrip(".")
+        raise PebalError(f"{name} cannot be converted: {reason}.") from error
+    expected = describe_network(info.network, info.num_outputs, **info.network_args)
+    arrays = {key: tensor.numpy() for key, tensor in state.items()}
+    check_fit(folder / WEIGHTS, info.network, arrays, expected)
+    network = build_network(info.network, info.num_outputs, **info.network_args)
+    network.load_state_dict(state)
+    info.licence = licence
+    info.origin = {
+        "file": f"{name if name.startswith('hf:') else folder.name}/{WEIGHTS}",
+        "sha256": file_sha256(folder / WEIGHTS),
+        "layout": f"{info.origin['layout']}, {len(info.class_names)} classes; {drawn}",
+        "source": source or "not stated",
+    }
+    return network.eval(), info
+
+
+def download(name: str) -> Path:
+    """The folder into which the files of ``hf:ORG/NAME`` were downloaded, in the cache of the Hub's own client.
+
+    Raises:
+        PebalError: no such name, no connection, or a model without these files.
+    """
+    found = HUB.fullmatch(name)
+    if found is None:
+        raise PebalError(f"'{name:.100}' names no model of the Hugging Face Hub: hf:ORG/NAME is needed.")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    path = Path()
+    for file in (CONFIG, WEIGHTS, PROCESSOR):
+        try:
+            path = Path(hf_hub_download(found[1], file))
+        except Exception as error:  # the client, its network library and the Hub fail in many ways
+            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+                if file == PROCESSOR:  # a folder of segmentation-models-pytorch has none
+                    continue
+                raise PebalError(f"{name} has no {file}, and other forms of a model are not read.") from error
+            reason = " ".join(str(error).split())
+            raise PebalError(
+                f"{name} could not be downloaded ({type(error).__name__}: {reason:.150}); check the name and the "
+                f"connection, or give the folder of a copy."
+            ) from error
+    return path.parent
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a JSON file.
+
+    Raises:
+        PebalError: it is missing, or no JSON.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise PebalError(f"There is no {path.name} in {path.parent}: no folder of a published model.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise PebalError(f"{path} cannot be read as JSON ({error!s:.100}); copy or download it again.") from error
+    if not isinstance(content, dict):
+        raise PebalError(f"{path} holds no entries; copy or download it again.")
+    return content
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of ``model.safetensors`` in float32, whole numbers as they are.
+
+    Raises:
+        PebalError: it is missing or damaged, or there are other forms of the weights alone.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / WEIGHTS
+    if not path.is_file():
+        others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".h5", ".json"))
+        pickled = [name for name in others if not name.endswith(".json")]
+        if any(name.endswith(".safetensors.index.json") for name in others):
+            raise PebalError(f"The weights in {folder} lie in several files; write them into one {WEIGHTS}.")
+        if pickled:
+            raise PebalError(
+                f"{folder} has its weights as {pickled[0]} alone, a format that can hold code and is never opened; "
+                f"where it comes from, load the model and save it anew as safetensors."
+            )
+        raise PebalError(f"There is no {WEIGHTS} in {folder}.")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise PebalError(f"{path} is no complete safetensors file ({error}); copy or download it again.") from error
+    tensors = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise PebalError(f"The tensor '{name}' of {path} holds values that are not finite.")
+    return tensors
+
+
+def from_smp(
+    raw: dict[str, Any], weights: dict[str, Tensor], classes: ClassList | None
+) -> tuple[ModelInfo, dict[str, Tensor]]:
+    """Description and weights of a folder of segmentation-models-pytorch, before the abstention is drawn."""
+    if raw.get("in_channels", 3) != 3:
+        raise PebalError(f"its images have {raw['in_channels']!r:.20} channels, and cameras here give 3")
+    for name, meaning in (
+        ("aux_params", "it also classifies whole images"),
+        ("activation", "its logits are activated"),
+    ):
+        if raw.get(name) is not None:
+            raise PebalError(f"{meaning} ({name} is {raw[name]!r:.40})")
+    outputs = raw.get("classes")
+    if type(outputs) is not int or not 1 <= outputs <= MOST_CLASSES:
+        raise PebalError(f"it has {outputs!r:.20} classes; 1 to {MOST_CLASSES} can be used")
+    encoder = str(raw.get("encoder_name", ""))
+    arguments = {
+        "architecture": raw["_model_class"],
+        "encoder": encoder.partition(".")[0] if encoder.startswith("tu-") else encoder,
+        **{key: value for key, value in raw.items() if key not in SMP_IGNORED and not key.startswith("_")},
+    }
+    for key in ("in_channels", "aux_params", "activation"):
+        arguments.pop(key, None)
+    if classes is None:
+        names = CITYSCAPES_CLASSES if outputs == len(CITYSCAPES_CLASSES) else [f"class {n}" for n in range(outputs)]
+        classes = named_classes(names)
+    info = ModelInfo("smp", arguments, **IMAGENET, origin={"layout": f"smp {raw['_model_class']}"})
+    take_classes(info, classes, outputs)
+    return info, dict(weights)
+
+
+def from_transformers(
+    folder: Path, raw: dict[str, Any], weights: dict[str, Tensor], classes: ClassList | None
+) -> tuple[ModelInfo, dict[str, Tensor]]:
+    """Description and weights of a folder of transformers, before the abstention is drawn."""
+    library = import_transformers()
+    names = label_names(raw.get("id2label"))
+    settings = published_configuration(raw)
+    arguments: dict[str, Any] = {"config": described(settings)}
+    settings.num_labels = len(names)
+    # Of a network larger than its weights, nothing is made.
+    described_parameters = sum(math.prod(like.shape) for like in shapes(arguments, len(names)))
+    if described_parameters > 2 * sum(tensor.numel() for tensor in weights.values()) + 10**6:
+        raise PebalError(
+            f"{CONFIG} describes a network of {described_parameters} numbers, which {WEIGHTS} does not hold"
+        )
+    with quiet(library):
+        kind = library.AutoModelForSemanticSegmentation._model_mapping[type(settings)]
+        model, found = kind.from_pretrained(None, config=settings, state_dict=weights, output_loading_info=True)
+    missing = sorted(key for key in found["missing_keys"] if not key.startswith("auxiliary_head"))
+    mismatched = sorted(str(key) for key in found["mismatched_keys"])
+    for keys, fault in ((missing, "lacks"), (mismatched, "has in another shape")):
+        if keys:
+            raise PebalError(f"{WEIGHTS} {fault} {len(keys)} tensors of the network, first {keys[0]:.100}")
+    encoder, decoder = split(model, settings.model_type)
+    state = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
+    state |= {f"decoder.{key}": value for key, value in decoder.state_dict().items()}
+    seen = preprocessing(folder, library)
+    if seen.pop("bgr"):
+        arguments["bgr"] = True
+    layout = f"transformers {type(model).__name__}"
+    if unused := len(found["unexpected_keys"]):
+        layout += f", {unused} tensors unused"
+    info = ModelInfo("transformers", arguments, **seen, origin={"layout": layout})
+    take_classes(info, classes or named_classes(names), len(names))
+    return info, {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+
+def shapes(arguments: dict[str, Any], outputs: int) -> list[Tensor]:
+    """The tensors of a network of transformers, without values."""
+    return list(describe_network("transformers", outputs, **arguments).values())
+
+
+def label_names(labels: Any) -> list[str]:
+    """The names of ``id2label`` in the order of the logits, as a class may be called here.
+
+    Raises:
+        PebalError: there are none, there are holes between the numbers, or there are too many.
+    """
+    if not isinstance(labels, dict) or not labels:
+        raise PebalError(f"{CONFIG} has no id2label, so nothing says what the logits are")
+    if len(labels) > MOST_CLASSES:
+        raise PebalError(f"id2label has {len(labels)} classes; labels are stored in 8 bits, which hold {MOST_CLASSES}")
+    numbers = [str(number) for number in range(len(labels))]
+    if missing := [number for number in numbers if number not in labels]:
+        raise PebalError(f"id2label has {len(labels)} classes and no number {missing[0]}: its numbers have holes")
+    names: list[str] = []
+    for number in numbers:
+        name = re.sub(r"[^\w .,:;/&()'+-]", "-", str(labels[number])).strip()[:56] or f"class {number}"
+        names.append(f"{name} ({number})" if name in names else name)
+    assert all(NAME.fullmatch(name) for name in names)
+    return names
+
+
+def named_classes(names: Any) -> ClassList:
+    """Classes of these names. Those of Cityscapes keep what is known of them; the others get colours far apart."""
+    known = {one.name: one for one in cityscapes_classes().classes}
+    if tuple(names) == CITYSCAPES_CLASSES:
+        return cityscapes_classes()
+    classes = []
+    for number, name in enumerate(names):
+        like = known.get(name.lower())
+        if like is not None:
+            flags = {"carries_objects": like.carries_objects, "stays_calm": like.stays_calm, "movable": like.movable}
+            classes.append(KnownClass(name, (number,), like.color, like.group, **flags))
+            continue
+        red, green, blue = colorsys.hsv_to_rgb(0.618 * number % 1, 0.5 + 0.5 * (number % 2), 0.95 - 0.15 * (number % 3))
+        classes.append(KnownClass(name, (number,), (round(255 * red), round(255 * green), round(255 * blue))))
+    return ClassList("classes of the model", tuple(classes), () if len(classes) > VOID else (VOID,))
+
+
+def take_classes(info: ModelInfo, classes: ClassList, outputs: int) -> None:
+    """Describe what the outputs are.
+
+    Raises:
+        PebalError: there are more or fewer outputs than classes.
+    """
+    if len(classes.names) != outputs:
+        raise PebalError(f"it has {outputs} outputs, and {classes.name} has {len(classes.names)} classes")
+    info.use_classes(classes)
+
+
+def preprocessing(folder: Path, library: Any) -> dict[str, Any]:
+    """Normalisation, size and order of the channels that the processor of a folder of transformers asks for.
+
+    Whether it reduces labels (``do_reduce_labels``) concerns label files that count a background; the logits have none.
+
+    Raises:
+        PebalError: it does something to the images that is not done here.
+    """
+    read_json(folder / PROCESSOR)
+    try:
+        with quiet(library):
+            processor = library.AutoImageProcessor.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+    except Exception as error:  # it fails at what the file says in many ways
+        reason = " ".join(str(error).split())
+        raise PebalError(f"{PROCESSOR} describes no processor of transformers ({reason:.150})") from error
+
+    def value(name: str) -> Any:
+        return getattr(processor, name, None)
+
+    factor = value("rescale_factor") if value("do_rescale") else 1
+    if not isinstance(factor, int | float) or not math.isclose(factor, 1 / 255, rel_tol=1e-4) or value("offset"):
+        raise PebalError(f"its processor multiplies pixels by {factor!r:.40}; 1/255 is what can be done here")
+    mean, std = [0.0] * 3, [1.0] * 3
+    if value("do_normalize"):
+        mean, std = (_three(value(name)) for name in ("image_mean", "image_std"))
+        if not mean or not std or min(std) < 1e-6:
+            raise PebalError(
+                f"its processor normalises by a mean of {value('image_mean')!s:.60} and a deviation of "
+                f"{value('image_std')!s:.60}; three numbers each are needed, the latter above zero"
+            )
+    bgr = bool(value("do_flip_channel_order"))
+    return {
+        "mean": mean[::-1] if bgr else mean,
+        "std": std[::-1] if bgr else std,
+        "input_size": _size(processor),
+        "bgr": bgr,
+    }
+
+
+def _three(values: Any) -> list[float]:
+    """Three finite numbers, or nothing."""
+    if not isinstance(values, list | tuple) or len(values) != 3:
+        return []
+    fine = all(isinstance(value, int | float) and abs(value) <= 1e3 for value in values)
+    return [float(value) for value in values] if fine else []
+
+
+def _size(processor: Any) -> list[int] | None:
+    """[height, width] that a processor brings images to, or None where it keeps their proportions."""
+    if getattr(processor, "do_center_crop", None):
+        given = getattr(processor, "crop_size", None)
+    else:
+        given = getattr(processor, "size", None) if getattr(processor, "do_resize", None) else None
+    height, width = getattr(given, "height", None), getattr(given, "width", None)
+    if height is None or width is None:
+        return None
+    if not all(SIDES[0] <= side <= SIDES[1] for side in (height, width)):
+        raise PebalError(f"its processor makes images of {height}×{width}; sides are {SIDES[0]} to {SIDES[1]} here")
+    return [int(height), int(width)]
+
+
+def with_abstention(state: dict[str, Tensor], info: ModelInfo, seed: int) -> tuple[dict[str, Tensor], str]:
+    """The weights with one more output, and how it was drawn: Kaiming normal as in `checkpoints`, its bias zero.
+
+    Raises:
+        PebalError: the weights are not those of the network.
+    """
+    plain, more = (describe_network(info.network, len(info.class_names) + n, **info.network_args) for n in (0, 1))
+    arrays = {key: tensor.numpy() for key, tensor in state.items()}
+    check_fit(Path(WEIGHTS), info.network, arrays, plain)
+    generator = torch.Generator().manual_seed(seed)
+    state = dict(state)
+    for key, like in more.items():
+        if like.shape == plain[key].shape:
+            continue
+        row = torch.zeros(1, *like.shape[1:])
+        if row.dim() > 1:
+            nn.init.kaiming_normal_(row, nonlinearity="relu", generator=generator)
+        state[key] = torch.cat([state[key], row])
+    return state, f"abstention row drawn (Kaiming normal, seed {seed})"
+
+
+@contextlib.contextmanager
+def quiet(library: Any) -> Iterator[None]:
+    """No progress bars and no remarks of transformers: what there is to say is said by us."""
+    logging = library.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
