@@ -78,7 +78,7 @@ def test_a_run_that_forgets_ends_at_the_last_good_state(
     model = tmp_path / "road.safetensors"
     save_model(model, network, info)
     forgetful = ["--rate=3", "--ema_decay=0", "--trainer.validate_every=1", "--keep_accuracy=0.99", f"--model={model}"]
-    assert main(options(workshop, tmp_path, *forgetful)) == 0
+    assert main(train_options(workshop, tmp_path, *forgetful)) == 0
     assert "Training ends; the last state before it is kept." in capsys.readouterr().out
     accuracies = log_of(tmp_path, "val_accuracy")
     assert accuracies[0] > 0.1 and accuracies[-1] < 0.99 * accuracies[0] and len(accuracies) == 2
