@@ -66,7 +66,7 @@ CHANGES: dict[str, Change] = {
 
 
 def watch(detector: AnomalyDetector, source: str, change: Change | None, every: float) -> tuple[float | None, str, int]:
-    """Seconds until drift is reported, its reason, and the frames that were looked at."""
+    """Seconds until drift is reported, its reason, and the frames that were looked at since the change."""
     clip = FrameSource(source)
     step = max(1, round(every * clip.rate))
     begin = 0.0 if change is None else (clip.count or 0) / clip.rate / 3
@@ -76,7 +76,7 @@ def watch(detector: AnomalyDetector, source: str, change: Change | None, every: 
             continue
         image = frame.image if change is None or frame.seconds < begin else change(frame.image)
         state = monitor.update(detector(image).energy, image)
-        frames += 1
+        frames += change is None or frame.seconds >= begin
         if state.drifted:
             return frame.seconds - begin, state.reason, frames
     return None, "", frames
@@ -90,12 +90,12 @@ def main() -> None:
     parser.add_argument("--changes", nargs="+", choices=CHANGES, default=list(CHANGES))
     args = parser.parse_args()
     detector = AnomalyDetector.load(args.model)
-    print("| clip | change | reported after | reason |\n|---|---|---|---|")
+    print("| clip | change | reported after | frames | reason |\n|---|---|---|---|---|")
     for clip in args.clips:
         for name in args.changes:
             seconds, reason, frames = watch(detector, clip, None if name == "none" else CHANGES[name], args.every)
-            after = f"never ({frames} frames)" if seconds is None else f"{seconds:.1f} s"
-            print(f"| {clip.rpartition('/')[2]} | {name} | {after} | {reason} |", flush=True)
+            after = "never" if seconds is None else f"{seconds:.1f} s"
+            print(f"| {clip.rpartition('/')[2]} | {name} | {after} | {frames} | {reason} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ TOLERANCE = (12.0, 8.0, 0.8, 0.03)
 UNLIKE = 0.2
 """Share of unlike frames that is no drift: few calibration frames do not show everything."""
 GRID = (18, 32)
-DAMPING = 0.97
+DAMPING = 0.9
+"""Of the running means from which the reason is guessed: about ten frames."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,9 @@ class DriftMonitor:
     def _guess(self) -> str:
         """The likeliest reason, from the mean of the recent frames."""
         below, above = self._recent < self._low, self._recent > self._high
+        # Where in the range of the calibration frames each feature lies: 0 at its lower end, 1 at its upper.
+        low, high = np.array(self.profile.low), np.array(self.profile.high)
+        place = (self._recent - low) / np.maximum(high - low, 1e-6)
         # Alarms that stay on the same cells frame after frame, in few of them.
         fixed = self._place > 0.6
         if (
@@ -199,10 +203,10 @@ class DriftMonitor:
             return "the same places alarm in every frame, as behind a dirty or blocked lens"
         if below[0]:
             return "the images are darker than those of the calibration, as at night"
-        if below[1]:
+        if below[1] or (above[0] and not above[3] and max(place[1], place[2]) < 0.5):
             return "the images have less contrast than those of the calibration, as in fog"
         if above[3] or above[0]:
             return "the images are brighter or more saturated than those of the calibration, as in glare"
-        if below[2]:
+        if below[2] or place[2] < 0.1:
             return "the images are less sharp than those of the calibration, as by blur, rain or a dirty lens"
         return "there are more alarms than at the calibration, as in another place or with another camera"
