@@ -23,11 +23,9 @@ def kept_classes(num_outputs: int = 20, *, network: str, own_trunk: bool, **argu
     return KeptClasses(energy, classes, own_trunk)
 
 
-def anomaly_branch(
-    num_outputs: int = 20, *, network: str, width: int = 48, copied: int = 0, **arguments: object
-) -> AnomalyBranch:
+def anomaly_branch(num_outputs: int = 20, *, network: str, width: int = 48, **arguments: object) -> AnomalyBranch:
     """`AnomalyBranch` on a network of this name and arguments."""
-    return AnomalyBranch(build_network(network, num_outputs, **arguments), width, copied)
+    return AnomalyBranch(build_network(network, num_outputs, **arguments), width)
 
 
 NETWORKS: dict[str, Callable[..., SegmentationNetwork]] = {

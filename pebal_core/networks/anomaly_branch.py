@@ -39,7 +39,6 @@ class AnomalyBranch(SegmentationNetwork):
     Args:
         network: a network that declares its `features`; its weights are never changed.
         width: channels of the branch.
-        copied: last blocks of the trunk that the branch has a copy of, whose weights learn.
 
     Raises:
         PebalError: the network declares no features.
@@ -47,7 +46,7 @@ class AnomalyBranch(SegmentationNetwork):
 
     head_prefixes = ("branch.",)
 
-    def __init__(self, network: SegmentationNetwork, width: int = 48, copied: int = 0) -> None:
+    def __init__(self, network: SegmentationNetwork, width: int = 48) -> None:
         super().__init__()
         self.used = [n for n, (channels, stride) in enumerate(network.features) if channels and stride in STRIDES]
         if not self.used or network.logit_stride not in STRIDES:
@@ -59,15 +58,11 @@ class AnomalyBranch(SegmentationNetwork):
         self.num_outputs, self.stride = network.num_outputs, network.stride
         certainty = (network.num_outputs + 2, FINEST)
         self.branch = Branch((*(network.features[n] for n in self.used), certainty), width)
-        self.tail = network.copy_tail(copied).requires_grad_(True) if copied else None
 
     def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Features of the frozen network, the deepest by the copied blocks where there are some, and its logits."""
-        if self.tail is None:
-            features = self.network.trunk(images)
-            return (*features, self.network.head(features))
-        features, own = self.network.trunk_beside(images, self.tail)
-        return (*features[:-1], own, self.network.head(features))
+        """Features of the frozen network, followed by its logits."""
+        features = self.network.trunk(images)
+        return (*features, self.network.head(features))
 
     def head(self, features: tuple[Tensor, ...]) -> Tensor:
         *maps, logits = features

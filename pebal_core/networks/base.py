@@ -53,18 +53,6 @@ class SegmentationNetwork(nn.Module, ABC):
         padding = (0, -width % self.stride, 0, -height % self.stride)
         return F.pad(images, padding, mode="replicate") if any(padding) else images
 
-    def copy_tail(self, blocks: int) -> nn.Module:
-        """A copy of the last blocks of the trunk, which an `AnomalyBranch` trains beside them.
-
-        Raises:
-            PebalError: the trunk has no such number of blocks, or none that can be copied.
-        """
-        raise PebalError(f"The trunk of a {type(self).__name__} has no last blocks that a branch can copy.")
-
-    def trunk_beside(self, images: Tensor, tail: nn.Module) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Features of normalised images B×3×H×W, and the last of them as a trained copy of the last blocks gives it."""
-        raise NotImplementedError
-
     def fold_linear(self) -> None:
         """Merge further linear operations in place, after every BatchNorm was folded into its convolution."""
 

@@ -5,7 +5,6 @@ Every convolution is followed by BatchNorm and PReLU unless said otherwise, and 
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
@@ -124,17 +123,13 @@ class Encoder(nn.Module):
         self.level4 = nn.Sequential(*(EESP(four, four, NARROW) for _ in range(7)))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        one, two, three, x = self.stem(images)
-        return one, two, three, self.level4(x)
-
-    def stem(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Levels 1 to 3, and the input of the blocks of level 4."""
         quarter = halve(halve(images))
         eighth = halve(quarter)
         one = self.level1(images)
         two = self.level2_0(one, quarter)
         three = self.level3(self.level3_0(two, eighth))
-        return one, two, three, self.level4_0(three, halve(eighth))
+        four = self.level4(self.level4_0(three, halve(eighth)))
+        return one, two, three, four
 
 
 def norm_act(channels: int) -> nn.Sequential:
@@ -298,21 +293,6 @@ class ESPNetv2(SegmentationNetwork):
     def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
         """Encoder features at strides 2, 4, 8 and 16."""
         return self.base_net(images)
-
-    def copy_tail(self, blocks: int) -> nn.Module:
-        level = self.base_net.level4
-        if not 1 <= blocks <= len(level):
-            raise PebalError(
-                f"The trunk of an ESPNetv2 ends with {len(level)} equal blocks; {blocks} cannot be copied."
-            )
-        return copy.deepcopy(level[len(level) - blocks :])
-
-    def trunk_beside(self, images: Tensor, tail: nn.Module) -> tuple[tuple[Tensor, ...], Tensor]:
-        assert isinstance(tail, nn.Sequential)
-        one, two, three, x = self.base_net.stem(images)
-        shared = len(self.base_net.level4) - len(tail)
-        x = self.base_net.level4[:shared](x)
-        return (one, two, three, self.base_net.level4[shared:](x)), tail(x)
 
     def head(self, features: tuple[Tensor, ...]) -> Tensor:
         one, two, three, four = features

@@ -11,7 +11,7 @@ from ..model_file import ModelInfo
 from ..networks import AnomalyBranch, SegmentationNetwork
 
 
-def add_branch(network: SegmentationNetwork, info: ModelInfo, width: int, copied: int = 0) -> AnomalyBranch:
+def add_branch(network: SegmentationNetwork, info: ModelInfo, width: int) -> AnomalyBranch:
     """The network with a fresh branch, or as it is where it has one; `info` then names both.
 
     Raises:
@@ -19,8 +19,8 @@ def add_branch(network: SegmentationNetwork, info: ModelInfo, width: int, copied
     """
     if isinstance(network, AnomalyBranch):
         return network
-    branched = AnomalyBranch(network, width, copied).eval()
-    info.network_args = {"network": info.network, "width": width, "copied": copied, **info.network_args}
+    branched = AnomalyBranch(network, width).eval()
+    info.network_args = {"network": info.network, "width": width, **info.network_args}
     info.network = "anomaly_branch"
     return branched
 

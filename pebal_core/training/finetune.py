@@ -90,8 +90,6 @@ class FinetuneConfig:
     network runs. `rate` is its learning rate."""
     branch_width: int = 48
     """Channels of the branch."""
-    branch_copied: int = 0
-    """Last blocks of the trunk that the branch has a copy of; they learn at `trunk_rate`."""
     emphasis: Emphasis = field(default_factory=Emphasis)
     """Pixels that weigh more in the objective."""
     input_size: list[int] | None = None
@@ -145,7 +143,7 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
             raise PebalError(
                 "branch: the network beside the branch stays frozen; leave keep_classes, trained and statistics out."
             )
-        network = add_branch(network, info, config.branch_width, config.branch_copied)
+        network = add_branch(network, info, config.branch_width)
     checkpoint = find_checkpoint(config.trainer, out)
     outliers, held_back = open_outliers(config.data)
     classes = info.classes
@@ -250,8 +248,7 @@ class FinetuneModule(TrainingModule):
         """Of the starting model."""
         self.forgot = ""
         """Why training ended early, in one sentence."""
-        copied = isinstance(network, AnomalyBranch) and network.tail is not None
-        choose_trained(network, ["branch.*", "tail.*"] if copied else config.trained)
+        choose_trained(network, config.trained)
         trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
         self.trunk_learns = not all(map(network.is_head, trained))
         answering = network
