@@ -91,7 +91,7 @@ def resumed(bench: Bench) -> None:
         options = RunConfig(steps=STEPS, batch_size=2, validate_every=STEPS, checkpoint_every=1, workers=0)
         options.accelerator, options.devices = accelerator, 1
         config = configuration(bench, root, "starter", crop, options)
-        config.rate = 1e-3
+        config.lr = 1e-3
         finetune(replace(config, out=str(root / "whole")))
         finetune(replace(config, trainer=replace(options, stop_after=STEPS // 2), out=str(root / "parts")))
         finetune(replace(config, trainer=replace(options, resume=True), out=str(root / "parts")))

@@ -84,6 +84,4 @@ def configuration(bench: Bench, root: Path, network: str, crop: int, run: RunCon
         validation_every=10**6,  # one
         check=False,
     )
-    return FinetuneConfig(
-        str(root / "model.safetensors"), data, str(root / "run"), run, statistics="reference", rate=1e-5
-    )
+    return FinetuneConfig(str(root / "model.safetensors"), data, str(root / "run"), run, freeze_bn=False, lr=1e-5)

@@ -46,7 +46,7 @@ OUTSTANDING = 5.0
 SUSPECTS_SHOWN = 6
 EVALUATIONS = 4
 """Of a training, in which known classes are watched."""
-TRAINED = ["fuse.*", "classify.*", "aspp.*", "low_level.*", "encoder.model.blocks.5.*", "encoder.model.blocks.6.*"]
+TRAINABLE = ["fuse.*", "classify.*", "aspp.*", "low_level.*", "encoder.model.blocks.5.*", "encoder.model.blocks.6.*"]
 """Parameters of the starter's network that learn; of other networks, the head learns."""
 
 
@@ -272,7 +272,7 @@ def _finetune(config: AdaptConfig, work: Path, outliers: Path, identity: dict[st
         return run / "last.safetensors"
     network, info = load_model(config.model)
     names = [name for name, _ in network.named_parameters()]
-    trained = TRAINED if info.network == "deeplabv3plus" and any(n.startswith("fuse.") for n in names) else []
+    trainable = TRAINABLE if info.network == "deeplabv3plus" and any(n.startswith("fuse.") for n in names) else []
     resume = (run / CHECKPOINT).is_file()
     finetune(
         FinetuneConfig(
@@ -296,9 +296,9 @@ def _finetune(config: AdaptConfig, work: Path, outliers: Path, identity: dict[st
                 resume=resume, accelerator="cpu", devices=1,
             ),
             loss=LossConfig(penalty_floor=1.0, inlier_margin=-9.0, outlier_margin=-4.0),
-            trained=trained,
-            rate=2e-4,
-            trunk_rate=1e-4 if trained else 1e-5,
+            trainable=trainable,
+            lr=2e-4,
+            backbone_lr=1e-4 if trainable else 1e-5,
             ema_decay=0.98,
             keep_accuracy=config.keep,
             licence=info.licence,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import warnings
 from argparse import ArgumentTypeError
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import yaml
@@ -18,6 +19,16 @@ CODE = {"class_path", "init_args", "dict_kwargs"}
 """Keys by which jsonargparse would make an object of a class that a configuration names."""
 LISTED_TYPES = ["pebal_core.training.samples.SceneSource"]
 """Dataclasses of which a configuration holds lists: jsonargparse looks them up by name, though no value names them."""
+RENAMED = {
+    "rate": "lr",
+    "trunk_rate": "backbone_lr",
+    "encoder_rate": "encoder_lr",
+    "rate_floor": "min_lr",
+    "trained": "trainable",
+    "false_alarms": "target_fpr",
+    "statistics": "freeze_bn",
+}
+"""Options of trainings under their former names, which are still understood."""
 _load_yaml = get_loader("yaml")
 
 
@@ -35,9 +46,21 @@ def load_data(text: str) -> Any:
     try:
         value = _load_yaml(text)
         _count(value, MOST_VALUES, 0)
+        if isinstance(value, dict):
+            value = dict(_current(key, item) for key, item in value.items())
     except (RecursionError, ValueError) as error:
         raise yaml.YAMLError(str(error)) from error
     return value
+
+
+def _current(key: Any, value: Any) -> tuple[Any, Any]:
+    """An option under its name of today; its former name is answered with a warning."""
+    if key not in RENAMED:
+        return key, value
+    if key == "statistics":
+        value = value == "frozen"
+    warnings.warn(f"The option {key} is called {RENAMED[key]} now; the former name will go.", FutureWarning, 2)
+    return RENAMED[key], value
 
 
 def _count(value: Any, left: int, depth: int) -> int:
@@ -61,9 +84,22 @@ def make_parser(program: str, description: str) -> Parser:
     return Parser(prog=program, description=description)
 
 
+def _current_words(words: Sequence[str], known: set[str]) -> Iterator[str]:
+    """The words of a command line, with the names of today where the command has them and not the former ones."""
+    waiting = iter(words)
+    for word in waiting:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or name in known or RENAMED.get(name) not in known:
+            yield word
+            continue
+        key, current = _current(name, value if equals else next(waiting, ""))
+        yield f"--{key}={str(current).lower() if isinstance(current, bool) else current}"
+
+
 def parse(parser: Parser, words: Sequence[str]) -> Namespace:
     """The options; what cannot be read as a configuration is refused like any other."""
+    known = {action.dest for action in parser._actions}
     try:
-        return parser.parse_args(words)
+        return parser.parse_args(list(_current_words(words, known)))
     except (OSError, ValueError, RecursionError, ArgumentTypeError) as error:
         parser.error(f"{error!s:.200}")

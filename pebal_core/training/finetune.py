@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import numpy as np
@@ -68,18 +68,19 @@ class FinetuneConfig:
     """Folder for models, checkpoints and logs."""
     trainer: RunConfig = field(default_factory=RunConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    trained: list[str] = field(default_factory=list)
-    """Patterns (as of a shell) of the names of the trained parameters; empty: the head."""
-    statistics: Literal["frozen", "reference"] = "frozen"
-    """frozen: BatchNorm keeps its statistics and dropout is off; reference: the whole network is in training mode."""
-    rate: float = 1e-5
+    trainable: list[str] = field(default_factory=list)
+    """Patterns (as of a shell) of the names of the parameters that learn; empty: the head."""
+    freeze_bn: bool = True
+    """Whether BatchNorm keeps its statistics and dropout is off; otherwise the whole network is in training mode, as in
+    the reference."""
+    lr: float = 1e-5
     """Learning rate of Adam; polynomial decay follows."""
-    trunk_rate: float = 1e-5
-    """Learning rate of trained parameters outside the head."""
+    backbone_lr: float = 1e-5
+    """Learning rate of the parameters outside the head that learn."""
     decay_power: float = 0.9
     decay_steps: int | None = None
-    """Steps after which the rate has decayed to its floor; None: all."""
-    rate_floor: float = 1e-8
+    """Steps after which the learning rate has decayed to `min_lr`; None: all."""
+    min_lr: float = 1e-8
     ema_decay: float = 0.0
     """Decay per step of the averaged weights, which are then the ones evaluated and kept; 0: no averaging."""
     keep_classes: bool = False
@@ -87,7 +88,7 @@ class FinetuneConfig:
     beside the fine-tuned one: `KeptClasses`."""
     branch: bool = False
     """Whether an anomaly branch learns beside the frozen network (`AnomalyBranch`): the labels stay and no second
-    network runs. `rate` is its learning rate."""
+    network runs. `lr` is its learning rate."""
     branch_width: int = 48
     """Channels of the branch."""
     emphasis: Emphasis = field(default_factory=Emphasis)
@@ -96,7 +97,7 @@ class FinetuneConfig:
     """[height, width] at which the exported model runs; None: as the model it started from."""
     smoothing: bool = True
     """Whether the exported model blurs its energy (7×7 Gaussian)."""
-    false_alarms: float = 0.01
+    target_fpr: float = 0.01
     """Expected share of falsely alarmed pixels at the threshold that is stored with the model."""
     keep_accuracy: float = 0.0
     """Share of the starting model's pixel accuracy on the validation set that must remain. An evaluation that finds
@@ -108,14 +109,14 @@ class FinetuneConfig:
         check_ranges(
             self,
             {"input_size": 2},
-            rate=(1e-12, RATE[1]),
-            trunk_rate=RATE,
+            lr=(1e-12, RATE[1]),
+            backbone_lr=RATE,
             decay_power=(0, 100),
             decay_steps=COUNT,
-            rate_floor=RATE,
+            min_lr=RATE,
             ema_decay=SHARE,
             input_size=SIDE,
-            false_alarms=(1e-6, 0.5),
+            target_fpr=(1e-6, 0.5),
             branch_width=(1, 4096),
             keep_accuracy=SHARE,
         )
@@ -139,9 +140,9 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
             f"{config.model} was fine-tuned with keep_classes; start from the model that it was made from."
         )
     if config.branch:
-        if config.keep_classes or config.trained or config.statistics != "frozen":
+        if config.keep_classes or config.trainable or not config.freeze_bn:
             raise PebalError(
-                "branch: the network beside the branch stays frozen; leave keep_classes, trained and statistics out."
+                "branch: the network beside the branch stays frozen; leave keep_classes, trainable and freeze_bn out."
             )
         network = add_branch(network, info, config.branch_width)
     checkpoint = find_checkpoint(config.trainer, out)
@@ -175,7 +176,7 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
             path = out / f"{name}.safetensors"
             detector = AnomalyDetector.load(path)
             scenes = (CalibrationScene(str(n), *validation.clean(n)) for n in range(len(validation)))
-            request = Request(config.false_alarms)
+            request = Request(config.target_fpr)
             calibrate(detector, scenes, request, "scenes", f"{len(validation)} validation scenes", relax=True)
             save_model(path, load_model(path)[0], detector.info)
     return module.best
@@ -205,7 +206,7 @@ def describe(info: ModelInfo, config: FinetuneConfig, data: str) -> ModelInfo:
     return info
 
 
-def choose_trained(network: SegmentationNetwork, patterns: list[str]) -> None:
+def choose_trainable(network: SegmentationNetwork, patterns: list[str]) -> None:
     """Leave gradients on for the parameters that match a pattern, or for the head without patterns.
 
     Raises:
@@ -213,7 +214,7 @@ def choose_trained(network: SegmentationNetwork, patterns: list[str]) -> None:
     """
     names = [name for name, _ in network.named_parameters()]
     if unused := [p for p in patterns if not any(fnmatchcase(name, p) for name in names)]:
-        raise PebalError(f"trained: no parameter matches '{unused[0]}'; the first are {', '.join(names[:3])}.")
+        raise PebalError(f"trainable: no parameter matches '{unused[0]}'; the first are {', '.join(names[:3])}.")
     for name, parameter in network.named_parameters():
         matched = any(fnmatchcase(name, p) for p in patterns) if patterns else network.is_head(name)
         parameter.requires_grad_(matched)
@@ -248,12 +249,12 @@ class FinetuneModule(TrainingModule):
         """Of the starting model."""
         self.forgot = ""
         """Why training ended early, in one sentence."""
-        choose_trained(network, config.trained)
+        choose_trainable(network, config.trainable)
         trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
         self.trunk_learns = not all(map(network.is_head, trained))
         answering = network
         if config.keep_classes:
-            own_trunk = self.trunk_learns or config.statistics == "reference"
+            own_trunk = self.trunk_learns or not config.freeze_bn
             answering = KeptClasses(network, copy.deepcopy(network).requires_grad_(False), own_trunk)
             info.network_args = {"network": info.network, "own_trunk": own_trunk, **info.network_args}
             info.network = "kept_classes"
@@ -262,7 +263,7 @@ class FinetuneModule(TrainingModule):
 
     def train(self, mode: bool = True) -> FinetuneModule:
         super().train(mode)
-        if self.config.statistics == "frozen":
+        if self.config.freeze_bn:
             self.network.eval()
         return self
 
@@ -316,7 +317,7 @@ class FinetuneModule(TrainingModule):
         files = list(dict.fromkeys(file for number in suspects for file in self.samples.files(number)))
         raise PebalError(
             f"The loss of step {self.trainer.global_step} is not finite; the batch was made from {', '.join(files)}. "
-            f"Check these files, lower the rate, or raise the precision."
+            f"Check these files, lower lr, or raise the precision."
         )
 
     def _log_histograms(self, logits: Tensor, target: Tensor) -> None:
@@ -334,13 +335,13 @@ class FinetuneModule(TrainingModule):
         for name, parameter in self.network.named_parameters():
             if parameter.requires_grad:
                 groups[self.network.is_head(name)].append(parameter)
-        rates = {True: config.rate, False: config.trunk_rate}
+        rates = {True: config.lr, False: config.backbone_lr}
         optimizer = torch.optim.Adam([{"params": p, "lr": rates[head]} for head, p in groups.items() if p])
         total = config.decay_steps or config.trainer.steps
 
         def share(step: int) -> float:
             """(1 - step / total)^power, but no rate below its floor."""
-            return max(max(0.0, 1 - step / total) ** config.decay_power, config.rate_floor / config.rate)
+            return max(max(0.0, 1 - step / total) ** config.decay_power, config.min_lr / config.lr)
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -396,10 +397,10 @@ class FinetuneModule(TrainingModule):
             "val_accuracy": float("nan") if accuracy is None else accuracy,
         }
         self.log_dict(figures, prog_bar=True, rank_zero_only=True)
-        by_class = alarms.by_class(alarms.threshold(self.config.false_alarms))
+        by_class = alarms.by_class(alarms.threshold(self.config.target_fpr))
         detail = {f"alarms/{name}": share for name, share in by_class.items()}
         if far_result.ap is not None and far_result.fpr95 is not None:
-            recall = far.recall(far.threshold(self.config.false_alarms))
+            recall = far.recall(far.threshold(self.config.target_fpr))
             detail |= {"far/ap": far_result.ap, "far/fpr95": far_result.fpr95}
             detail |= {f"far/recall_{size}": share for size, share in recall.items()}
         self.log_dict(detail, rank_zero_only=True)

@@ -64,8 +64,8 @@ class PretrainConfig(RunConfig):
     """Strength of the random brightness, contrast, saturation and white balance."""
     camera: float = 0.0
     """Chance of each of gamma, blur, noise and JPEG artefacts."""
-    encoder_rate: float = 3e-4
-    rate: float = 1.5e-3
+    encoder_lr: float = 3e-4
+    lr: float = 1.5e-3
     """Peak learning rates (AdamW) of the encoder and of the rest; warm-up, then polynomial decay."""
     weight_decay: float = 1e-2
     class_balance: float = 0.5
@@ -89,8 +89,8 @@ class PretrainConfig(RunConfig):
             scale=(0.01, 100),
             color=SHARE,
             camera=SHARE,
-            encoder_rate=RATE,
-            rate=RATE,
+            encoder_lr=RATE,
+            lr=RATE,
             weight_decay=RATE,
             class_balance=SHARE,
             dice=WEIGHT,
@@ -210,7 +210,7 @@ class PretrainModule(TrainingModule):
         groups = {True: [], False: []}  # type: dict[bool, list[Tensor]]
         for name, parameter in self.network.named_parameters():
             groups[name.startswith("encoder.")].append(parameter)
-        rates = [self.config.encoder_rate, self.config.rate]
+        rates = [self.config.encoder_lr, self.config.lr]
         optimizer = torch.optim.AdamW(
             [{"params": groups[True], "lr": rates[0]}, {"params": groups[False], "lr": rates[1]}],
             weight_decay=self.config.weight_decay,

@@ -71,7 +71,7 @@ def test_a_network_without_features_is_refused() -> None:
         AnomalyBranch(network_of("two heads"))
 
 
-BRANCH = ("--branch=true", "--branch_width=16", "--rate=0.02")
+BRANCH = ("--branch=true", "--branch_width=16", "--lr=0.02")
 
 
 def test_training_moves_the_branch_alone_and_resumes(workshop: Path, tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_training_moves_the_branch_alone_and_resumes(workshop: Path, tmp_path: P
     ("more", "message"),
     [
         ((*BRANCH, "--keep_classes=true"), "the network beside the branch stays frozen"),
-        ((*BRANCH, "--trained=[encoder.*]"), "the network beside the branch stays frozen"),
+        ((*BRANCH, "--trainable=[encoder.*]"), "the network beside the branch stays frozen"),
         (("--emphasis.calm=[person, rider]",), "no pixel of it was found in 40 samples of CamVid train (3)"),
         (("--emphasis.calm=[pedestrian]",), "there is no class 'pedestrian'"),
         (("--emphasis.size_exponent=2",), "size_exponent must lie between 0 and 1"),

@@ -216,7 +216,7 @@ def test_from_pretraining_to_figures(count: int, tmp_path: Path, capsys: pytest.
     scene = {"layout": "folders", "folder": "hall", "classes": listed}
     training = [
         "train", f"--model={model}", f"--out={out / 'run'}", f"--data.root={tmp_path}", "--data.crop=[32,48]",
-        f"--data.outliers={write_shapes_folder(tmp_path)}", "--rate=0.001", "--emphasis.labelled_anomalies=2",
+        f"--data.outliers={write_shapes_folder(tmp_path)}", "--lr=0.001", "--emphasis.labelled_anomalies=2",
         f"--data.scenes={json.dumps([scene | {'anomalies': count == 3}])}", "--data.validation_every=1",
         f"--data.validation={json.dumps([scene | {'split': 'val'}])}", *(f"--trainer.{o[2:]}" for o in quick),
     ]  # fmt: skip

@@ -16,8 +16,9 @@ import torch
 from jsonargparse import ArgumentParser
 from safetensors.torch import load_file
 
-from pebal_core.commands import ablate, pretrain
+from pebal_core.commands import ablate, pretrain, train
 from pebal_core.commands.main import main
+from pebal_core.commands.parser import make_parser, parse
 from pebal_core.commands.train import read_config
 from pebal_core.data.partial_labels import resolve_groups
 from pebal_core.model_file import load_model, read_info, save_model
@@ -41,6 +42,19 @@ def test_every_shipped_configuration_is_understood(path: Path) -> None:
     else:
         ablate.add_arguments(parser)
         assert read_config(parser.instantiate(parser.parse_args(options))).data.validation
+
+
+def test_former_names_of_options_are_understood(tmp_path: Path) -> None:
+    (tmp_path / "old.yaml").write_text("rate: 3.0e-4\nstatistics: reference\ntrained: [a.*]\nmodel: m\n")
+    data = ["--data.scenes=[]", "--data.validation=[]", "--data.outliers=x"]
+    parser = make_parser("pebal train", "")
+    train.add_arguments(parser)
+    with pytest.warns(FutureWarning) as warned:
+        words = ["--config", str(tmp_path / "old.yaml"), "--trunk_rate", "2e-4", "--false_alarms=0.02", *data]
+        config = train.read_config(parser.instantiate(parse(parser, words)))
+    assert (config.lr, config.backbone_lr, config.target_fpr, config.freeze_bn) == (3e-4, 2e-4, 0.02, False)
+    assert config.trainable == ["a.*"]
+    assert "The option rate is called lr now" in " ".join(str(one.message) for one in warned)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +91,7 @@ def test_a_run_that_forgets_ends_at_the_last_good_state(
         network.get_parameter("classify.bias")[0] = 5  # most of the road is right
     model = tmp_path / "road.safetensors"
     save_model(model, network, info)
-    forgetful = ["--rate=3", "--ema_decay=0", "--trainer.validate_every=1", "--keep_accuracy=0.99", f"--model={model}"]
+    forgetful = ["--lr=3", "--ema_decay=0", "--trainer.validate_every=1", "--keep_accuracy=0.99", f"--model={model}"]
     assert main(train_options(workshop, tmp_path, *forgetful)) == 0
     assert "Training ends; the last state before it is kept." in capsys.readouterr().out
     accuracies = log_of(tmp_path, "val_accuracy")
@@ -139,7 +153,7 @@ def test_training_separates_the_energies(workshop: Path, tmp_path: Path) -> None
            "harmonise": 0.0, "blur": 0.0, "distractors": 0.0}  # fmt: skip
     more = [f"--data.rich_mix={json.dumps(mix)}", "--data.camera=0", "--data.color=0", "--data.outlier_share=0.9",
             "--data.scale=[1,1]", "--trainer.steps=60", "--trainer.validate_every=60", "--trainer.checkpoint_every=60",
-            "--rate=0.01"]  # fmt: skip
+            "--lr=0.01"]  # fmt: skip
     assert main(train_options(workshop, tmp_path, *more)) == 0
     gaps = np.subtract(log_of(tmp_path, "E_out"), log_of(tmp_path, "E_in"))
     assert np.mean(gaps[-3:]) > np.mean(gaps[:1]) + 0.5, "nats between mean outlier and inlier energies"
@@ -147,7 +161,7 @@ def test_training_separates_the_energies(workshop: Path, tmp_path: Path) -> None
 
 def test_named_parameters_and_the_reference_protocol(workshop: Path, tmp_path: Path) -> None:
     """Patterns train parts of the trunk; in the reference's training mode the statistics drift."""
-    more = ["--trained=[classify.*, encoder.layer4.*]", "--statistics=reference", "--data.mix=anomaly_mix",
+    more = ["--trainable=[classify.*, encoder.layer4.*]", "--freeze_bn=false", "--data.mix=anomaly_mix",
             "--data.scale=[0.5,1,2]", "--trainer.steps=2", "--trainer.accumulate=2"]  # fmt: skip
     assert main(train_options(workshop, tmp_path, *more)) == 0
     before, after = load_file(workshop / "model.safetensors"), load_file(tmp_path / "last.safetensors")
@@ -161,16 +175,16 @@ def test_named_parameters_and_the_reference_protocol(workshop: Path, tmp_path: P
     ("more", "own_trunk"),
     [
         ([], False),
-        (["--trained=[classify.*, encoder.layer4.*]"], True),
-        (["--statistics=reference"], True),
+        (["--trainable=[classify.*, encoder.layer4.*]"], True),
+        (["--freeze_bn=false"], True),
     ],
     ids=["head", "trunk", "statistics"],
 )
 def test_kept_classes_are_those_of_the_start_and_the_energies_those_that_were_learned(
     workshop: Path, tmp_path: Path, more: list[str], own_trunk: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    keep = [*more, "--rate=0.1", "--keep_classes=true"]
-    assert main(train_options(workshop, tmp_path / "plain", *more, "--rate=0.1")) == 0
+    keep = [*more, "--lr=0.1", "--keep_classes=true"]
+    assert main(train_options(workshop, tmp_path / "plain", *more, "--lr=0.1")) == 0
     assert main(train_options(workshop, tmp_path, *keep, "--trainer.stop_after=2")) == 0
     assert main(train_options(workshop, tmp_path, *keep, "--trainer.resume=true")) == 0
     models = [workshop / "model.safetensors", tmp_path / "plain" / "last.safetensors", tmp_path / "last.safetensors"]
@@ -256,7 +270,7 @@ def test_group_labels_become_the_most_probable_class_of_the_group() -> None:
         ),
         ("--data.only=[cup]", "No outlier of COCO train2017 by images is left for data.only cup"),
         ("--data.outlier_share=1.0", "outlier_share must lie between 0 and 0.999"),
-        ("--trained=[final.*]", "no parameter matches 'final.*'"),
+        ("--trainable=[final.*]", "no parameter matches 'final.*'"),
         ("--trainer.resume=true", "There is nothing to resume"),
         ("--model=nonesuch", "There is no model 'nonesuch'"),
     ],

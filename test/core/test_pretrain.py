@@ -63,8 +63,7 @@ def test_a_killed_run_continues_identically(data: Path, tmp_path: Path) -> None:
 def test_training_reduces_the_loss(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.safetensors"
     assert (
-        main(pretrain_options(data, out, "--steps=40", "--rate=0.02", "--encoder_rate=0.005", "--validate_every=40"))
-        == 0
+        main(pretrain_options(data, out, "--steps=40", "--lr=0.02", "--encoder_lr=0.005", "--validate_every=40")) == 0
     )
     rows = [line.split(",") for line in (out.parent / "log" / "metrics.csv").read_text().splitlines()]
     column = rows[0].index("loss")

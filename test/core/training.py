@@ -38,7 +38,7 @@ def train_options(workshop: Path, out: Path, *more: str) -> list[str]:
         f"--data.validation={json.dumps([scene | {'split': 'val'}])}", "--data.held_back=[cup]", "--data.crop=[32,48]",
         "--data.validation_every=1", "--trainer.steps=4", "--trainer.batch_size=2", "--trainer.validate_every=2",
         "--trainer.checkpoint_every=1", "--trainer.workers=0", "--trainer.accelerator=cpu", "--trainer.devices=1",
-        "--rate=0.001", "--ema_decay=0.5", *more,
+        "--lr=0.001", "--ema_decay=0.5", *more,
     ]  # fmt: skip
 
 

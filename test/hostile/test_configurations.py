@@ -37,7 +37,7 @@ PLACES: dict[str, list[tuple[str, ...]]] = {
         ("data",),
         ("trainer",),
         ("loss",),
-        ("trained",),
+        ("trainable",),
         ("input_size",),
         ("data", "scenes"),
         ("data", "rich_mix"),
