@@ -97,7 +97,7 @@ def energies(
     kept = Energies([], [], [], [])
     for number, (image, labels) in enumerate(zip(images, base)):
         rng = np.random.default_rng([0xC4EC, number])
-        mixed, pasted = mix.outliers((image, labels), horizon_row(labels, roles), pool, rng, [], roles)
+        (mixed, pasted), _ = mix.outliers((image, labels), horizon_row(labels, roles), pool, rng, roles)
         target = (pasted == OUTLIER).astype(np.uint8)
         if ego is not None:
             target[ego] = 255

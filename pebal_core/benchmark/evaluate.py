@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields, replace
 from functools import partial
@@ -95,6 +95,7 @@ class SetBenchmark:
         )
         self.second: Pass | None = None
         """Component metrics, once the threshold is known."""
+        self._new_components: dict[str, Callable[[], ComponentMetrics]] = {}
 
     def _refuse_learned(self, digests: object) -> None:
         """Refuse an image whose labelled anomalies the model has learned (`training.samples.anomaly_digests`)."""

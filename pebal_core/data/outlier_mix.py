@@ -141,11 +141,10 @@ class RichMix:
         horizon: int,
         objects: ObjectPool,
         rng: np.random.Generator,
-        files: list[str],
         roles: Roles = CITYSCAPES_ROLES,
-    ) -> Scene:
-        """Paste outliers. `files` takes the names of the images used."""
-        image, labels = scene[0].copy(), scene[1].copy()
+    ) -> tuple[Scene, list[str]]:
+        """The scene with pasted outliers, and the files that they come from."""
+        image, labels, files = scene[0].copy(), scene[1].copy(), []
         for _ in range(rng.integers(self.count[0], self.count[1] + 1)):
             source, cutout = objects.draw(rng)
             files.append(str(source.image_path))
@@ -155,7 +154,7 @@ class RichMix:
                 cutout = Cutout(texture, random_blob(h, w, rng).astype(np.float32), np.full((h, w), OUTLIER, np.uint8))
             foot, high = self._stand(labels, horizon, rng, roles)
             self._place(image, labels, cutout, foot, high, rng)
-        return image, labels
+        return (image, labels), files
 
     def _stand(
         self, labels: np.ndarray, horizon: int, rng: np.random.Generator, roles: Roles
@@ -192,19 +191,23 @@ class RichMix:
         self,
         scene: Scene,
         horizon: int,
-        other: Callable[[], Scene],
+        other: Callable[[], tuple[Scene, str]],
         rng: np.random.Generator,
         roles: Roles = CITYSCAPES_ROLES,
-    ) -> Scene:
+    ) -> tuple[Scene, list[str]]:
         """Paste inlier things: parts of another scene, road on road, shadows.
 
         Args:
-            other: loads another scene, if one is needed.
+            other: loads another scene and names its file, if one is needed.
+
+        Returns:
+            The scene with them, and the files that they come from.
         """
-        image, labels = scene[0].copy(), scene[1].copy()
+        image, labels, files = scene[0].copy(), scene[1].copy(), []
         users, patches, shadows = rng.poisson(self.distractors, 3)
         if users or patches:
-            donor = other()
+            donor, file = other()
+            files.append(file)
             for _ in range(min(int(users), 3)):
                 if (cutout := movable_part(donor, rng, roles)) and (foot := draw_foot(labels, horizon, rng, roles)):
                     height = (foot[0] - horizon) * log_uniform((0.5, 1.5), rng)
@@ -215,7 +218,7 @@ class RichMix:
         for _ in range(min(int(shadows), 3)):
             if foot := draw_foot(labels, horizon, rng, roles):
                 cast_shadow(image, foot, (foot[0] - horizon), rng)
-        return image, labels
+        return (image, labels), files
 
     def _place(
         self,

@@ -11,6 +11,7 @@ learns. The output folder gets last.ckpt, log/, and the models best.safetensors 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
@@ -171,7 +172,7 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
         print(f"{module.forgot} Training ends; the last state before it is kept.")
     if trainer.is_global_zero and (module.forgot or trainer.global_step == config.trainer.steps):
         if not module.forgot:
-            save_model(out / "last.safetensors", module.answering[0], info)
+            save_model(out / "last.safetensors", module.published.network, info)
         for name in ("best", "last"):
             path = out / f"{name}.safetensors"
             detector = AnomalyDetector.load(path)
@@ -230,6 +231,29 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return all_reduce(values)  # type: ignore[no-untyped-call]
 
 
+@dataclass
+class Published:
+    """The network that is evaluated and kept. Lightning neither trains nor stores it, because this is no module."""
+
+    network: SegmentationNetwork
+
+
+@dataclass
+class Evaluation:
+    """Metrics of one validation epoch."""
+
+    pooled: PooledMetrics
+    labels: SegmentationMetrics
+    alarms: Alarms
+    far: Alarms
+    far_pooled: PooledMetrics
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> Evaluation:
+        """Empty metrics for these classes."""
+        return cls(PooledMetrics(), SegmentationMetrics(names), Alarms(names), Alarms(names), PooledMetrics())
+
+
 class FinetuneModule(TrainingModule):
     """PEBAL's objective on the head of one network."""
 
@@ -258,8 +282,9 @@ class FinetuneModule(TrainingModule):
             answering = KeptClasses(network, copy.deepcopy(network).requires_grad_(False), own_trunk)
             info.network_args = {"network": info.network, "own_trunk": own_trunk, **info.network_args}
             info.network = "kept_classes"
-        self.answering = (answering,)
-        """What is evaluated and kept; in a tuple, so that it is no part of what learns, nor of its checkpoints."""
+        self.published = Published(answering)
+        self.evaluation: Evaluation | None = None
+        """Of the validation epoch that runs. Its files cannot be copied, as averaging does with the module."""
 
     def train(self, mode: bool = True) -> FinetuneModule:
         super().train(mode)
@@ -350,27 +375,27 @@ class FinetuneModule(TrainingModule):
         return self.shard(len(self.validation_set))
 
     def on_validation_epoch_start(self) -> None:
-        self.answering[0].to(self.device)
-        names = self.info.class_names
-        self.pooled, self.labels, self.alarms = PooledMetrics(), SegmentationMetrics(names), Alarms(names)
-        self.far, self.far_pooled = Alarms(names), PooledMetrics()
+        self.published.network.to(self.device)
+        self.evaluation = Evaluation.of(self.info.class_names)
 
     def validation_step(self, number: int, batch_index: int) -> None:
+        evaluation = self.evaluation
+        assert evaluation is not None
         image, labels, name = self.validation_set.load(int(number))
         energy, predicted = self.answer(image)
         outlier, known = labels == OUTLIER, labels < len(self.info.class_names)
-        self.pooled.update(energy, np.where(outlier, 1, np.where(labels == VOID, VOID, 0)), name=name)
-        self.labels.update(predicted, np.where(known, labels, VOID), name=name)
-        self.alarms.update(energy, labels, outlier)
+        evaluation.pooled.update(energy, np.where(outlier, 1, np.where(labels == VOID, VOID, 0)), name=name)
+        evaluation.labels.update(predicted, np.where(known, labels, VOID), name=name)
+        evaluation.alarms.update(energy, labels, outlier)
         if self.config.data.far_validation:
             image, labels, name = self.validation_set.load(int(number), far=True)
             energy, outlier = self.answer(image)[0], labels == OUTLIER
-            self.far_pooled.update(energy, np.where(outlier, 1, np.where(labels == VOID, VOID, 0)), name=name)
-            self.far.update(energy, labels, outlier)
+            evaluation.far_pooled.update(energy, np.where(outlier, 1, np.where(labels == VOID, VOID, 0)), name=name)
+            evaluation.far.update(energy, labels, outlier)
 
     def answer(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Energy in nats and labels, H×W each, of what is kept."""
-        logits = upsample(self.answering[0](self.image_tensor(image)).float(), image.shape[:2])
+        logits = upsample(self.published.network(self.image_tensor(image)).float(), image.shape[:2])
         return free_energy(logits)[0].cpu().numpy(), logits[0, :-1].max(0).indices.cpu().numpy()
 
     def joint(self, metrics: Metric) -> Metric:
@@ -381,11 +406,12 @@ class FinetuneModule(TrainingModule):
         return states[0]
 
     def on_validation_epoch_end(self) -> None:
-        result, labels = self.joint(self.pooled).compute(), self.joint_labels(self.labels)
+        evaluation, self.evaluation = self.evaluation, None
+        assert evaluation is not None
+        result, labels = self.joint(evaluation.pooled).compute(), self.joint_labels(evaluation.labels)
         miou, accuracy = labels.labelled_miou(), labels.compute().accuracy
-        alarms, far, far_result = self.joint(self.alarms), self.joint(self.far), self.joint(self.far_pooled).compute()
-        # Their files cannot be copied, as averaging does with the module.
-        del self.pooled, self.labels, self.alarms, self.far, self.far_pooled
+        alarms, far = self.joint(evaluation.alarms), self.joint(evaluation.far)
+        far_result = self.joint(evaluation.far_pooled).compute()
         if result.undefined is not None:
             raise PebalError(f"The validation set {self.validation_set.name} cannot be evaluated: {result.undefined}.")
         assert result.ap is not None and result.fpr95 is not None and result.auroc is not None
@@ -426,7 +452,7 @@ class FinetuneModule(TrainingModule):
     def save(self, name: str) -> None:
         """Write what answers now to the output folder."""
         if self.trainer.is_global_zero:
-            save_model(Path(self.config.out) / f"{name}.safetensors", self.answering[0], self.info)
+            save_model(Path(self.config.out) / f"{name}.safetensors", self.published.network, self.info)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -170,6 +170,8 @@ class PretrainModule(TrainingModule):
         self.config, self.train_set, self.validation_set = config, train, validation
         weights = class_weights(train, network.num_outputs, config.class_balance)
         self.register_buffer("class_weights", weights, persistent=False)
+        self.metrics = SegmentationMetrics(info.class_names)
+        """Of the validation epoch that runs, or of the last one."""
         self.dice = DiceLoss("multiclass", ignore_index=VOID)
 
     def draw(self, rng: np.random.Generator, number: int) -> tuple[np.ndarray, np.ndarray]:

@@ -146,33 +146,33 @@ class TrainingSamples:
 
     def draw(self, rng: np.random.Generator, number: int) -> Scene:
         """Image h×w×3 uint8 RGB and labels h×w uint8 of a sample: trainIds, groups, 254 outlier, 255 void."""
-        return self._draw(rng, number, [])
+        return self._draw(rng, number)[0]
 
     def files(self, number: int) -> list[str]:
         """The files that a sample was made from."""
-        files: list[str] = []
-        self._draw(np.random.default_rng([self.seed, number]), number, files)
-        return files
+        return self._draw(np.random.default_rng([self.seed, number]), number)[1]
 
     def some_labels(self, count: int = 40) -> list[np.ndarray]:
         """Label maps of samples spread over the deck."""
         return [self.draw(np.random.default_rng([self.seed, number]), number)[1] for number in range(count)]
 
-    def _draw(self, rng: np.random.Generator, number: int, files: list[str]) -> Scene:
+    def _draw(self, rng: np.random.Generator, number: int) -> tuple[Scene, list[str]]:
+        """A sample, and the files that it was made from."""
         position = shuffled_index(self.seed, number, len(self.deck) + self.mixed_places)
         mixed = position >= len(self.deck)
         place = int(rng.integers(len(self.deck))) if mixed else position
         make = self._rich if self.config.mix == "rich_mix" else self._reference
-        return make(*self.deck[place], mixed, rng, files)
+        return make(*self.deck[place], mixed, rng)
 
-    def _load(self, source: int, index: int, files: list[str]) -> Scene:
-        files.append(str(self.sources[source][1].pairs[index][0]))
-        return self.sources[source][1].load(index)
+    def _load(self, source: int, index: int) -> tuple[Scene, str]:
+        scenes = self.sources[source][1]
+        return scenes.load(index), str(scenes.pairs[index][0])
 
-    def _reference(self, source: int, index: int, mixed: bool, rng: np.random.Generator, files: list[str]) -> Scene:
+    def _reference(self, source: int, index: int, mixed: bool, rng: np.random.Generator) -> tuple[Scene, list[str]]:
         """Paste → mirror → scale → (normalise) → crop, padded with what normalises to zero."""
         config = self.config
-        scene = scale_to_height(self._load(source, index, files), config.scenes[source].height)
+        stored, file = self._load(source, index)
+        scene, files = scale_to_height(stored, config.scenes[source].height), [file]
         if mixed:
             image = self.outliers.images[rng.integers(len(self.outliers))]
             files.append(str(image.image_path))
@@ -180,15 +180,15 @@ class TrainingSamples:
             scene = anomaly_mix(scene, (pixels, np.where(numbers > 0, OUTLIER, 0)), rng)
         scene = random_mirror(*scene, config.mirror, rng)
         scene = scale_scene(*scene, float(rng.choice(config.scale)))
-        return random_crop(*scene, config.crop[0], config.crop[1], rng, fill=MEAN_COLOR)
+        return random_crop(*scene, config.crop[0], config.crop[1], rng, fill=MEAN_COLOR), files
 
-    def _rich(self, source: int, index: int, mixed: bool, rng: np.random.Generator, files: list[str]) -> Scene:
+    def _rich(self, source: int, index: int, mixed: bool, rng: np.random.Generator) -> tuple[Scene, list[str]]:
         """Window of the stored scene → mirror → distractors → outliers → resize → colour → camera.
 
         Pasting comes before resizing, so that scene and objects are equally sharp.
         """
         config = self.config
-        image, labels = self._load(source, index, files)
+        (image, labels), file = self._load(source, index)
         horizon = horizon_row(labels, self.roles)
         factor = log_uniform(config.scale, rng)
         factor *= (config.scenes[source].height or labels.shape[0]) / labels.shape[0]
@@ -196,18 +196,22 @@ class TrainingSamples:
         top, left = draw_window(image.shape, height, width, rng)
         scene = cut_window(image, labels, top, left, height, width)
         scene = random_mirror(*scene, config.mirror, rng)
-        scene = config.rich_mix.distract(scene, horizon - top, lambda: self._other(source, rng, files), rng, self.roles)
+        scene, others = config.rich_mix.distract(
+            scene, horizon - top, lambda: self._other(source, rng), rng, self.roles
+        )
+        files = [file, *others]
         if self.known is not None:
             scene = config.rich_mix.add_known(scene, horizon - top, self.known, rng, self.roles)
         if mixed:
             assert self.objects is not None
-            scene = config.rich_mix.outliers(scene, horizon - top, self.objects, rng, files, self.roles)
+            scene, pasted = config.rich_mix.outliers(scene, horizon - top, self.objects, rng, self.roles)
+            files += pasted
         image, labels = resize_scene(*scene, config.crop[0], config.crop[1])
-        return random_camera(random_color(image, config.color, rng), config.camera, rng), labels
+        return (random_camera(random_color(image, config.color, rng), config.camera, rng), labels), files
 
-    def _other(self, source: int, rng: np.random.Generator, files: list[str]) -> Scene:
-        """Another scene of the same set, which has the same sharpness."""
-        return self._load(source, int(rng.integers(len(self.sources[source][1]))), files)
+    def _other(self, source: int, rng: np.random.Generator) -> tuple[Scene, str]:
+        """Another scene of the same set, which has the same sharpness, and its file."""
+        return self._load(source, int(rng.integers(len(self.sources[source][1]))))
 
 
 class ValidationScenes:
@@ -240,13 +244,17 @@ class ValidationScenes:
         scene = scale_to_height(scenes.load(index), source.height)
         rng = np.random.default_rng([0x7A11D, number])
         mix = self.far_mix if far else replace(self.mix, small=0.0)
-        image, labels = mix.outliers(scene, horizon_row(scene[1], self.roles), self.objects, rng, [], self.roles)
+        horizon = horizon_row(scene[1], self.roles)
+        (image, labels), _ = mix.outliers(scene, horizon, self.objects, rng, self.roles)
+        labels[labels == LABELLED_OUTLIER] = OUTLIER
         return image, labels, str(scenes.pairs[index][0])
 
     def clean(self, number: int) -> Scene:
-        """The scene as stored, nothing pasted."""
+        """The scene as stored, nothing pasted; labelled anomalies are void."""
         _, scenes, index = self.scenes[number]
-        return scenes.load(index)
+        image, labels = scenes.load(index)
+        labels[labels == LABELLED_OUTLIER] = VOID
+        return image, labels
 
 
 def open_source(source: SceneSource, config: DataConfig, classes: ClassList) -> SceneSet:

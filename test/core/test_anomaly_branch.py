@@ -192,7 +192,7 @@ def test_small_outliers_stand_far_away(tmp_path: Path) -> None:
     mix = RichMix(count=[1, 1], small=1.0, shapes=0.0, height=[0.15, 1.0], small_height=[8, 20])
     scene = road_scene(400, 600)
     for seed in range(30):
-        _, labels = mix.outliers(scene, 48, objects, np.random.default_rng(seed), [])
+        (_, labels), _ = mix.outliers(scene, 48, objects, np.random.default_rng(seed))
         rows = np.flatnonzero((labels == OUTLIER).any(1))
         assert 4 <= rows.size <= 26
         assert rows[-1] - 48 <= 20 / 0.15 + 4, "its foot is where an object of its size belongs"

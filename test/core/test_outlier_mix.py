@@ -74,9 +74,9 @@ def test_pasting_is_cut_at_the_borders_and_blends() -> None:
 def test_rich_mix_is_a_pure_function_of_its_generator(outliers: OutlierSet) -> None:
     scene, pool, mix = road_scene(), ObjectPool(outliers), RichMix()
     kept = scene[0].copy(), scene[1].copy()
-    first, again = (mix.outliers(scene, 48, pool, np.random.default_rng(5), []) for _ in range(2))
+    first, again = (mix.outliers(scene, 48, pool, np.random.default_rng(5))[0] for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(first, again))
-    other = mix.outliers(scene, 48, pool, np.random.default_rng(6), [])
+    other = mix.outliers(scene, 48, pool, np.random.default_rng(6))[0]
     assert not np.array_equal(first[1], other[1])
     assert all(np.array_equal(a, b) for a, b in zip(scene, kept))
 
@@ -86,7 +86,7 @@ def test_objects_on_the_ground_follow_perspective(outliers: OutlierSet) -> None:
     mix = RichMix(count=[1, 1], height=[0.5, 0.5], anywhere=0.0, shapes=0.0, tilt=0.0, blur=0.0)
     pool, scene = ObjectPool(outliers), road_scene()
     for seed in range(60):
-        _, labels = mix.outliers(scene, 48, pool, np.random.default_rng(seed), [])
+        (_, labels), _ = mix.outliers(scene, 48, pool, np.random.default_rng(seed))
         rows = np.flatnonzero((labels == OUTLIER).any(1))
         if rows.size:
             foot, height = rows[-1] + 1, rows.size
@@ -100,7 +100,9 @@ def test_distractors_never_become_outliers() -> None:
     donor[1][60:90, 20:60], donor[0][60:90, 20:60] = 13, (200, 10, 10)
     changed = cars = 0
     for seed in range(40):
-        image, labels = RichMix(distractors=2.0).distract(scene, 48, lambda: donor, np.random.default_rng(seed))
+        mix, rng = RichMix(distractors=2.0), np.random.default_rng(seed)
+        (image, labels), files = mix.distract(scene, 48, lambda: (donor, "donor.png"), rng)
+        assert set(files) <= {"donor.png"}
         assert set(np.unique(labels)) <= {0, 2, 13}
         changed += not np.array_equal(image, scene[0])
         cars += bool((labels == 13).any())
