@@ -309,11 +309,12 @@ class AnomalyNode(LifecycleNode):
         values = {"state": self._state.value, **model_values(detector, settings), "last error": error}
         statuses = [Status("model", detector.device_name, finding, values)]
         for camera in cameras:
+            seen = camera.record.snapshot()
             found = Finding(OK, None, f"{camera.input.topic} is not subscribed to: the node is {now.value}.")
             if self._state is NodeState.ACTIVE and self._enabled:
-                found = examine(camera, settings)
-            values = camera_values(camera, settings)
-            statuses.append(Status(camera.input.topic, camera.frame_id, found, values))
+                found = examine(camera, seen, settings)
+            values = camera_values(camera, seen, settings)
+            statuses.append(Status(camera.input.topic, seen.frame_id, found, values))
         return statuses
 
 

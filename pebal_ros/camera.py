@@ -23,7 +23,7 @@ from .mailbox import Mailbox
 from .object_stage import ObjectContext, ObjectStage
 from .outputs import CameraOutputs
 from .qos import BEST_EFFORT, keep_last
-from .stream_statistics import FrameCounts, RateMeter, StageTimes
+from .stream_statistics import CameraRecord
 
 INFOS = 16
 """CameraInfo messages that are kept for the frames that are being answered."""
@@ -89,25 +89,7 @@ class Camera:
             input_reliability,
             self._receive,
         )
-        self.counts = FrameCounts()
-        self.rate_in, self.rate_out = RateMeter(), RateMeter()
-        self.rate_dropped, self.rate_stale = RateMeter(), RateMeter()
-        self.stages = StageTimes()
-        self.last_error = ""
-        self.engine_failures, self.engine_error = 0, ""
-        """How often in a row the engine failed on this camera's frames, and how it failed last."""
-        self.refused: dict[str, str] = {}
-        """Outputs of the last answer that the middleware refused, with its reason."""
-        self.wanted_since: float | None = None
-        """`time.monotonic()` of the first frame of which an output was wanted, after a time without; None: none is."""
-        self.last_was_bad = False
-        """Whether the last frame that was decoded was malformed."""
-        self.frame_id = ""
-        self.picture = "none yet"
-        """Size and encoding of the last good frame, in words."""
-        self.clock_offset = 0.0
-        """Seconds from the last frame's stamp to its arrival, by the node's clock."""
-        self.opened_at: float | None = None
+        self.record = CameraRecord()
         self._infos: deque[CameraInfo] = deque(maxlen=INFOS)
         self._node = node
         self._info_topic = f"{prefix}camera_info"
@@ -125,9 +107,7 @@ class Camera:
 
     def open(self) -> None:
         """Begin to receive."""
-        self.opened_at = time.monotonic()
-        self.rate_in = RateMeter()  # a pause is no interval between frames
-        self.wanted_since = None
+        self.record.opened()
         self.input.watch()
         # Best effort hears reliable and best-effort cameras alike, and a calibration is small.
         self._info_subscription = self._node.create_subscription(
@@ -142,8 +122,7 @@ class Camera:
             self._info_subscription = None
         self.mailbox.discard()
         self._infos.clear()
-        self.engine_failures, self.engine_error = 0, ""
-        self.opened_at = None
+        self.record.closed()
 
     def destroy(self) -> None:
         self.close()
@@ -156,11 +135,6 @@ class Camera:
         info = (of_stamp or infos or (None,))[-1]
         return info if info is not None and (info.height, info.width) in ((height, width), (0, 0)) else None
 
-    def begin_answering(self) -> None:
-        """Somebody listens again: the rates so far say nothing about what comes."""
-        self.wanted_since = time.monotonic()
-        self.rate_out, self.rate_dropped, self.rate_stale = RateMeter(), RateMeter(), RateMeter()
-
     @property
     def simulated(self) -> bool:
         """Whether the node's time is that of /clock."""
@@ -171,19 +145,10 @@ class Camera:
         """Whether the node's time should be that of /clock, but none has come."""
         return self.simulated and self._node.get_clock().now().nanoseconds == 0
 
-    @property
-    def dropped(self) -> int:
-        """Frames that gave way to a newer one."""
-        return self.mailbox.counts()[2] + self.counts.superseded
-
     def _receive(self, message: Image | CompressedImage, lost: int) -> None:
-        self.rate_in.tick()
-        self.counts.lost += lost
-        self.frame_id = message.header.frame_id
         frame = ReceivedFrame(message, time.monotonic())
-        self.clock_offset = (self._node.get_clock().now().nanoseconds - frame.stamp_ns) * 1e-9
-        if self.mailbox.put(frame):
-            self.rate_dropped.tick()
+        clock_offset = (self._node.get_clock().now().nanoseconds - frame.stamp_ns) * 1e-9
+        self.record.received(message.header.frame_id, clock_offset, lost, self.mailbox.put(frame))
 
     def _receive_info(self, message: CameraInfo) -> None:
         self._infos.append(message)

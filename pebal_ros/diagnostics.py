@@ -22,6 +22,7 @@ from .camera import Camera
 from .findings import OK, WARN, Code, Finding, NodeState
 from .parameters import Settings
 from .qos import try_publish
+from .stream_statistics import CameraSnapshot
 
 PERIOD = 1.0  # seconds
 REPEAT_AFTER = 60.0
@@ -117,34 +118,34 @@ class Reporter:
             logger.error(finding.sentence)
 
 
-def camera_values(camera: Camera, settings: Settings) -> dict[str, str]:
-    """Counts, rates and times of one camera."""
-    counts, age = camera.counts, camera.rate_in.age()
+def camera_values(camera: Camera, seen: CameraSnapshot, settings: Settings) -> dict[str, str]:
+    """Counts, rates and times of one camera; `seen` is its record."""
+    counts, (received, _, replaced) = seen.counts, camera.mailbox.counts()
     values = {
         "topic": camera.input.topic,
         "publishers": str(camera.input.state.publishers),
         "reliability": " or ".join(camera.input.asked),
-        "picture": camera.picture,
+        "picture": seen.picture,
         "outputs wanted": ", ".join(camera.outputs.wanted(settings)) or "none",
-        "frames received": str(camera.mailbox.counts()[0]),
+        "frames received": str(received),
         "frames answered": str(counts.answered),
-        "frames dropped": str(camera.dropped),
+        "frames dropped": str(replaced + counts.superseded),
         "frames bad": str(counts.bad),
         "frames too old": str(counts.stale),
         "frames unheard": str(counts.unheard),
         "frames failed": str(counts.failed),
         "frames unsent": str(counts.unsent),
         "frames lost before the node": str(counts.lost),
-        "rate in (Hz)": f"{camera.rate_in.hertz():.2f}",
-        "rate out (Hz)": f"{camera.rate_out.hertz():.2f}",
-        "age of the last frame (s)": "never" if age is None else f"{age:.2f}",
+        "rate in (Hz)": f"{seen.rate_in:.2f}",
+        "rate out (Hz)": f"{seen.rate_out:.2f}",
+        "age of the last frame (s)": "never" if seen.age is None else f"{seen.age:.2f}",
         "objects": str(camera.objects.report.objects),
         "objects confirmed": str(camera.objects.report.confirmed),
     }
-    for stage, (p50, p95) in camera.stages.percentiles().items():
+    for stage, (p50, p95) in seen.stages.items():
         values[f"{stage} p50 (ms)"], values[f"{stage} p95 (ms)"] = f"{p50:.2f}", f"{p95:.2f}"
     values["drift"] = camera.drift or "none"
-    values["last error"] = camera.last_error
+    values["last error"] = seen.last_error
     return values
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from enum import Enum
 
@@ -13,7 +12,7 @@ from pebal_core.outputs import OUTPUTS
 from .camera import Camera
 from .camera_input import TopicState
 from .parameters import NO_MOUNTING, Settings
-from .stream_statistics import RATE_WINDOW
+from .stream_statistics import RATE_WINDOW, CameraSnapshot
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
@@ -77,18 +76,17 @@ class Finding:
     sentence: str
 
 
-def examine(camera: Camera, settings: Settings) -> Finding:
-    """The one most important thing to know about a camera that should be sending."""
-    waited = time.monotonic() - (camera.opened_at or time.monotonic())
-    age = camera.rate_in.age()
+def examine(camera: Camera, seen: CameraSnapshot, settings: Settings) -> Finding:
+    """The one most important thing to know about a camera that should be sending; `seen` is its record."""
+    waited, age = seen.opened_for, seen.age
     silent_for = waited if age is None else min(age, waited)
     topic, state = camera.input.topic, camera.input.state
     if silent_for > PATIENCE:
         return _silence(camera, topic, state, silent_for)
     if age is None:
         return Finding(OK, Code.STARTING, f"Waiting for the first frame on {topic}.")
-    if camera.last_was_bad:
-        return Finding(ERROR, Code.BAD_FRAMES, camera.last_error)
+    if seen.last_was_bad:
+        return Finding(ERROR, Code.BAD_FRAMES, seen.last_error)
     if camera.clock_missing:
         return Finding(
             WARN,
@@ -96,8 +94,8 @@ def examine(camera: Camera, settings: Settings) -> Finding:
             "use_sim_time is set, but nothing publishes /clock, so the age of a frame is not known: play the "
             "recording with --clock, or unset use_sim_time.",
         )
-    if not CLOCK_TOLERANCE[0] <= camera.clock_offset <= CLOCK_TOLERANCE[1]:
-        return _clocks(topic, camera.clock_offset, camera.simulated)
+    if not CLOCK_TOLERANCE[0] <= seen.clock_offset <= CLOCK_TOLERANCE[1]:
+        return _clocks(topic, seen.clock_offset, camera.simulated)
     if state.publishers > 1:
         return Finding(
             WARN,
@@ -118,8 +116,8 @@ def examine(camera: Camera, settings: Settings) -> Finding:
         return Finding(
             OK, Code.UNHEARD, f"Frames arrive on {topic}; nobody subscribes to an output, so none is computed."
         )
-    if camera.refused:
-        return Finding(WARN, Code.REFUSED, camera.last_error)
+    if seen.refused:
+        return Finding(WARN, Code.REFUSED, seen.last_error)
     report = camera.objects.report
     if report.no_mask:
         return Finding(WARN, Code.IGNORE_MASK, report.no_mask)
@@ -131,19 +129,19 @@ def examine(camera: Camera, settings: Settings) -> Finding:
             Code.NO_GEOMETRY,
             "obstacles has a subscriber, but mounting is none, so no distance is known: set it to parameters or tf.",
         )
-    rate_in, rate_out = camera.rate_in.hertz(), camera.rate_out.hertz()
-    if not rate_out and time.monotonic() - (camera.wanted_since or time.monotonic()) < RATE_WINDOW:
+    rate_in, rate_out = seen.rate_in, seen.rate_out
+    if not rate_out and seen.wanted_for < RATE_WINDOW:
         return Finding(OK, None, f"The first frames from {topic} are being answered.")
     served = f"{rate_out:.1f} of {rate_in:.1f} frames per second from {topic} are answered"
     asked = min(rate_in, settings.max_rate) if settings.max_rate else rate_in
     behind = rate_out < (1 - OVERLOAD_SHARE) * asked
-    dropped, stale = camera.rate_dropped.hertz(), camera.rate_stale.hertz()
+    dropped, stale = seen.rate_dropped, seen.rate_stale
     if behind and stale > max(OVERLOAD_SHARE * rate_in, dropped):
         return Finding(
             WARN,
             Code.TOO_OLD,
             f"{served}: others are older than max_age ({settings.max_age:g} s) when their turn comes; the last came "
-            f"{camera.clock_offset:.1f} s after its stamp. Raise max_age, or synchronise the clocks.",
+            f"{seen.clock_offset:.1f} s after its stamp. Raise max_age, or synchronise the clocks.",
         )
     if behind and dropped > OVERLOAD_SHARE * rate_in:
         return Finding(WARN, Code.OVERLOAD, f"{served}: the camera is faster than the model, older frames are dropped.")

@@ -73,7 +73,7 @@ class Pipeline:
     @property
     def last_error(self) -> str:
         """The engine's, in one sentence; empty once it succeeded for every camera that it had failed for."""
-        return next((camera.engine_error for camera in self._cameras if camera.engine_error), "")
+        return next((camera.record.engine_error for camera in self._cameras if camera.record.engine_error), "")
 
     def change(self, settings: Settings) -> None:
         """Take over new settings with the next frame."""
@@ -127,18 +127,13 @@ class Pipeline:
         """The frame decoded, or None after counting why it gets no answer."""
         wanted = camera.outputs.wanted(settings)
         if not wanted:
-            camera.counts.unheard += 1
-            camera.wanted_since = None
-            camera.last_was_bad = False  # nobody looks any longer
+            camera.record.unheard()
             return None
-        if camera.wanted_since is None:
-            camera.begin_answering()
+        camera.record.wanted()
         if settings.max_age and self._clock.now().nanoseconds - frame.stamp_ns > settings.max_age * 1e9:
-            camera.counts.stale += 1
-            camera.rate_stale.tick()
-            camera.last_was_bad = False
+            camera.record.stale()
             return None
-        camera.stages.add("waiting", time.monotonic() - frame.received_at)
+        camera.record.took({"waiting": time.monotonic() - frame.received_at})
         started = time.perf_counter()
         try:
             image = frame.decode()
@@ -146,8 +141,8 @@ class Pipeline:
             self._refuse(camera, str(error))
             return None
         decoded = time.perf_counter()
-        camera.stages.add("decode", decoded - started)
-        camera.picture = f"{image.shape[1]}×{image.shape[0]} {getattr(frame.message, 'encoding', 'compressed')}"
+        camera.record.took({"decode": decoded - started})
+        camera.record.decoded(_picture(image, frame))
         return Job(camera, frame, image, decoded, wanted)
 
     def _answer(self, shape: tuple[int, ...], jobs: list[Job], settings: Settings) -> None:
@@ -169,7 +164,7 @@ class Pipeline:
             self._fail(jobs, error)
             return
         for job, result in zip(jobs, results, strict=True):
-            job.camera.engine_failures, job.camera.engine_error = 0, ""
+            job.camera.record.computed()
             job.camera.watch(result, job.image)
             header, (height, width) = job.frame.message.header, job.image.shape[:2]
             calibration = job.camera.calibration(header, height, width)
@@ -184,7 +179,8 @@ class Pipeline:
     def _superseded(self, job: Job) -> bool:
         """Whether a newer frame came while the engine warmed up, which is the one to answer."""
         newer = job.camera.mailbox.waiting
-        job.camera.counts.superseded += newer
+        if newer:
+            job.camera.record.superseded()
         return newer
 
     def _publish(self, job: Job, products: Products, calibration: CameraInfo | None) -> None:
@@ -194,42 +190,34 @@ class Pipeline:
         rendered = time.perf_counter()
         if calibration is not None:
             camera.outputs.publish_camera_info(calibration, header)
-        camera.refused = camera.outputs.publish(messages)
+        refused = camera.outputs.publish(messages)
         published = time.perf_counter()
-        camera.last_was_bad = False
-        if camera.refused:
-            reasons = " and ".join(sorted(set(camera.refused.values())))
-            camera.last_error = f"The middleware refused {', '.join(camera.refused)}: {reasons}."
-        if len(camera.refused) == len(messages):
-            camera.counts.unsent += 1
-            return
-        camera.counts.answered += 1
-        camera.rate_out.tick()
-        for stage, seconds in self._detector.timings.items():
-            camera.stages.add(stage, seconds)
-        camera.stages.add("render", rendered - started)
-        camera.stages.add("publish", published - rendered)
-        camera.stages.add("overhead", published - job.decoded_at - sum(self._detector.timings.values()))
-        camera.stages.add("in the node", time.monotonic() - job.frame.received_at)
-        camera.stages.add("latency", (self._clock.now().nanoseconds - job.frame.stamp_ns) * 1e-9)
+        if camera.record.published(refused, len(messages)):
+            camera.record.took({
+                **self._detector.timings,
+                "render": rendered - started,
+                "publish": published - rendered,
+                "overhead": published - job.decoded_at - sum(self._detector.timings.values()),
+                "in the node": time.monotonic() - job.frame.received_at,
+                "latency": (self._clock.now().nanoseconds - job.frame.stamp_ns) * 1e-9,
+            })  # fmt: skip
 
     def _refuse(self, camera: Camera, reason: str) -> None:
-        camera.counts.bad += 1
-        camera.last_was_bad = True
-        camera.last_error = f"A frame on {camera.input.topic} was skipped: {reason}"
+        camera.record.bad(f"A frame on {camera.input.topic} was skipped: {reason}")
 
     def _fail(self, jobs: list[Job], error: Exception) -> None:
         first_line = next(iter(str(error).splitlines()), "no reason given").rstrip(".")
-        sentence = f"The engine failed on {jobs[0].camera.picture}: {type(error).__name__}: {first_line}."
-        for job in jobs:
-            job.camera.counts.failed += 1
-            job.camera.last_was_bad = False
-            job.camera.engine_error = sentence
-            job.camera.engine_failures += 1
-        failures = max(job.camera.engine_failures for job in jobs)
+        picture = _picture(jobs[0].image, jobs[0].frame)
+        sentence = f"The engine failed on {picture}: {type(error).__name__}: {first_line}."
+        failures = max([job.camera.record.failed(sentence) for job in jobs])
         if failures == 1:
             self._logger.error(f"{sentence}\n{traceback.format_exc()}")
         if failures >= FAILURES_BEFORE_GIVING_UP:
             self._give_up(f"{sentence[:-1]}, {failures} times in a row; the node ends.")
             with self._ready:
                 self._stopping = True
+
+
+def _picture(image: RgbImage, frame: ReceivedFrame) -> str:
+    """Size and encoding of a frame, in words."""
+    return f"{image.shape[1]}×{image.shape[0]} {getattr(frame.message, 'encoding', 'compressed')}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -12,7 +14,7 @@ RATE_WINDOW = 5.0  # seconds
 LAST_FRAMES = 200
 
 
-@dataclass
+@dataclass(frozen=True)
 class FrameCounts:
     """What became of the frames that left the mailbox, each counted once, and of those that never reached it.
 
@@ -77,12 +79,185 @@ class StageTimes:
     def percentiles(self) -> dict[str, tuple[float, float]]:
         """(p50, p95) in milliseconds of every stage seen, in the order in which they were first seen."""
         report = {}
-        for stage, seconds in tuple(self._seconds.items()):
-            if not seconds:  # looked at between two steps of `add`
-                continue
-            p50, p95 = np.percentile(tuple(seconds), (50, 95))
+        for stage, seconds in self._seconds.items():
+            p50, p95 = np.percentile(seconds, (50, 95))
             report[stage] = (1e3 * float(p50), 1e3 * float(p95))
         return report
+
+
+@dataclass(frozen=True)
+class CameraSnapshot:
+    """A `CameraRecord` of one moment."""
+
+    counts: FrameCounts = field(default_factory=FrameCounts)
+    rate_in: float = 0.0
+    """Frames per second, as those that follow."""
+    rate_out: float = 0.0
+    rate_dropped: float = 0.0
+    rate_stale: float = 0.0
+    age: float | None = None
+    """Seconds since the last frame came; None: none has since the camera was opened."""
+    stages: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """(p50, p95) in milliseconds by stage."""
+    opened_for: float = 0.0
+    """Seconds since the camera was opened; 0 while it is closed."""
+    wanted_for: float = 0.0
+    """Seconds since the first frame of which an output was wanted, after a time without; 0: none is wanted."""
+    last_was_bad: bool = False
+    """Whether the last frame that was decoded was malformed."""
+    last_error: str = ""
+    refused: tuple[str, ...] = ()
+    """Outputs of the last answer that the middleware refused."""
+    engine_error: str = ""
+    """How the engine failed last on this camera's frames; empty once it succeeded."""
+    frame_id: str = ""
+    picture: str = "none yet"
+    """Size and encoding of the last good frame, in words."""
+    clock_offset: float = 0.0
+    """Seconds from the last frame's stamp to its arrival, by the node's clock."""
+
+
+class CameraRecord:
+    """The account of a camera's frames.
+
+    The executor records what comes, the inference thread what becomes of it, and the diagnostics read a `snapshot`;
+    one lock makes each of these whole.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts = FrameCounts()
+        self._rate_in, self._rate_out, self._rate_dropped, self._rate_stale = (RateMeter() for _ in range(4))
+        self._stages = StageTimes()
+        self._opened_at: float | None = None
+        self._wanted_since: float | None = None
+        self._engine_failures = 0
+        self._last = CameraSnapshot()
+        """Of this, what is not counted or measured is current."""
+
+    def _count(self, **more: int) -> None:
+        self._counts = replace(self._counts, **{name: getattr(self._counts, name) + n for name, n in more.items()})
+
+    @property
+    def engine_error(self) -> str:
+        """How the engine failed last on this camera's frames; empty once it succeeded."""
+        with self._lock:
+            return self._last.engine_error
+
+    def snapshot(self) -> CameraSnapshot:
+        with self._lock:
+            now = time.monotonic()
+            return replace(
+                self._last,
+                counts=self._counts,
+                rate_in=self._rate_in.hertz(),
+                rate_out=self._rate_out.hertz(),
+                rate_dropped=self._rate_dropped.hertz(),
+                rate_stale=self._rate_stale.hertz(),
+                age=self._rate_in.age(),
+                stages=self._stages.percentiles(),
+                opened_for=0.0 if self._opened_at is None else now - self._opened_at,
+                wanted_for=0.0 if self._wanted_since is None else now - self._wanted_since,
+            )
+
+    def opened(self) -> None:
+        with self._lock:
+            self._opened_at, self._wanted_since = time.monotonic(), None
+            self._rate_in = RateMeter()  # a pause is no interval between frames
+
+    def closed(self) -> None:
+        with self._lock:
+            self._opened_at, self._engine_failures = None, 0
+            self._last = replace(self._last, engine_error="")
+
+    def received(self, frame_id: str, clock_offset: float, lost: int, replaced: bool) -> None:
+        """A frame came.
+
+        Args:
+            frame_id: of the camera.
+            clock_offset: seconds from its stamp to its arrival.
+            lost: frames before it that the middleware never handed over.
+            replaced: whether it took the place of one that waited.
+        """
+        with self._lock:
+            self._rate_in.tick()
+            self._count(lost=lost)
+            self._last = replace(self._last, frame_id=frame_id, clock_offset=clock_offset)
+            if replaced:
+                self._rate_dropped.tick()
+
+    def wanted(self) -> None:
+        """Somebody listens. After a time without, the rates so far say nothing about what comes."""
+        with self._lock:
+            if self._wanted_since is None:
+                self._wanted_since = time.monotonic()
+                self._rate_out, self._rate_dropped, self._rate_stale = RateMeter(), RateMeter(), RateMeter()
+
+    def unheard(self) -> None:
+        """Nobody listens, so nobody looks at malformed frames any longer."""
+        with self._lock:
+            self._count(unheard=1)
+            self._wanted_since = None
+            self._last = replace(self._last, last_was_bad=False)
+
+    def stale(self) -> None:
+        with self._lock:
+            self._count(stale=1)
+            self._rate_stale.tick()
+            self._last = replace(self._last, last_was_bad=False)
+
+    def took(self, stages: Mapping[str, float]) -> None:
+        """Seconds that a frame spent in stages."""
+        with self._lock:
+            for stage, seconds in stages.items():
+                self._stages.add(stage, seconds)
+
+    def decoded(self, picture: str) -> None:
+        with self._lock:
+            self._last = replace(self._last, picture=picture)
+
+    def bad(self, sentence: str) -> None:
+        with self._lock:
+            self._count(bad=1)
+            self._last = replace(self._last, last_was_bad=True, last_error=sentence)
+
+    def superseded(self) -> None:
+        with self._lock:
+            self._count(superseded=1)
+
+    def failed(self, sentence: str) -> int:
+        """The engine failed; how often in a row it did on this camera's frames."""
+        with self._lock:
+            self._count(failed=1)
+            self._engine_failures += 1
+            self._last = replace(self._last, last_was_bad=False, engine_error=sentence)
+            return self._engine_failures
+
+    def computed(self) -> None:
+        """The engine succeeded."""
+        with self._lock:
+            self._engine_failures = 0
+            self._last = replace(self._last, engine_error="")
+
+    def published(self, refused: Mapping[str, str], outputs: int) -> bool:
+        """An answer went out; whether at least one of its outputs did.
+
+        Args:
+            refused: outputs that the middleware refused, with its reasons.
+            outputs: how many there were.
+        """
+        with self._lock:
+            self._last = replace(self._last, last_was_bad=False, refused=tuple(refused))
+            if refused:
+                reasons = " and ".join(sorted(set(refused.values())))
+                sentence = f"The middleware refused {', '.join(refused)}: {reasons}."
+                self._last = replace(self._last, last_error=sentence)
+            if len(refused) == outputs:
+                self._count(unsent=1)
+                return False
+            self._count(answered=1)
+            self._rate_out.tick()
+            return True
 
 
 class SequenceGaps:

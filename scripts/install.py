@@ -19,7 +19,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +30,6 @@ MODULES = (
     "pebal_core"
 )
 """What must be importable in the end."""
-LAST_LINES = 12
 OWN = ("pip", "setuptools")  # every environment has its own, whatever the distribution has
 
 # Compiled messages of a distribution with NumPy 1 do not load with NumPy 2; this is the last OpenCV without NumPy 2.
@@ -128,19 +126,19 @@ def install(venv: Path, ros: bool) -> None:
     Raises:
         InstallError: pip failed, or what it installed cannot be imported.
     """
-    log = venv / "install.log"
-    log.write_text("")
     constraints = ROOT / "constraints.txt"
     if ros:
         constraints = venv / "constraints.txt"
         constraints.write_text(constraints_beside_ros((ROOT / "constraints.txt").read_text()))
-    pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--constraint", str(constraints), "--no-input"]
+    python = str(venv / "bin" / "python")
+    pip = [python, "-m", "pip", "install", "--constraint", str(constraints), "--no-input", "--quiet"]
     extras = "train,onnx,benchmark,demo,test" if ros else "train,onnx,benchmark,demo,test,ros"
-    # pip first: the one that came with Python cannot report progress in this form, nor resume a download.
-    run([*pip, *OWN], log)
-    run([*pip, "--progress-bar=raw", "--no-build-isolation", "--editable", f"{ROOT}[{extras}]"], log)
+    failed = "pip could not install the packages; see above, and start again: it goes on where it ended."
+    say("Installing the packages; pip is silent unless something is wrong.")
+    run([*pip, *OWN], failed)
+    run([*pip, "--no-build-isolation", "--editable", f"{ROOT}[{extras}]"], failed)
     say("Trying what was installed.")
-    run([str(venv / "bin" / "python"), "-c", f"import {MODULES}"], log)
+    run([python, "-c", f"import {MODULES}"], f"A package cannot be imported; remove {venv} and start again.")
 
 
 def constraints_beside_ros(text: str) -> str:
@@ -165,74 +163,19 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def run(command: list[str], log: Path) -> None:
-    """Run a step, its output appended to the log, and show how far it is.
+def run(command: list[str], problem: str) -> None:
+    """Run a step whose output goes where ours goes.
 
     Raises:
-        InstallError: it failed; the last lines of the log were printed.
+        InstallError: it failed; what it printed says why.
     """
-    started = shown = time.monotonic()
-    environment = {**os.environ, "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUNBUFFERED": "1"}
-    with log.open("a") as stream:
-        print("$", *command, file=stream, flush=True)
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment)
-    try:
-        while process.poll() is None:
-            time.sleep(0.2)
-            now = time.monotonic()
-            if sys.stderr.isatty() or now - shown > 15:
-                say(f"{now - started:4.0f} s  {progress(log)}", passing=True)
-                shown = now
-    except KeyboardInterrupt:
-        process.terminate()
-        process.wait()
-        raise
-    say("", passing=True)
-    if process.returncode:
-        lines = [line for line in log.read_text(errors="replace").splitlines() if not line.startswith("Progress ")]
-        print(*lines[-LAST_LINES:], sep="\n", file=sys.stderr)
-        raise InstallError(f"{reason(lines)} All of the output is in {log}.")
+    environment = {**os.environ, "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    if subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, env=environment).returncode:
+        raise InstallError(problem)
 
 
-def progress(log: Path) -> str:
-    """What pip is doing, from the end of its output."""
-    with log.open("rb") as stream:
-        stream.seek(max(log.stat().st_size - 8192, 0))
-        lines = stream.read().decode(errors="replace").splitlines()
-    percent = ""
-    for line in reversed(lines):
-        if line.startswith("$ "):
-            break
-        if line.startswith("Installing collected"):
-            count = sum(1 for _ in log.parent.glob("lib/python*/site-packages/*.dist-info"))
-            return f"Installing; {count} packages are in place"
-        if (match := re.match(r"Progress (\d+) of (\d+)", line)) and not percent and int(match[2]):
-            percent = f", {int(match[1]) / int(match[2]):.0%}"
-        elif match := re.match(r" *(Collecting|Downloading|Using cached|Processing) (\S+)( \(.*B\))?", line):
-            what = match[2].rsplit("/", 1)[-1].split("-cp3")[0].split("-py3")[0]
-            return f"{match[1]} {what}{match[3] or ''}{percent if match[1] == 'Downloading' else ''}"
-    return "Working"
-
-
-def reason(lines: list[str]) -> str:
-    """One sentence on why a step failed."""
-    text = "\n".join(lines)
-    if "No space left on device" in text:
-        return "The disk, or the folder for temporary files, is full."
-    if re.search(r"NewConnectionError|NameResolution|Temporary failure|ReadTimeout|ConnectTimeout|unreachable", text):
-        return "The package registry does not answer; check the network connection (or pip's proxy) and start again."
-    if "No module named" in text or "ImportError" in text:
-        return "A package cannot be imported after its installation; remove the environment and start again."
-    return "pip could not install a package."
-
-
-def say(text: str, passing: bool = False) -> None:
-    """Print to stderr; a passing line is overwritten by the next one where that can be done."""
-    if sys.stderr.isatty():
-        width = shutil.get_terminal_size().columns - 1
-        print(f"\r\033[K{text[:width]}", end="" if passing else "\n", file=sys.stderr, flush=True)
-    elif text:
-        print(text, file=sys.stderr, flush=True)
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ..errors import PebalError
 from ..model_file import ModelInfo
 from ..networks import SegmentationNetwork
-from ..networks.centring import use_centring
 from ..networks.folding import fold, round_kernels
 from ..networks.winograd import use_winograd
 from .cuda import Answer, Function, Graphed, Guarded, Transfers, timer
@@ -64,13 +63,11 @@ class TorchEngine(LogitsEngine):
         self.precision = precision
         network = fold(network)
         self.dtype = DTYPES[precision]
-        if self.device.type == "cpu" and use_winograd(network, self.dtype):
-            if precision != "fp32":
-                use_centring(network, self.dtype)
-            self.dtype = torch.float32  # of what lies between the layers
-        elif precision != "fp32":
+        if precision != "fp32":
             round_kernels(network, self.dtype)
             network.to(self.dtype)
+        elif self.device.type == "cpu":
+            use_winograd(network)
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         for module in self.network.modules():
             if isinstance(module, nn.BatchNorm2d):

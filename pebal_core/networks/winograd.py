@@ -27,9 +27,8 @@ OUTPUT = torch.tensor(
 BAND_BYTES = 64_000_000
 """Scratch memory of one transform: bands of tiles of this size go through one after the other."""
 
-LEAST_CHANNELS = {torch.float32: 128, torch.bfloat16: 256, torch.float16: 256}
-"""For layers that else would run in this type. Narrower ones are faster directly: there is too little to multiply for
-each transformed pixel."""
+LEAST_CHANNELS = 128
+"""Narrower layers are faster directly: there is too little to multiply for each transformed pixel."""
 
 GREATEST_DILATION = 4
 """Sides are rounded up to a multiple of 4 dilations: beyond this, more is added than saved."""
@@ -38,14 +37,13 @@ GREATEST_DILATION = 4
 class WinogradConv2d(nn.Module):
     """Takes the place of a 3×3 `nn.Conv2d` of stride 1 that keeps the size; any dilation, any size, CPU only.
 
-    Takes any type, computes and answers in float32. Rounding errors are some 1e-5 of the output's standard deviation.
+    Takes and answers float32. Rounding errors are some 1e-5 of the output's standard deviation.
     """
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         """`convolution`: one for which `is_suited` holds; its weights are in float32."""
         super().__init__()
         self.dilation = int(convolution.dilation[0])
-        # Plain attributes, so that they stay in float32 when the network is cast.
         taps = convolution.weight.detach().permute(2, 3, 1, 0).reshape(9, -1)
         transform = torch.kron(KERNEL, KERNEL).float()
         self.kernels = (transform @ taps).view(REACH**2, convolution.in_channels, convolution.out_channels)
@@ -67,7 +65,7 @@ class WinogradConv2d(nn.Module):
         for first in range(0, rows, step):
             band = min(step, rows - first)
             seen = _tiles(padded, REACH, d, first, band, columns)
-            pixels = seen.to(torch.float32).reshape(-1, REACH**2, inputs)
+            pixels = seen.reshape(-1, REACH**2, inputs)
             tiles = torch.bmm(self.to_tiles.expand(len(pixels), -1, -1), pixels)
             products = torch.bmm(tiles.transpose(0, 1), self.kernels).transpose(0, 1)
             values = torch.bmm(self.from_tiles.expand(len(pixels), -1, -1), products)
@@ -88,10 +86,10 @@ def _tiles(image: Tensor, side: int, d: int, first: int, rows: int, columns: int
     )
 
 
-def is_suited(convolution: nn.Conv2d, dtype: torch.dtype) -> bool:
-    """Whether `WinogradConv2d` can take the place of a convolution that else would run in `dtype`, and gains by it."""
+def is_suited(convolution: nn.Conv2d) -> bool:
+    """Whether `WinogradConv2d` can take the place of a convolution, and gains by it."""
     return (
-        min(convolution.in_channels, convolution.out_channels) >= LEAST_CHANNELS[dtype]
+        min(convolution.in_channels, convolution.out_channels) >= LEAST_CHANNELS
         and convolution.kernel_size == (3, 3)
         and convolution.stride == (1, 1)
         and convolution.groups == 1
@@ -101,19 +99,9 @@ def is_suited(convolution: nn.Conv2d, dtype: torch.dtype) -> bool:
     )
 
 
-def use_winograd(network: nn.Module, dtype: torch.dtype) -> bool:
-    """Replace every suited convolution of a network in float32, in place, and say whether there was one.
-
-    Afterwards the network is for inference on the CPU only, and what lies between its layers stays in float32.
-
-    Args:
-        network: changed in place.
-        dtype: in which the convolutions would run.
-    """
-    replaced = False
+def use_winograd(network: nn.Module) -> None:
+    """Replace every suited convolution of a network in float32, in place; afterwards it is for the CPU only."""
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Conv2d) and is_suited(child, dtype):
+            if isinstance(child, nn.Conv2d) and is_suited(child):
                 setattr(parent, name, WinogradConv2d(child))
-                replaced = True
-    return replaced

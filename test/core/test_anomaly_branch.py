@@ -74,6 +74,7 @@ def test_a_network_without_features_is_refused() -> None:
 BRANCH = ("--branch=true", "--branch_width=16", "--lr=0.02")
 
 
+@pytest.mark.slow
 def test_training_moves_the_branch_alone_and_resumes(workshop: Path, tmp_path: Path) -> None:
     known = write_coco(
         tmp_path / "coco known",
@@ -214,6 +215,7 @@ def test_known_things_are_pasted_with_their_labels(tmp_path: Path) -> None:
     assert seen == {0, 2, 11}
 
 
+@pytest.mark.slow
 def test_a_model_of_two_networks_says_how_to_move_on(workshop: Path, tmp_path: Path) -> None:
     assert main(train_options(workshop, tmp_path, "--keep_classes=true", "--trainer.steps=2")) == 0
     with pytest.warns(UserWarning, match="runs two networks side by side; 'pebal train --branch true'"):

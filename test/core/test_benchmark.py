@@ -32,6 +32,7 @@ from .benchmarks import pairs as pairs
 from .benchmarks import results as results
 
 
+@pytest.mark.slow
 def test_figures_equal_scikit_learn_on_the_detectors_energies(model: Path, pairs: Path, results: Path) -> None:
     """A figure of the benchmark is a figure of the detector that drives."""
     detector, data = AnomalyDetector.load(model), open_set("mine", pairs)
@@ -119,6 +120,7 @@ def test_what_resuming_needs_stays_small(results: Path) -> None:
     assert max(sizes) < 100_000 and not list((results / "work").rglob("*.zip"))
 
 
+@pytest.mark.slow
 def test_sml_takes_its_statistics_from_training_images(model: Path, pairs: Path, tmp_path: Path) -> None:
     options = (f"--sml-images={pairs / 'images'}", "--scores", "sml_raw")
     assert main(arguments(model, pairs, tmp_path, *options)) == 0
@@ -182,6 +184,7 @@ def test_windows_cover_the_image() -> None:
     assert _window_starts(2048) == [0, 534, 1068, 1248]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outputs", [19, 20])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the small exporter, which needs no tracing of shapes
 def test_an_onnx_file_with_logits_gives_the_figures_of_its_model(
@@ -219,10 +222,11 @@ def test_an_onnx_file_with_logits_gives_the_figures_of_its_model(
     assert found.ap == pytest.approx(expected.ap, abs=0.03)
 
 
+@pytest.mark.slow
 def test_real_frames_keep_the_metrics_within_384_mb(shared_dir: Path, tmp_path: Path) -> None:
     """The model's own memory at this size is measured first, in the same process, and given back."""
     few = tmp_path / "few" / "Static"
-    for image in sorted((shared_dir / "data/fishyscapes/Static/labels").iterdir())[:5]:
+    for image in sorted((shared_dir / "data/fishyscapes/Static/labels").iterdir())[:3]:
         for part in (shared_dir / "data/fishyscapes/Static").glob(f"*/{image.stem}.*"):
             (few / part.parent.name).mkdir(parents=True, exist_ok=True)
             (few / part.parent.name / part.name).symlink_to(part)
@@ -235,7 +239,7 @@ from pebal_core.detector import AnomalyDetector
 path = {str(few.parent)!r}
 reader = ScoreReader(AnomalyDetector.load("starter"))
 names = list(score_names(["energy", "msp", "max_logit", "entropy"], True))
-for index in range(5):
+for index in range(2):
     reader(open_set("FishyscapesStatic", path).load(index).image, names)
 del reader
 before = peak_memory_mb()

@@ -22,6 +22,7 @@ from .benchmarks import pairs as pairs
 from .benchmarks import results as results
 
 
+@pytest.mark.slow
 def test_a_second_call_computes_nothing(model: Path, pairs: Path, results: Path) -> None:
     before, records = figures(results), sorted((results / "work/mine/images").iterdir())
     times = [path.stat().st_mtime_ns for path in records]
@@ -30,6 +31,7 @@ def test_a_second_call_computes_nothing(model: Path, pairs: Path, results: Path)
     assert figures(results) == before
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was_and_keeps_others_out_until_then(
     model: Path, pairs: Path, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,6 +84,7 @@ def test_a_folder_of_another_model_or_other_images_is_refused(
     assert "holds results of mine from other images" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_bad_images_are_named_the_rest_is_evaluated_and_a_second_call_mends(
     model: Path, pairs: Path, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,6 +114,7 @@ def test_bad_images_are_named_the_rest_is_evaluated_and_a_second_call_mends(
     assert figures(out).scores == figures(results).scores
 
 
+@pytest.mark.slow
 def test_a_set_that_fails_wholly_does_not_take_the_others_along(
     model: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ from pebal_core.doctor import ERROR, NOTE, OK, WARNING, Check
 PROFILE = Path(__file__).parents[2] / "config" / "fastdds.xml"
 
 
+@pytest.mark.slow
 def test_this_installation_and_a_data_folder_that_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,6 +38,7 @@ def kernels() -> Iterator[ModuleType]:
         yield importlib.import_module("pebal_core.engines.kernels")
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shape=st.tuples(st.integers(1, 2), st.integers(2, 6), st.integers(1, 6), st.integers(1, 40)),
@@ -67,6 +68,7 @@ def test_the_fused_readout_is_the_plain_one(
     assert labels.dtype == torch.uint8 and (labels == expected[0]).float().mean() > 0.99
 
 
+@pytest.mark.slow
 def test_the_fused_gaussian_is_the_plain_one(kernels: ModuleType) -> None:
     energy = torch.randn(2, 9, 300)
     torch.testing.assert_close(kernels.blur(energy), gaussian_blur(energy), atol=1e-5, rtol=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from pebal_core.engines.readout import Readout
 from pebal_core.engines.torch import TorchEngine
 from pebal_core.model_file import ModelInfo, load_model
 from pebal_core.networks import SegmentationNetwork, upsample
-from pebal_core.networks.centring import CentredConv2d
 from pebal_core.networks.folding import fold, round_kernels
 from pebal_core.networks.winograd import WinogradConv2d, is_suited
 from pebal_core.scores import free_energy, gaussian_blur
@@ -218,56 +216,14 @@ def test_winograd_is_the_convolution(
 
 
 def test_what_winograd_is_for() -> None:
-    def suited(width: int = 256, kernel: int = 3, dtype: torch.dtype = torch.float32, **options: Any) -> bool:
-        return is_suited(nn.Conv2d(width, 256, kernel, **({"padding": 1} | options)), dtype)
+    def suited(width: int = 256, kernel: int = 3, **options: Any) -> bool:
+        return is_suited(nn.Conv2d(width, 256, kernel, **({"padding": 1} | options)))
 
-    assert suited() and suited(padding=4, dilation=4) and suited(dtype=torch.bfloat16)
-    assert suited(width=128) and not suited(width=128, dtype=torch.bfloat16), "there it is faster directly"
-    assert not suited(width=64)
+    assert suited() and suited(padding=4, dilation=4) and suited(width=128)
+    assert not suited(width=64), "there it is faster directly"
     assert not suited(kernel=1, padding=0)
     assert not suited(padding=0)
     assert not suited(stride=2)
     assert not suited(groups=2)
     assert not suited(padding=12, dilation=12)
     assert not suited(padding_mode="reflect")
-
-
-@settings(max_examples=20, deadline=None)
-@given(
-    batch=st.integers(1, 2),
-    size=st.tuples(st.integers(1, 20), st.integers(1, 20)),
-    kernel=st.sampled_from(((1, 1, 0, 1), (1, 2, 0, 1), (3, 1, 1, 1), (3, 2, 1, 1), (3, 1, 12, 12))),
-    bias=st.booleans(),
-)
-def test_centring_is_the_convolution_and_rounds_less(
-    batch: int, size: tuple[int, int], kernel: tuple[int, int, int, int], bias: bool
-) -> None:
-    torch.manual_seed(0)
-    side, stride, padding, dilation = kernel
-    plain = nn.Conv2d(128, 16, side, stride, padding, dilation, bias=bias)
-    image = (3 + torch.randn(batch, 128, *size)).relu().to(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        exact = plain(image)
-        rounded = copy.deepcopy(plain).bfloat16()(image.bfloat16()).float()
-        centred = CentredConv2d(plain, torch.bfloat16)(image)
-    assert centred.dtype == torch.float32 and centred.shape == exact.shape
-    assert (centred - exact).abs().max() < 0.03
-    assert (centred - exact).square().mean() < 0.5 * (rounded - exact).square().mean()
-
-
-def test_bf16_of_a_network_with_winograds_layers() -> None:
-    network = network_of("wide_resnet38")
-    images = photograph(64, 96)
-    info = ModelInfo("deeplabv3plus_wide_resnet38")
-    labels, energy = expected(network, info, images, True)
-    engine = TorchEngine(network, info, "cpu", "bf16")
-    inputs, short = [], 0
-    for module in engine.network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.register_forward_pre_hook(lambda _, values: inputs.append(values[0].dtype))
-        short += isinstance(module, nn.Conv2d) and module.weight.dtype == torch.bfloat16
-    answer = engine(images)
-    assert set(inputs) == {torch.float32}, "the sums that lead to them are not rounded in each block"
-    assert short >= 15, "but the wide layers multiply as asked for"
-    assert np.abs(answer[1] - energy).mean() < 0.02
-    assert (answer[0] == labels).mean() > 0.99

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,6 +117,7 @@ def test_a_killed_run_continues_identically(workshop: Path, trained: Path, tmp_p
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while not (tmp_path / "last.ckpt").is_file():
         assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
+        time.sleep(0.01)
     process.kill()
     process.wait()
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] < 4, "it was killed on the way"

@@ -125,6 +125,7 @@ def test_units_needed_are_needed() -> None:
         )
 
 
+@pytest.mark.slow
 def test_promises_hold_on_average_and_with_confidence() -> None:
     """Drawn anew 400 times: the mean of the true risk keeps alpha, and few draws break the confident promise."""
     rng, alpha, units = np.random.default_rng(2), 0.1, 60
@@ -158,6 +159,7 @@ def test_what_is_out_of_reach_says_how_much_is_needed() -> None:
             Request(**bad)
 
 
+@pytest.mark.slow
 def test_the_command_promises_about_footage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from pebal_core.commands.main import main
     from pebal_core.model_file import read_info

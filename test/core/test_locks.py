@@ -49,6 +49,7 @@ def test_a_file_system_without_locks_is_said(
     assert f"{tmp_path} cannot be locked (No locks available): start no second run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_every_command_that_fills_a_folder_keeps_to_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder in ("images", "labels"):
         (tmp_path / folder).mkdir()

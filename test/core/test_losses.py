@@ -274,6 +274,7 @@ def _one_of_two(rank: int, store: str, results: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     logits, target = random_batch(7, batch=4)
     assert [bool((t == OUTLIER).any()) for t in target] == [False, True, False, True]

@@ -179,6 +179,7 @@ def test_filtered_energy_keeps_objects_and_lowers_the_rest() -> None:
     assert filtered[:90].max() == -10 and filtered[70, 100] == -10
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10_000))
 @settings(deadline=None, max_examples=30)
 def test_what_a_threshold_on_the_filtered_energy_reports_passes_the_rules(seed: int) -> None:

@@ -43,6 +43,7 @@ def drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_objects_of_a_drive(drive: Path, tmp_path: Path) -> None:
     calibration, out = tmp_path / "camera.yaml", tmp_path / "out"
     calibration.write_text(CALIBRATION)

@@ -31,6 +31,7 @@ def espnetv2(shared_dir: Path) -> SegmentationNetwork:
     return load_checkpoint(shared_dir / "weights/espnetv2_s_2.0_city_1024x512.pth")[0]
 
 
+@pytest.mark.slow
 @every_file("wr38_forward_seed*.npz")
 def test_wide_resnet38_logits_and_score(path: Path, wide_resnet38: SegmentationNetwork) -> None:
     reference = np.load(path)
@@ -51,6 +52,7 @@ def test_wide_resnet38_names_and_shapes(path: Path, wide_resnet38: SegmentationN
     assert ours == expected
 
 
+@pytest.mark.slow
 @every_file("wr38_forward_seed*.npz", at_most=1)
 def test_wide_resnet38_batch(path: Path, wide_resnet38: SegmentationNetwork) -> None:
     """An image's logits and score do not depend on its neighbours in the batch."""

@@ -62,7 +62,7 @@ def test_a_python_without_venv_is_said(install: ModuleType, tmp_path: Path, monk
         install.prepare(tmp_path / "venv", ros=False)
 
 
-def test_an_unreachable_registry_is_one_sentence_and_leaves_no_stamp(
+def test_an_unreachable_registry_is_said_and_leaves_no_stamp(
     install: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for name in [name for name in os.environ if name.startswith("PIP_")]:
@@ -72,9 +72,9 @@ def test_an_unreachable_registry_is_one_sentence_and_leaves_no_stamp(
         monkeypatch.setenv(f"PIP_{name}", value)
     monkeypatch.setattr(install, "DISK_NEEDED", 0.0)
     venv = tmp_path / "venv"
-    with pytest.raises(install.InstallError, match=r"^The package registry does not answer.*install\.log\.$"):
+    with pytest.raises(install.InstallError, match="^pip could not install the packages; see above"):
         install.prepare(venv, ros=False)
-    assert 0 < len(capfd.readouterr().err.splitlines()) < install.LAST_LINES + 4
+    assert "Connection refused" in capfd.readouterr().err, "pip says why"
     assert not (venv / "complete").exists()
 
 
@@ -103,26 +103,6 @@ def test_a_complete_environment_is_left_alone_until_its_sources_change(
     monkeypatch.setattr(install, "SOURCES", ("setup.py",))
     install.prepare(venv, ros=False)
     assert installed == [venv, venv]
-
-
-@pytest.mark.parametrize(
-    ("end_of_log", "shown"),
-    [
-        ("Collecting torch==2.14.1\n", "Collecting torch==2.14.1"),
-        (
-            "  Downloading torch-2.14.1-cp311-cp311-linux_x86_64.whl (554.6 MB)\nProgress 10 of 40\nProgress 2",
-            "Downloading torch-2.14.1 (554.6 MB), 25%",
-        ),
-        ("Installing collected packages: torch\n$ python -c import torch\n", "Working"),
-        ("", "Working"),
-    ],
-)
-def test_progress_names_the_package_and_its_share(
-    install: ModuleType, tmp_path: Path, end_of_log: str, shown: str
-) -> None:
-    log = tmp_path / "install.log"
-    log.write_text("Collecting something before\n" * 1000 * bool(end_of_log) + end_of_log)
-    assert install.progress(log) == shown
 
 
 def test_a_distributions_packages_may_stay_and_its_numpy_1_must(
