@@ -13,7 +13,7 @@ import torch
 from pebal_core.model_file import load_model
 from pebal_core.training.finetune import FinetuneModule
 from pebal_core.training.run import RunConfig
-from pebal_core.training.samples import TrainingSamples, ValidationScenes, open_outliers
+from pebal_core.training.samples import FinetuneData
 from pebal_core.training.stream import SampleStream, stream_loader
 
 from .bench import Bench, Size
@@ -33,13 +33,13 @@ def run(bench: Bench) -> None:
         network = "starter" if bench.toy else "wide_resnet38"
         options = RunConfig(steps=10**6, batch_size=BATCH, validate_every=10**6, precision="bf16-mixed")
         config = configuration(bench, root, network, crop, options)
-        outliers, _ = open_outliers(config.data)
-        samples = TrainingSamples(config.data, outliers, seed=1)
+        network_, info = load_model(config.model)
+        data = FinetuneData(config.data, options, info.classes)
         bench.row(f"{count} scenes of {size}, {unique} of them different", bytes_of_an_image=written)
         cores = len(os.sched_getaffinity(0))
         seconds = {}
         for workers in (1, 2) if bench.toy else (4, 8) if bench.quick else (1, 2, 4, 8, 16):
-            seconds[workers] = per_batch(samples, workers, 2 if bench.toy else 6)
+            seconds[workers] = per_batch(data, workers, 2 if bench.toy else 6)
             keeps_up = {} if bench.toy else {"keeps_up_with_a_step_of_0.4_s": seconds[workers] <= STEP}
             bench.row(f"batches of {BATCH} crops of {crop}×{crop}, {workers} workers of {cores} cores",
                       seconds_per_batch=seconds[workers], **keeps_up)  # fmt: skip
@@ -47,15 +47,15 @@ def run(bench: Bench) -> None:
         options.workers = 1 if bench.toy else min(enough, default=cores)
         options.accelerator, options.devices = "cpu" if bench.toy else "gpu", 1
         options.steps = min(4 * options.workers + 4, 40)  # the loader is a few batches ahead at the beginning
-        network_, info = load_model(config.model)
-        module = FinetuneModule(network_, info, config, samples, ValidationScenes(config.data, outliers))
-        bench.attempt("training from files", fit, module, root, options, f"{network}, {BATCH} crops of {crop}×{crop}")
+        module = FinetuneModule(network_, info, config)
+        title = f"{network}, {BATCH} crops of {crop}×{crop}"
+        bench.attempt("training from files", fit, module, data, root, options, title)
 
 
-def per_batch(samples: TrainingSamples, workers: int, batches: int) -> float:
+def per_batch(data: FinetuneData, workers: int, batches: int) -> float:
     """Seconds between batches once every worker has delivered one."""
     batches = max(batches, 2 * workers)
-    stream = SampleStream(samples.draw, 1, 0, BATCH * (batches + workers), BATCH)
+    stream = SampleStream(data.draw, 1, 0, BATCH * (batches + workers), BATCH)
     iterator = iter(stream_loader(stream, workers))
     for _ in range(workers):
         next(iterator)
@@ -76,7 +76,7 @@ class Clock(pl.Callback):
         self.moments.append(time.perf_counter())
 
 
-def fit(bench: Bench, module: FinetuneModule, root: Path, options: RunConfig, title: str) -> None:
+def fit(bench: Bench, module: FinetuneModule, data: FinetuneData, root: Path, options: RunConfig, title: str) -> None:
     """What ``pebal train`` does, without its checkpoints and evaluations."""
     clock = Clock(bench)
     trainer = pl.Trainer(
@@ -95,7 +95,7 @@ def fit(bench: Bench, module: FinetuneModule, root: Path, options: RunConfig, ti
     )
 
     def train() -> None:
-        trainer.fit(module)
+        trainer.fit(module, datamodule=data)
 
     megabytes = bench.peak_megabytes(train)
     moments = torch.tensor(clock.moments, dtype=torch.float64)

@@ -44,13 +44,10 @@ from .emphasis import Emphasis, PixelWeights
 from .run import AveragedWeights, RunConfig, TrainingModule, find_checkpoint, fit, make_trainer
 from .samples import (
     DataConfig,
-    TrainingSamples,
-    ValidationScenes,
+    FinetuneData,
     anomaly_digests,
-    open_outliers,
-    refuse_shared,
 )
-from .stream import Sample
+from .stream import NamedScene, Sample
 
 STATISTICS_SAMPLES = 32
 """Samples from which a fresh branch takes its statistics."""
@@ -147,27 +144,23 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
             )
         network = add_branch(network, info, config.branch_width)
     checkpoint = find_checkpoint(config.trainer, out)
-    outliers, held_back = open_outliers(config.data)
-    classes = info.classes
-    samples = TrainingSamples(config.data, outliers, config.trainer.seed, classes)
-    validation = ValidationScenes(config.data, held_back, classes)
-    refuse_shared(samples, validation)
-    samples.draw(np.random.default_rng(0), 0)
-    weights = PixelWeights(config.emphasis, classes)
+    data = FinetuneData(config.data, config.trainer, info.classes)
+    samples, validation = data.samples, data.validation
+    weights = PixelWeights(config.emphasis, info.classes)
     if weights.calm:
         weights.check(samples.some_labels(), f"40 samples of {samples.name}")
     info = describe(info, config, samples.name)
     if learned := anomaly_digests(samples):
         info.training["anomaly_images"] = learned
-    module = FinetuneModule(network, info, config, samples, validation)
+    module = FinetuneModule(network, info, config)
     averaging = [AveragedWeights(decay=config.ema_decay)] if config.ema_decay else []
     trainer = make_trainer(config.trainer, out, averaging)
     if checkpoint is None:
-        trainer.validate(module, verbose=False)
+        trainer.validate(module, datamodule=data, verbose=False)
         if config.keep_accuracy:
             for name in ("best", "last"):
                 module.save(name)
-    fit(trainer, module, checkpoint)
+    fit(trainer, module, data, checkpoint)
     if module.forgot:
         print(f"{module.forgot} Training ends; the last state before it is kept.")
     if trainer.is_global_zero and (module.forgot or trainer.global_step == config.trainer.steps):
@@ -255,18 +248,17 @@ class Evaluation:
 
 
 class FinetuneModule(TrainingModule):
-    """PEBAL's objective on the head of one network."""
+    """PEBAL's objective on the head of one network, fed by a `FinetuneData`."""
 
-    def __init__(
-        self,
-        network: SegmentationNetwork,
-        info: ModelInfo,
-        config: FinetuneConfig,
-        samples: TrainingSamples,
-        validation: ValidationScenes,
-    ) -> None:
+    @property
+    def data(self) -> FinetuneData:
+        data = super().data
+        assert isinstance(data, FinetuneData)
+        return data
+
+    def __init__(self, network: SegmentationNetwork, info: ModelInfo, config: FinetuneConfig) -> None:
         super().__init__(network, config.trainer, info)
-        self.config, self.samples, self.validation_set = config, samples, validation
+        self.config = config
         self.weights = PixelWeights(config.emphasis, info.classes)
         self.best: dict[str, float] = {}
         self.first_accuracy = 0.0
@@ -300,11 +292,8 @@ class FinetuneModule(TrainingModule):
     def fixed_batch(self, first: int) -> Tensor:
         """Four normalised samples of the training set, the same ones in every process."""
         numbers = range(first, first + 4)
-        images = np.stack([self.draw(np.random.default_rng([self.run.seed, n]), n)[0] for n in numbers])
+        images = np.stack([self.data.draw(np.random.default_rng([self.run.seed, n]), n)[0] for n in numbers])
         return self.normalise(torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2))
-
-    def draw(self, rng: np.random.Generator, number: int) -> tuple[np.ndarray, np.ndarray]:
-        return self.samples.draw(rng, number)
 
     def training_step(self, batch: Sample, batch_index: int) -> Tensor:
         images, target = batch
@@ -337,9 +326,9 @@ class FinetuneModule(TrainingModule):
 
     def _stop_at_nan(self, logits: Tensor, batch_index: int) -> None:
         finite = torch.isfinite(logits.flatten(1)).all(1).tolist()
-        numbers = self.batch_numbers(batch_index)
+        numbers = self.data.batch_numbers(batch_index)
         suspects = [n for n, fine in zip(numbers, finite, strict=True) if not fine] or list(numbers)
-        files = list(dict.fromkeys(file for number in suspects for file in self.samples.files(number)))
+        files = list(dict.fromkeys(file for number in suspects for file in self.data.samples.files(number)))
         raise PebalError(
             f"The loss of step {self.trainer.global_step} is not finite; the batch was made from {', '.join(files)}. "
             f"Check these files, lower lr, or raise the precision."
@@ -371,24 +360,21 @@ class FinetuneModule(TrainingModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def val_dataloader(self) -> Any:
-        return self.shard(len(self.validation_set))
-
     def on_validation_epoch_start(self) -> None:
         self.published.network.to(self.device)
         self.evaluation = Evaluation.of(self.info.class_names)
 
-    def validation_step(self, number: int, batch_index: int) -> None:
+    def validation_step(self, scenes: tuple[NamedScene, NamedScene | None], batch_index: int) -> None:
         evaluation = self.evaluation
         assert evaluation is not None
-        image, labels, name = self.validation_set.load(int(number))
+        (image, labels, name), far = scenes
         energy, predicted = self.answer(image)
         outlier, known = labels == OUTLIER, labels < len(self.info.class_names)
         evaluation.pooled.update(energy, np.where(outlier, 1, np.where(labels == VOID, VOID, 0)), name=name)
         evaluation.labels.update(predicted, np.where(known, labels, VOID), name=name)
         evaluation.alarms.update(energy, labels, outlier)
-        if self.config.data.far_validation:
-            image, labels, name = self.validation_set.load(int(number), far=True)
+        if far is not None:
+            image, labels, name = far
             energy, outlier = self.answer(image)[0], labels == OUTLIER
             evaluation.far_pooled.update(energy, np.where(outlier, 1, np.where(labels == VOID, VOID, 0)), name=name)
             evaluation.far.update(energy, labels, outlier)
@@ -413,7 +399,7 @@ class FinetuneModule(TrainingModule):
         alarms, far = self.joint(evaluation.alarms), self.joint(evaluation.far)
         far_result = self.joint(evaluation.far_pooled).compute()
         if result.undefined is not None:
-            raise PebalError(f"The validation set {self.validation_set.name} cannot be evaluated: {result.undefined}.")
+            raise PebalError(f"The validation set {self.data.validation.name} cannot be evaluated: {result.undefined}.")
         assert result.ap is not None and result.fpr95 is not None and result.auroc is not None
         figures = {
             "val_ap": result.ap,
@@ -442,7 +428,7 @@ class FinetuneModule(TrainingModule):
             self.trainer.should_stop = True
             return
         figures["step"] = self.trainer.global_step
-        self.info.training["validation"] = {"set": self.validation_set.name, **figures, **detail}
+        self.info.training["validation"] = {"set": self.data.validation.name, **figures, **detail}
         if result.ap > self.best.get("val_ap", -1.0):
             self.best = figures
             self.save("best")

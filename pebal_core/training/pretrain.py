@@ -33,8 +33,8 @@ from ..networks import SegmentationNetwork, build_network
 from ..ranges import RATE, SHARE, SIDE, WEIGHT, check_ranges
 from .calibrate import CalibrationScene, calibrate
 from .encoders import load_encoder
-from .run import AveragedWeights, RunConfig, TrainingModule, find_checkpoint, fit, make_trainer
-from .stream import Sample, shuffled_index
+from .run import AveragedWeights, RunConfig, TrainingData, TrainingModule, find_checkpoint, fit, make_trainer
+from .stream import NamedScene, Sample, shuffled_index
 
 FALSE_ALARMS = 0.01
 """Expected share of falsely alarmed pixels at the threshold that is stored with the model."""
@@ -112,9 +112,10 @@ def pretrain(config: PretrainConfig) -> Path:
     network = build_network(config.network, num_outputs=info.num_outputs, **config.network_args)
     if config.encoder_weights is not None:
         load_encoder(network, config.encoder_weights)
-    module = PretrainModule(network, info, config, train, validation)
+    data = PretrainData(config, train, validation)
+    module = PretrainModule(network, info, config, class_weights(train, network.num_outputs, config.class_balance))
     trainer = make_trainer(config, out.parent, [AveragedWeights(decay=config.ema_decay)])
-    fit(trainer, module, find_checkpoint(config, out.parent))
+    fit(trainer, module, data, find_checkpoint(config, out.parent))
     info.training = {
         "command": "pebal pretrain",
         "config": {key: value for key, value in asdict(config).items() if key not in ("data", "out")},
@@ -153,8 +154,40 @@ def class_weights(scenes: SceneSet, num_outputs: int, exponent: float) -> Tensor
     return torch.tensor(weights, dtype=torch.float32)
 
 
+class PretrainData(TrainingData):
+    """Random crops of one scene set, evaluated on whole scenes of another.
+
+    Args:
+        train, validation: with the classes of the network.
+    """
+
+    def __init__(self, config: PretrainConfig, train: SceneSet, validation: SceneSet) -> None:
+        super().__init__(config)
+        self.config, self.train, self.validation = config, train, validation
+
+    def draw(self, rng: np.random.Generator, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """One augmented crop: scale, mirror, crop, colour."""
+        config = self.config
+        scene = self.train.load(shuffled_index(config.seed, number, len(self.train)))
+        image, labels = random_scale(*scene, config.scale[0], config.scale[1], rng)
+        image, labels = random_mirror(image, labels, 0.5, rng)
+        image, labels = random_crop(image, labels, config.crop[0], config.crop[1], rng)
+        return random_camera(random_color(image, config.color, rng), config.camera, rng), labels
+
+    @property
+    def evaluated(self) -> int:
+        return len(self.validation)
+
+    def load_evaluated(self, number: int) -> NamedScene:
+        return (*self.validation.load(number), str(self.validation.pairs[number][0]))
+
+
 class PretrainModule(TrainingModule):
-    """Cross-entropy training of one network on crops of one scene set."""
+    """Cross-entropy training of one network on crops of one scene set.
+
+    Args:
+        weights: of the outputs in the loss.
+    """
 
     class_weights: Tensor
 
@@ -163,25 +196,14 @@ class PretrainModule(TrainingModule):
         network: SegmentationNetwork,
         info: ModelInfo,
         config: PretrainConfig,
-        train: SceneSet,
-        validation: SceneSet,
+        weights: Tensor,
     ) -> None:
         super().__init__(network, config, info)
-        self.config, self.train_set, self.validation_set = config, train, validation
-        weights = class_weights(train, network.num_outputs, config.class_balance)
+        self.config = config
         self.register_buffer("class_weights", weights, persistent=False)
         self.metrics = SegmentationMetrics(info.class_names)
         """Of the validation epoch that runs, or of the last one."""
         self.dice = DiceLoss("multiclass", ignore_index=VOID)
-
-    def draw(self, rng: np.random.Generator, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """One augmented crop: scale, mirror, crop, colour."""
-        config = self.config
-        scene = self.train_set.load(shuffled_index(config.seed, number, len(self.train_set)))
-        image, labels = random_scale(*scene, config.scale[0], config.scale[1], rng)
-        image, labels = random_mirror(image, labels, 0.5, rng)
-        image, labels = random_crop(image, labels, config.crop[0], config.crop[1], rng)
-        return random_camera(random_color(image, config.color, rng), config.camera, rng), labels
 
     def training_step(self, batch: Sample, batch_index: int) -> Tensor:
         images, target = batch
@@ -192,16 +214,12 @@ class PretrainModule(TrainingModule):
         self.log("loss", loss, prog_bar=True)
         return loss
 
-    def val_dataloader(self) -> Any:
-        return self.shard(len(self.validation_set))
-
     def on_validation_epoch_start(self) -> None:
         self.metrics = SegmentationMetrics(self.info.class_names)
 
-    def validation_step(self, index: int, batch_index: int) -> None:
-        image, labels = self.validation_set.load(int(index))
+    def validation_step(self, scene: NamedScene, batch_index: int) -> None:
+        image, labels, name = scene
         predicted = self.network(self.image_tensor(image))[:, :-1].max(dim=1).indices
-        name = str(self.validation_set.pairs[index][0])
         self.metrics.update(predicted[0].cpu().numpy(), labels, name=name)
 
     def on_validation_epoch_end(self) -> None:

@@ -25,13 +25,14 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheck
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from ..errors import PebalError
 from ..metrics.segmentation import SegmentationMetrics
 from ..model_file import ModelInfo, write_atomically
 from ..networks import SegmentationNetwork
 from ..ranges import COUNT, SEED, check_ranges
-from .stream import SampleStream, stream_loader
+from .stream import NumberedScenes, Sample, SampleStream, stream_loader
 
 CHECKPOINT = "last.ckpt"
 RESTORED = ("state_dict", "loops", "optimizer_states", "lr_schedulers", "callbacks", "global_step")
@@ -87,8 +88,74 @@ class RunConfig:
         )
 
 
+class TrainingData(pl.LightningDataModule, ABC):
+    """What one run learns from and is evaluated on: numbered samples, and numbered scenes.
+
+    The numbers are dealt to the processes of a run and continue where its checkpoint ends, so a sample belongs to a
+    step whatever the number of processes, workers and restarts. There is no state in it, and none in checkpoints.
+
+    Args:
+        run: gives the seed, the size of a batch, the number of steps and of workers.
+    """
+
+    def __init__(self, run: RunConfig) -> None:
+        super().__init__()
+        self.run = run
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Workers that are not forked get a pickled copy; they need no trainer, and it cannot be pickled in every run.
+        return {**self.__dict__, "trainer": None}
+
+    @abstractmethod
+    def draw(self, rng: np.random.Generator, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Sample of this number: image h×w×3 uint8 RGB and labels h×w uint8."""
+
+    @property
+    @abstractmethod
+    def evaluated(self) -> int:
+        """Number of scenes that an evaluation looks at."""
+
+    @abstractmethod
+    def load_evaluated(self, number: int) -> Any:
+        """Scene of this number, as the module's ``validation_step`` takes it."""
+
+    @property
+    def attached(self) -> pl.Trainer:
+        """The trainer that is fed."""
+        assert self.trainer is not None
+        return self.trainer
+
+    @property
+    def samples_per_step(self) -> int:
+        """Of all processes together."""
+        return self.run.batch_size * self.run.accumulate * self.attached.world_size
+
+    def batch_numbers(self, batch_index: int) -> range:
+        """The numbers of the samples in this process's current batch."""
+        trainer = self.attached
+        batch = trainer.global_step * self.run.accumulate + batch_index % self.run.accumulate
+        first = (batch * trainer.world_size + trainer.global_rank) * self.run.batch_size
+        return range(first, first + self.run.batch_size)
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        stream = SampleStream(
+            self.draw,
+            self.run.seed,
+            start=self.attached.global_step * self.samples_per_step,
+            stop=self.run.steps * self.samples_per_step,
+            batch_size=self.run.batch_size,
+            rank=self.attached.global_rank,
+            world_size=self.attached.world_size,
+        )
+        return stream_loader(stream, self.run.workers)
+
+    def val_dataloader(self) -> NumberedScenes:
+        numbers = range(self.attached.global_rank, self.evaluated, self.attached.world_size)
+        return NumberedScenes(self.load_evaluated, numbers)
+
+
 class TrainingModule(pl.LightningModule, ABC):
-    """One network, fed with numbered samples."""
+    """One network, fed with numbered samples by a `TrainingData`."""
 
     mean: Tensor
     std: Tensor
@@ -102,44 +169,21 @@ class TrainingModule(pl.LightningModule, ABC):
         self.register_buffer("mean", 255 * torch.tensor(info.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(info.std).view(1, 3, 1, 1), persistent=False)
 
-    @abstractmethod
-    def draw(self, rng: np.random.Generator, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sample of this number: image h×w×3 uint8 RGB and labels h×w uint8."""
-
     @property
-    def samples_per_step(self) -> int:
-        return self.run.batch_size * self.run.accumulate * self.trainer.world_size
-
-    def train_dataloader(self) -> Any:
-        stream = SampleStream(
-            self.draw,
-            self.run.seed,
-            start=self.trainer.global_step * self.samples_per_step,
-            stop=self.run.steps * self.samples_per_step,
-            batch_size=self.run.batch_size,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
-        )
-        return stream_loader(stream, self.run.workers)
-
-    def batch_numbers(self, batch_index: int) -> range:
-        """The numbers of the samples in this process's current batch."""
-        batch = self.trainer.global_step * self.run.accumulate + batch_index % self.run.accumulate
-        first = (batch * self.trainer.world_size + self.trainer.global_rank) * self.run.batch_size
-        return range(first, first + self.run.batch_size)
+    def data(self) -> TrainingData:
+        """What the trainer feeds the module with."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, TrainingData)
+        return data
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         self.begun = True
         # Dropout is all that still draws from torch's generator; so it is the same after a restart.
-        torch.manual_seed(self.run.seed * 1_000_003 + self.batch_numbers(batch_index)[0])
+        torch.manual_seed(self.run.seed * 1_000_003 + self.data.batch_numbers(batch_index)[0])
 
     def normalise(self, images: Tensor) -> Tensor:
         """B×3×H×W uint8 → what the network takes."""
         return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-
-    def shard(self, count: int) -> range:
-        """Lightning is given one number per evaluated image of this rank, so that no rank is idle."""
-        return range(self.trainer.global_rank, count, self.trainer.world_size)
 
     def image_tensor(self, image: np.ndarray) -> Tensor:
         """H×W×3 uint8 → 1×3×H×W on the device, normalised."""
@@ -167,7 +211,7 @@ class TrainingModule(pl.LightningModule, ABC):
             "class list": ", ".join(self.info.class_names),
             "seed": self.run.seed,
             "steps": self.run.steps,
-            "samples per step": self.samples_per_step,
+            "samples per step": self.data.samples_per_step,
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -242,14 +286,14 @@ def make_trainer(run: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
     )
 
 
-def fit(trainer: pl.Trainer, module: TrainingModule, checkpoint: str | None) -> None:
+def fit(trainer: pl.Trainer, module: TrainingModule, data: TrainingData, checkpoint: str | None) -> None:
     """Train, from a checkpoint where one is given.
 
     Raises:
         PebalError: the checkpoint is damaged, was crafted, or belongs to another run.
     """
     try:
-        trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except PebalError:
         raise
     except SystemExit as end:  # by which Lightning answers Ctrl-C

@@ -26,7 +26,8 @@ from ..errors import PebalError
 from ..labels import LABELLED_OUTLIER, OUTLIER, VOID
 from ..model_file import file_sha256
 from ..ranges import COUNT, SHARE, SIDE, check_ranges
-from .stream import shuffled_index
+from .run import RunConfig, TrainingData
+from .stream import NamedScene, shuffled_index
 
 MEAN_COLOR = (124, 116, 104)
 """What normalises to zero."""
@@ -214,6 +215,41 @@ class TrainingSamples:
         return self._load(source, int(rng.integers(len(self.sources[source][1]))))
 
 
+class FinetuneData(TrainingData):
+    """What one fine-tuning run learns from and is evaluated on; all of it is opened and checked at once.
+
+    Args:
+        config: the scenes and the outliers.
+        run: gives the seed, the size of a batch, the number of steps and of workers.
+        classes: of the network.
+
+    Raises:
+        PebalError: a set that is missing, empty or wrongly labelled, no outlier, or an image that is both learned and
+            evaluated.
+    """
+
+    def __init__(self, config: DataConfig, run: RunConfig, classes: ClassList) -> None:
+        super().__init__(run)
+        outliers, held_back = open_outliers(config)
+        self.samples = TrainingSamples(config, outliers, run.seed, classes)
+        self.validation = ValidationScenes(config, held_back, classes)
+        self.far_validation = config.far_validation
+        refuse_shared(self.samples, self.validation)
+        self.draw(np.random.default_rng(0), 0)
+
+    def draw(self, rng: np.random.Generator, number: int) -> Scene:
+        return self.samples.draw(rng, number)
+
+    @property
+    def evaluated(self) -> int:
+        return len(self.validation)
+
+    def load_evaluated(self, number: int) -> tuple[NamedScene, NamedScene | None]:
+        """The scene with outliers, and with `DataConfig.far_validation` the same with small ones far away."""
+        far = self.validation.load(number, far=True) if self.far_validation else None
+        return self.validation.load(number), far
+
+
 class ValidationScenes:
     """Whole validation scenes with held-back objects pasted in: the same ones in every run of a configuration."""
 
@@ -234,7 +270,7 @@ class ValidationScenes:
     def __len__(self) -> int:
         return len(self.scenes)
 
-    def load(self, number: int, far: bool = False) -> tuple[np.ndarray, np.ndarray, str]:
+    def load(self, number: int, far: bool = False) -> NamedScene:
         """Image H×W×3 uint8 RGB, labels H×W uint8 (254 on outliers), and the name of the scene.
 
         Args:

@@ -7,14 +7,17 @@ continue identically and a distributed run see the samples of a single one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 Sample = tuple[Tensor, Tensor]
 """Image 3×H×W uint8 RGB and target H×W int64."""
+NamedScene = tuple[np.ndarray, np.ndarray, str]
+"""Image H×W×3 uint8 RGB, labels H×W uint8, and the file of the image."""
 
 
 class SampleStream(IterableDataset[Sample]):
@@ -62,6 +65,26 @@ def stream_loader(stream: SampleStream, workers: int) -> DataLoader[Sample]:
         pin_memory=torch.cuda.is_available(),
         drop_last=True,
     )
+
+
+class NumberedScenes(Dataset[Any]):
+    """Scenes in the order of their numbers, each loaded when it is asked for, in the process that asks.
+
+    A `DataLoader` is not needed: every scene has its own size, and an error in a worker would lose its sentence.
+
+    Args:
+        load: gives the scene of a number.
+        numbers: those of this process.
+    """
+
+    def __init__(self, load: Callable[[int], Any], numbers: range) -> None:
+        self.load, self.numbers = load, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, position: int) -> Any:
+        return self.load(self.numbers[position])
 
 
 def shuffled_index(seed: int, number: int, length: int) -> int:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
+from typing import Any
 
 import cv2
+import lightning.pytorch as pl
 import numpy as np
 import pytest
+import torch
 
 from pebal_core.data.augment import random_color, random_crop, random_mirror, random_scale
 from pebal_core.data.scenes import camvid, cityscapes, open_scenes
 from pebal_core.errors import PebalError
 from pebal_core.labels import CAMVID_TO_TRAIN_ID, CITYSCAPES_CLASSES, LABEL_ID_TO_TRAIN_ID, VOID
-from pebal_core.training.stream import SampleStream, shuffled_index, stream_loader
+from pebal_core.training.run import RunConfig, TrainingData
+from pebal_core.training.stream import Sample, SampleStream, shuffled_index, stream_loader
 
 from .scenes import write_camvid
 
@@ -100,6 +105,73 @@ def draw(rng: np.random.Generator, number: int) -> tuple[np.ndarray, np.ndarray]
 def numbers(workers: int = 0, start: int = 0, rank: int = 0, world_size: int = 1) -> list[tuple[list[int], list[int]]]:
     stream = SampleStream(draw, 7, start, 24, batch_size=2, rank=rank, world_size=world_size)
     return [(target[:, 0, 0].tolist(), image[:, 0, 0, 0].tolist()) for image, target in stream_loader(stream, workers)]
+
+
+class SomeData(TrainingData):
+    """The samples of `draw`; five scenes are evaluated."""
+
+    evaluated = 5
+
+    def draw(self, rng: np.random.Generator, number: int) -> tuple[np.ndarray, np.ndarray]:
+        return draw(rng, number)
+
+    def load_evaluated(self, number: int) -> int:
+        return number
+
+
+class Listener(pl.LightningModule):
+    """Learns nothing; keeps the numbers that it is fed with, and those that the data module foretells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.fed: list[list[int]] = []
+        self.foretold: list[list[int]] = []
+        self.evaluated: list[int] = []
+
+    def training_step(self, batch: Sample, batch_index: int) -> torch.Tensor:
+        self.fed.append(batch[1][:, 0, 0].tolist())
+        self.foretold.append(list(self.trainer.datamodule.batch_numbers(batch_index)))  # type: ignore[attr-defined]
+        return self.weight * 1
+
+    def validation_step(self, number: int, batch_index: int) -> None:
+        self.evaluated.append(number)
+
+    def configure_optimizers(self) -> Any:
+        def share(step: int) -> float:
+            return 1 / (1 + step)
+
+        optimizer = torch.optim.SGD(self.parameters(), 0.1)
+        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, share)}
+
+
+def fit_listener(tmp_path: Path, workers: int) -> tuple[Listener, SomeData]:
+    """Three steps of two batches each, and one evaluation."""
+    data, listener = SomeData(RunConfig(seed=7, steps=3, batch_size=2, accumulate=2, workers=workers)), Listener()
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1, max_steps=3, accumulate_grad_batches=2, val_check_interval=6,
+        check_val_every_n_epoch=None, num_sanity_val_steps=0, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(listener, datamodule=data)
+    return listener, data
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_data_module_feeds_its_numbers_in_turn(tmp_path: Path, workers: int) -> None:
+    listener, data = fit_listener(tmp_path, workers)
+    assert listener.fed == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10, 11]]
+    assert listener.foretold == listener.fed, "what names the files of a batch is right within a step, too"
+    assert listener.evaluated == [0, 1, 2, 3, 4] and data.samples_per_step == 4
+
+
+def test_workers_that_are_not_forked_need_no_trainer(tmp_path: Path) -> None:
+    """They get a pickled copy of the stream; the schedule of a run, a local function, could not be pickled."""
+    _, data = fit_listener(tmp_path, workers=0)
+    with pytest.raises(AttributeError, match="local object"):
+        pickle.dumps(data.trainer)
+    stream = pickle.loads(pickle.dumps(SampleStream(data.draw, 7, 0, 8, batch_size=2)))
+    assert [int(target[0, 0]) for _, target in stream] == list(range(8))
 
 
 def test_stream_is_the_same_however_it_is_split() -> None:

@@ -188,6 +188,9 @@ def test_kept_classes_are_those_of_the_start_and_the_energies_those_that_were_le
     keep = [*more, "--lr=0.1", "--keep_classes=true"]
     assert main(train_options(workshop, tmp_path / "plain", *more, "--lr=0.1")) == 0
     assert main(train_options(workshop, tmp_path, *keep, "--trainer.stop_after=2")) == 0
+    stored = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    started = load_file(workshop / "model.safetensors")
+    assert set(stored) == {f"network.{key}" for key in started}, "the checkpoint holds the network that learns, once"
     assert main(train_options(workshop, tmp_path, *keep, "--trainer.resume=true")) == 0
     models = [workshop / "model.safetensors", tmp_path / "plain" / "last.safetensors", tmp_path / "last.safetensors"]
     images = torch.randn(2, 3, 64, 96)
