@@ -27,8 +27,9 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from ..errors import PebalError
+from ..files import write_atomically
 from ..metrics.segmentation import SegmentationMetrics
-from ..model_file import ModelInfo, write_atomically
+from ..model_file import ModelInfo
 from ..networks import SegmentationNetwork
 from ..ranges import COUNT, SEED, check_ranges
 from .stream import SampleStream, stream_loader
