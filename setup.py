@@ -75,6 +75,7 @@ setup(
             "ros-kilted-std-srvs",
             "ros-kilted-visualization-msgs",
         ],
+        "transformers": ["transformers>=5.20"],  # its segmentation models, in pebal convert and afterwards
         "ray": ["ray>=2.40"],  # several processes or machines
         "rerun": ["rerun-sdk>=0.24"],  # triage --rerun
         "demo": ["scikit-image>=0.22"],  # the photograph that the demo puts on the road
@@ -87,6 +88,7 @@ setup(
             "pytest>=8",
             "ruff>=0.6",
             "scikit-learn>=1.4",
+            "transformers>=5.20",
         ],
     },
 )

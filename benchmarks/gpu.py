@@ -34,6 +34,8 @@ import numpy as np
 import torch
 from gpu_parts.bench import Bench
 
+from pebal_core.files import write_atomically
+
 BUDGETS = {
     # seconds of a whole run, and of a quick one
     "machine": (20, 15),
@@ -78,7 +80,8 @@ def main() -> None:
         if name in (*REQUIRED, *arguments.parts):
             budget = min(BUDGETS[name][arguments.quick] * max(1, allowed / usual), end - time.monotonic())
             report["parts"][name] = part = run_part(name, device, arguments.quick, budget, log)
-            write(arguments.out, report)
+            content = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+            write_atomically(arguments.out, content.encode())
             show(name, part)
     goals = [(name, row) for name, part in report["parts"].items() for row in part["rows"] if "goal" in row]
     print("\n### Goals\n\n| part | what | goal | met |\n|---|---|---|---|")
@@ -183,13 +186,6 @@ def machine(bench: Bench) -> None:
     bench.row(f"product of {side}×{side} matrices, {kind}", tflops=2 * side**3 / seconds / 1e12)
     seconds = bench.seconds(one.clone, 10)
     bench.row("copy on the device", gb_per_second=2 * one.nbytes / seconds / 1e9)
-
-
-def write(path: Path, report: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    part.replace(path)
 
 
 def show(name: str, part: dict[str, Any]) -> None:

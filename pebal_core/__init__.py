@@ -4,8 +4,8 @@ The names below are the public interface; what lies in the modules beside them m
 imported when they are first used, so ``import pebal_core`` itself is quick and needs no torch.
 
 >>> import pebal_core
->>> sorted(pebal_core.__all__)[:3]
-['AnomalyDetector', 'ClassList', 'KnownClass']
+>>> pebal_core.load_model.__module__
+'pebal_core.model_file'
 """
 
 from __future__ import annotations

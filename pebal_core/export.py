@@ -15,8 +15,9 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from .engines.torch import DTYPES, TorchEngine
 from .errors import PebalError
+from .files import write_atomically
 from .metrics.pooled import PooledMetrics
-from .model_file import ModelInfo, file_sha256, load_model, onnx_with_info, resolve_model, write_atomically
+from .model_file import ModelInfo, file_sha256, load_model, onnx_with_info, resolve_model
 from .networks import SegmentationNetwork, upsample
 from .networks.folding import fold, round_kernels
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import warnings
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 from . import onnx_scan
 from .class_list import ClassList, cityscapes_classes, described
 from .errors import PebalError
+from .files import write_atomically
 from .integrity import DIGEST_KEY, check_fit, check_info, read_tensors, tensors_sha256
 from .labels import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
 
@@ -259,31 +258,3 @@ def onnx_with_info(content: bytes, info: ModelInfo) -> bytes:
     digest = onnx_scan.scan(model.SerializeToString(), "the exported model").sha256
     onnx.helper.set_model_props(model, {METADATA_KEY: info.to_json(), onnx_scan.DIGEST_KEY: digest})
     return model.SerializeToString()
-
-
-def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
-    """Write to a temporary name beside the target and rename.
-
-    Args:
-        durable: wait until the disk has it, so that it outlasts a loss of power too.
-
-    Raises:
-        PebalError: the folder cannot be written or the disk is full.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            if durable:
-                os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException as error:  # Ctrl-C among them
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
-        raise PebalError(
-            f"{path} could not be written: {error.strerror}; free space or choose another place."
-        ) from error

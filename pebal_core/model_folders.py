@@ -1,5 +1,4 @@
-"""Models as other libraries publish them, turned once into model files (``pebal convert``): a folder, or the name of one
-on the Hugging Face Hub.
+"""Models as other libraries publish them, in a folder or on the Hugging Face Hub, turned once into model files.
 
 ===========================  ==================================================================================
 transformers                 ``config.json``, ``model.safetensors``, ``preprocessor_config.json``
@@ -33,7 +32,6 @@ from .networks.transformers import described, import_transformers, published_con
 
 HUB = re.compile(r"hf:([\w.-]+/[\w.-]+)")
 CONFIG, WEIGHTS, PROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
-IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 SMP_IGNORED = ("classes", "encoder_name", "encoder_weights", "upsampling")
 """Entries of a folder of segmentation-models-pytorch that are said in another way, or concern the enlargement of the
 logits, which the engines do."""
@@ -192,7 +190,7 @@ def from_smp(
     if classes is None:
         names = CITYSCAPES_CLASSES if outputs == len(CITYSCAPES_CLASSES) else [f"class {n}" for n in range(outputs)]
         classes = named_classes(names)
-    info = ModelInfo("smp", arguments, **IMAGENET, origin={"layout": f"smp {raw['_model_class']}"})
+    info = ModelInfo("smp", arguments, origin={"layout": f"smp {raw['_model_class']}"})
     take_classes(info, classes, outputs)
     return info, dict(weights)
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from ..data.scenes import read_image
 from ..errors import CutShortError, PebalError
+from ..files import write_atomically
 from ..footage import Frame, FrameSource
-from ..model_file import write_atomically
 
 PARTS = ("adapt", "calibrate", "check")
 PATTERN = (0, 0, 1, 0, 2)

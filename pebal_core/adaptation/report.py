@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..model_file import write_atomically
+from ..files import write_atomically
 from ..render import overlay, score_map
 from .check import Energies
 

@@ -22,10 +22,11 @@ from ..data.coco import OutlierSet
 from ..data.outlier_mix import RichMix
 from ..detector import AnomalyDetector
 from ..errors import PebalError
+from ..files import write_atomically
 from ..guarantee import Request
 from ..labels import VOID
 from ..losses import LossConfig
-from ..model_file import file_sha256, load_model, resolve_model, save_model, write_atomically
+from ..model_file import file_sha256, load_model, resolve_model, save_model
 from ..objects import IgnoreMask
 from ..training.calibrate import CalibrationScene, calibrate
 from ..training.finetune import FinetuneConfig, finetune

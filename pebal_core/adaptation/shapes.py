@@ -10,7 +10,7 @@ import numpy as np
 
 from ..data.coco import INDEX
 from ..data.cutouts import random_blob
-from ..model_file import write_atomically
+from ..files import write_atomically
 
 FAMILIES = ("noise", "stripes", "checks", "cells", "gradient", "scraps")
 HELD_BACK = ("cells", "scraps")

@@ -16,12 +16,13 @@ import numpy as np
 
 from ..data.anomaly_sets import INLIER, EvaluationSet
 from ..errors import PebalError
+from ..files import write_atomically
 from ..labels import VOID
 from ..metrics.calibration import CalibrationMetrics
 from ..metrics.components import SIZE_LIMITS, ComponentMetrics
 from ..metrics.pooled import Figures, PooledMetrics, PooledResult
 from ..metrics.segmentation import SegmentationMetrics
-from ..model_file import file_sha256, write_atomically
+from ..model_file import file_sha256
 from ..objects import ObjectRules
 from .bootstrap import Coarse, central, coarse_counts, draw_weights, intervals, replicate_figures
 from .forward import Forward, ScoreReader

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 
 from ..data.anomaly_sets import ANOMALY, EvaluationSet
+from ..files import write_atomically
 from ..labels import VOID
-from ..model_file import write_atomically
 from ..render import label_colors, overlay, score_map
 from .forward import ScoreReader
 from .results import FrameEntry

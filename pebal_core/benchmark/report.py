@@ -13,8 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..errors import PebalError
+from ..files import read_pixels, write_atomically
 from ..metrics.pooled import FPR95_DEFINITIONS
-from ..model_file import write_atomically
 from .charts import LINES, Line, Mark, curve_chart, interval_chart, swatch
 from .published import PUBLISHED_MIOU, RECALLED, Published, published_for
 from .results import FrameEntry, Interval, Results, Score, load_curve
@@ -150,7 +150,7 @@ def _by_ap(published: list[Published]) -> list[Published]:
 
 def _picture(folder: Path, frame: FrameEntry) -> Picture:
     path = folder / frame.picture
-    image = cv2.imread(str(path))
+    image = read_pixels(path, cv2.IMREAD_COLOR)
     if image is None:
         raise PebalError(f"{path} is missing or no image, but the results list it; run the benchmark again.")
     scale = min(1.0, _PICTURE_SIDE / max(image.shape[:2]))

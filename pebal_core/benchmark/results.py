@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import PebalError
+from ..files import write_atomically
 from ..metrics.pooled import Curve, Figures
-from ..model_file import write_atomically
 
 RESULTS = "results.json"
 RUN, SEGMENTATION, SET = "run", "segmentation", "set"

@@ -25,9 +25,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from ..files import write_atomically
 from ..fleet.cluster import Cluster, Workers, open_workers
 from ..locks import held
-from ..model_file import write_atomically
 from .passes import Pass
 from .plan import Plan, Request, evaluator
 from .protocols import PROTOCOLS

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from ..data.sequences import LabelledSequence, SequenceFrame
 from ..detector import AnomalyDetector
+from ..files import write_atomically
 from ..metrics.sequences import SequenceMetrics, SequenceResult
-from ..model_file import write_atomically
 from ..objects import IgnoreMask, ObjectRules, ObjectTracker, TrackRules, find_objects
 
 RESULTS = "sequences.json"

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import PebalError
+from ..files import being_written, write_atomically
 from ..metrics.pooled import PooledMetrics
-from ..model_file import write_atomically
 
 MERGED = 8
 """Shards of one size that become one: disk and time for them grow with the logarithm of the number of images."""
@@ -56,7 +56,8 @@ class Records:
 
     def write(self, index: int, arrays: Arrays) -> None:
         path = self._path(index, "npz")
-        _write(path, lambda temporary: np.savez_compressed(temporary, **dict(arrays)))  # type: ignore[arg-type]
+        with being_written(path) as temporary, temporary.open("wb") as stream:
+            np.savez_compressed(stream, **dict(arrays))  # type: ignore[arg-type]
         self._path(index, "failed").unlink(missing_ok=True)
 
     def fail(self, index: int, reason: str) -> None:
@@ -193,29 +194,13 @@ def _write_archive(
 ) -> None:
     """One score after the other, so that memory holds only one."""
 
-    def write(temporary: Path) -> None:
-        with zipfile.ZipFile(temporary, "w") as archive:
-            _write_array(archive, "images", np.array(images))
-            for score in scores:
-                for name, array in metrics_of(score).state_dict().items():
-                    _write_array(archive, f"{score}/{name}", array)
-
-    _write(path, write)
+    with being_written(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        _write_array(archive, "images", np.array(images))
+        for score in scores:
+            for name, array in metrics_of(score).state_dict().items():
+                _write_array(archive, f"{score}/{name}", array)
 
 
 def _write_array(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
     with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
         np.lib.format.write_array(stream, array, allow_pickle=False)
-
-
-def _write(path: Path, write: Callable[[Path], None]) -> None:
-    """Let a function write a temporary file, and rename it."""
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part{path.suffix}")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise PebalError(
-            f"{path} could not be written: {error.strerror or error}; free space or choose another --out."
-        ) from error

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..data.scenes import IMAGE_SUFFIXES, list_images, read_image
 from ..errors import PebalError
-from ..model_file import write_atomically
+from ..files import write_atomically
 
 FORMATS = ("fishyscapes", "smiyc")
 

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import PebalError
+from ..files import write_atomically
 from ..losses import LossConfig
-from ..model_file import write_atomically
 from ..ranges import Number
 from ..training.finetune import FinetuneConfig, finetune
 from .train import read_config

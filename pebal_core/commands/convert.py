@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Optional
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -30,7 +29,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--classes",
-        type=Optional[str],
+        type=str | None,
         default=None,
         help="class list of a folder whose outputs have no names: a YAML file, or a shipped list",
     )

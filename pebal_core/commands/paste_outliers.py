@@ -14,8 +14,9 @@ import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 from rich.progress import track
 
+from ..files import write_atomically
 from ..labels import OUTLIER, VOID
-from ..model_file import read_info, resolve_model, write_atomically
+from ..model_file import read_info, resolve_model
 from ..training.finetune import FinetuneConfig
 from ..training.samples import ValidationScenes, open_outliers
 from .train import read_config

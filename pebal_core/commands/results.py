@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 
 from ..errors import PebalError
+from ..files import write_atomically
 from ..footage import Frame, FrameSource
 from ..footage.bag_writer import BagWriter
-from ..model_file import write_atomically
 from ..outputs import OUTPUTS, SERIES, Message, Products, encode, messages
 from ..render import VideoWriter
 from .object_options import number_map

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from ..errors import PebalError
-from ..model_file import write_atomically
+from ..files import write_atomically
 from .scenes import read_ids, read_image
 
 EXCLUDED_CATEGORIES = (

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..class_list import ClassList, cityscapes_classes, read_mapping
 from ..errors import PebalError
+from ..files import read_pixels
 from ..labels import CAMVID_TO_TRAIN_ID, FIRST_GROUP, LABEL_ID_TO_TRAIN_ID, OUTLIER, VOID
 from .partial_labels import ANYTHING, BESIDE_ROAD, CARS, FAR, GREEN, RIDERS, ROADSIDE, SIGNS, VEHICLES, WALLS
 
@@ -30,9 +31,6 @@ CAMVID_TO_GROUPS: np.ndarray = CAMVID_TO_TRAIN_ID.copy()
 for _train_id, _group in {13: CARS, 12: RIDERS, 7: SIGNS, 8: GREEN, 2: WALLS}.items():
     CAMVID_TO_GROUPS[_train_id == CAMVID_TO_TRAIN_ID] = _group
 
-MOST_PIXELS = 8192 * 8192
-"""Of an image: a few kilobytes can be an image that takes all memory."""
-
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -42,7 +40,7 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         PebalError: the file is missing, cut short or not an image.
     """
-    image = _decode(path, cv2.IMREAD_COLOR_RGB)
+    image = read_pixels(path, cv2.IMREAD_COLOR_RGB)
     if image is None:
         raise PebalError(f"{path} cannot be read as an image; replace or remove it.")
     return image
@@ -54,45 +52,12 @@ def read_ids(path: Path) -> np.ndarray:
     Raises:
         PebalError: the file is missing, unreadable or not single-channel 8-bit.
     """
-    ids = _decode(path, cv2.IMREAD_UNCHANGED)
+    ids = read_pixels(path, cv2.IMREAD_UNCHANGED)
     if ids is None:
         raise PebalError(f"{path} cannot be read as a label image; replace or remove it.")
     if ids.ndim != 2 or ids.dtype != np.uint8:
         raise PebalError(f"{path} is not a single-channel 8-bit label image (it holds {ids.shape}, {ids.dtype}).")
     return ids
-
-
-def _decode(path: Path, flags: int) -> np.ndarray | None:
-    """OpenCV's decoding, but None for a JPEG or PNG without its end mark: OpenCV would make up the missing part."""
-    try:
-        content = path.read_bytes()
-        if content.startswith(b"\xff\xd8") and b"\xff\xd9" not in content[-4096:]:
-            return None
-        if not content or (content.startswith(b"\x89PNG") and not png_is_whole(content)):
-            return None
-        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
-    except (OSError, cv2.error):  # the latter at sizes beyond all sense
-        return None
-    if pixels is not None and pixels.shape[0] * pixels.shape[1] > MOST_PIXELS:
-        raise PebalError(f"{path} is {pixels.shape[1]}×{pixels.shape[0]}; images have {MOST_PIXELS:,} pixels at most.")
-    return pixels
-
-
-def png_is_whole(content: bytes | memoryview) -> bool:
-    """Whether the chunks of a PNG follow each other up to its end.
-
-    OpenCV takes as much memory for a chunk as the chunk says that it is long, up to gigabytes for a few bytes.
-    """
-    position = 8
-    while position + 12 <= len(content):
-        length, kind = (
-            int.from_bytes(content[position : position + 4], "big"),
-            bytes(content[position + 4 : position + 8]),
-        )
-        position += 12 + length
-        if kind == b"IEND":
-            return position <= len(content)
-    return False
 
 
 def list_images(folder: Path) -> list[Path]:

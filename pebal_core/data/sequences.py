@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 
 from ..errors import PebalError
+from ..files import write_atomically
 from ..footage import FrameSource
-from ..model_file import write_atomically
 from .cutouts import Cutout, harmonise, resize
 from .scenes import list_images, read_ids, read_image
 

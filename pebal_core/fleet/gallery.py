@@ -16,8 +16,8 @@ import jinja2
 import numpy as np
 
 from ..errors import PebalError
+from ..files import being_written, read_pixels, write_atomically
 from ..footage import FrameSource
-from ..model_file import write_atomically
 from ..render import VideoWriter
 from .events import Moment
 
@@ -114,9 +114,8 @@ def _copy_frames(folder: Path, chosen: Sequence[Chosen]) -> None:
     for one in chosen:
         target = folder / f"{one.label}.jpg"
         if not target.exists():
-            part = target.with_suffix(".part")
-            shutil.copyfile(one.stored, part)
-            part.replace(target)
+            with being_written(target) as part:
+                shutil.copyfile(one.stored, part)
 
 
 def _cut_clips(folder: Path, chosen: Sequence[Chosen]) -> None:
@@ -158,7 +157,7 @@ def _reduced(image: np.ndarray, width: int) -> np.ndarray:
 
 def _embedded(path: Path) -> str:
     """A picture as an address that holds it."""
-    image = cv2.imread(str(path))
+    image = read_pixels(path, cv2.IMREAD_COLOR)
     if image is None:
         raise PebalError(f"{path} is damaged: remove its folder, and run the triage again.")
     data = cv2.imencode(".jpg", _reduced(image, PAGE_WIDTH), [cv2.IMWRITE_JPEG_QUALITY, 85])[1]

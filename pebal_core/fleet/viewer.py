@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import PebalError
+from ..files import being_written
 from .gallery import Chosen
 from .scan import SERIES
 
@@ -31,8 +31,7 @@ def write_rrd(path: Path, chosen: Sequence[Chosen], folders: Mapping[str, Path])
         import rerun as rr
     except ModuleNotFoundError as error:
         raise PebalError("--rerun needs the package rerun-sdk: pip install 'pebal_ros[rerun]'.") from error
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with being_written(path) as part:
         part.touch()  # rerun only warns where it cannot write
         stream = rr.RecordingStream(APPLICATION)
         stream.save(part)
@@ -52,13 +51,6 @@ def write_rrd(path: Path, chosen: Sequence[Chosen], folders: Mapping[str, Path])
                     stream.log(f"sources/{folder.name}/confirmed_objects", rr.Scalars(float(row["confirmed"])))
         stream.flush()
         stream.disconnect()
-        part.replace(path)
-    except OSError as error:
-        raise PebalError(f"{path} could not be written: {error.strerror}; free space or choose another place.") from (
-            error
-        )
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _boxes(rr: Any, one: Chosen) -> Any:

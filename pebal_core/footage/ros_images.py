@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 import cv2
 import numpy as np
 
-from ..data.scenes import png_is_whole
 from ..errors import PebalError
+from ..files import decode_pixels
 
 RgbImage: TypeAlias = np.ndarray
 """H×W×3 uint8, RGB."""
@@ -121,19 +121,9 @@ def from_compressed(message: Any) -> RgbImage:
         PebalError: not an image, or one that ends early (decoders fill the rest with grey and say nothing).
     """
     data = memoryview(message.data)
-    tail = bytes(data[-1024:])
-    if bytes(data[:2]) == b"\xff\xd8":
-        complete = b"\xff\xd9" in tail
-    elif bytes(data[:4]) == b"\x89PNG":
-        complete = png_is_whole(data)
-    else:
+    if bytes(data[:2]) != b"\xff\xd8" and bytes(data[:4]) != b"\x89PNG":
         raise PebalError(f"{len(data)} bytes of format '{message.format}' are neither a JPEG nor a PNG image.")
-    try:
-        pixels = None
-        if complete:
-            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error:
-        pixels = None
+    pixels = decode_pixels(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None:
         raise PebalError(f"the compressed image ({len(data)} bytes, '{message.format}') is truncated or corrupt.")
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)

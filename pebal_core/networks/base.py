@@ -27,8 +27,8 @@ class SegmentationNetwork(nn.Module, ABC):
     head_prefixes: tuple[str, ...]
     """State-dict prefixes of the parameters that belong to the head."""
     features: tuple[tuple[int, int], ...] = ()
-    """Channels and stride of each tensor that `trunk` gives; (0, 0): it is no map of the image. Empty: an `AnomalyBranch`
-    cannot use them."""
+    """Channels and stride of each tensor that `trunk` gives, (0, 0) for one that is no map of the image; empty: an
+    `AnomalyBranch` cannot use them."""
     logit_stride: int = 4
     """Stride of what `head` gives."""
 
@@ -62,8 +62,10 @@ class SegmentationNetwork(nn.Module, ABC):
 
 
 class CountsOnCpu(TorchFunctionMode):
-    """Inside ``torch.device("meta")``, `torch.linspace` gives numbers all the same: libraries draw up the dropout of each
-    layer with it, and read them at once."""
+    """Inside ``torch.device("meta")``, `torch.linspace` gives numbers all the same.
+
+    Libraries draw up the dropout of each layer with it, and read the numbers at once.
+    """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         more = {"device": "cpu"} if function is torch.linspace else {}

@@ -1,4 +1,4 @@
-"""The architectures of segmentation-models-pytorch on any of its encoders and of timm's (the starter, ResNet-101, …)."""
+"""The architectures of segmentation-models-pytorch, on any of its encoders and of timm's."""
 
 from __future__ import annotations
 
@@ -143,7 +143,8 @@ class SmpNetwork(SegmentationNetwork):
         if not isinstance(self.segmentation_head, nn.ModuleDict):
             return self.segmentation_head(self.decoder(list(features)))
         maps, tokens = list(features[: self.maps]), list(features[self.maps :])
-        return self.segmentation_head["head"](self.decoder(maps, tokens or [None] * len(maps)))
+        no_tokens: list[None] = [None] * len(maps)
+        return self.segmentation_head["head"](self.decoder(maps, tokens or no_tokens))
 
 
 def check_options(kind: type[nn.Module], options: dict[str, Any]) -> None:

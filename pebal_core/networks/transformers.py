@@ -29,7 +29,7 @@ MODULES = 10_000
 """A network of more parts is refused while it is made: a few bytes of a configuration can ask for any number."""
 NOT_PER_PIXEL = {
     "INSTANCE_SEGMENTATION": "it finds masks of instances and classifies them",
-    "UNIVERSAL_SEGMENTATION": "it classifies masks: a pixel has no logits of its own, from which its energy would follow",
+    "UNIVERSAL_SEGMENTATION": "it classifies masks, so no pixel has logits of its own, which its energy needs",
     "OBJECT_DETECTION": "it finds boxes",
     "IMAGE_CLASSIFICATION": "it classifies whole images",
     "DEPTH_ESTIMATION": "it estimates depths",
@@ -203,7 +203,7 @@ def configuration(config: Any) -> Any:
             raise PebalError(f"The backbone_config of a network describes no backbone of transformers: {inner!r:.80}.")
         if inner["model_type"] == "timm_backbone":
             inner = timm_backbone(inner)
-        return kind(**given, backbone_config=made(inner))
+        return kind(**given, **{"backbone_config": made(inner)})
 
     return made(config)
 
@@ -213,7 +213,7 @@ def own_fields(kind: type) -> list[str]:
     so is what names another model."""
     from transformers import PreTrainedConfig
 
-    common = {field.name for field in fields(PreTrainedConfig)}  # type: ignore[arg-type]
+    common = {field.name for field in fields(PreTrainedConfig)}
     return [field.name for field in fields(kind) if field.name not in common]
 
 

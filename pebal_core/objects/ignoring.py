@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from ..errors import PebalError
+from ..files import decode_pixels, read_pixels
 
 LONG_SIDE = 480
 """Pixels of the longer side of an encoded mask: finer than the network's own resolution, and a few kilobytes as PNG."""
@@ -40,7 +41,7 @@ class IgnoreMask:
         Raises:
             PebalError: no such file, no image, or no pixel is left to look at.
         """
-        content = cv2.imread(str(Path(path).expanduser()), cv2.IMREAD_GRAYSCALE)
+        content = read_pixels(Path(path).expanduser(), cv2.IMREAD_GRAYSCALE)
         if content is None:
             raise PebalError(f"The ignore mask {path} is missing or no image; give a PNG that is black where to look.")
         if content.all():
@@ -59,10 +60,9 @@ class IgnoreMask:
         if not text:
             return None
         try:
-            content = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
+            pixels = decode_pixels(base64.b64decode(text, validate=True), cv2.IMREAD_GRAYSCALE)
         except ValueError:
-            content = np.zeros(0, np.uint8)
-        pixels = cv2.imdecode(content, cv2.IMREAD_GRAYSCALE) if len(content) else None
+            pixels = None
         if pixels is None:
             raise PebalError("The ego mask in the model file is damaged; adapt or calibrate the model again.")
         return cls(pixels, "The ego mask in the model file")

@@ -52,8 +52,11 @@ class PretrainConfig(RunConfig):
     """Of the layout folders: name or YAML file of the class list of the label files."""
     out: str = "runs/pretrain/model.safetensors"
     """The trained model; logs and checkpoints are written beside it."""
-    network: str = "deeplabv3plus"
+    network: str | dict[str, Any] = "deeplabv3plus"
+    """A network's name, or the architecture and the encoder of segmentation-models-pytorch with their options:
+    ``{architecture: segformer, encoder: mit_b0}``."""
     network_args: dict[str, Any] = field(default_factory=dict)
+    """Of the network of that name."""
     encoder_weights: str | None = "efficientnet_lite0"
     """ImageNet weights for the encoder: efficientnet_lite0 (from the package of that name), or none."""
     crop: list[int] = field(default_factory=lambda: [320, 320])
@@ -107,9 +110,10 @@ def pretrain(config: PretrainConfig) -> Path:
     pl.seed_everything(config.seed, workers=True, verbose=False)
     train, validation = (open_split(config, split) for split in ("train", "val"))
     out = Path(config.out)
-    info = ModelInfo(network=config.network, network_args=config.network_args, licence=config.licence)
+    name, arguments = network_of(config)
+    info = ModelInfo(network=name, network_args=arguments, licence=config.licence)
     info.use_classes(train.classes)
-    network = build_network(config.network, num_outputs=info.num_outputs, **config.network_args)
+    network = build_network(name, num_outputs=info.num_outputs, **arguments)
     if config.encoder_weights is not None:
         load_encoder(network, config.encoder_weights)
     data = PretrainData(config, train, validation)
@@ -128,6 +132,19 @@ def pretrain(config: PretrainConfig) -> Path:
         calibrate(detector, scenes, Request(FALSE_ALARMS), "scenes", validation.name, relax=True)
         save_model(out, network, detector.info, config.half)
     return out
+
+
+def network_of(config: PretrainConfig) -> tuple[str, dict[str, Any]]:
+    """Name and arguments for `build_network`.
+
+    Raises:
+        PebalError: arguments for a network that is described by itself.
+    """
+    if isinstance(config.network, str):
+        return config.network, config.network_args
+    if config.network_args:
+        raise PebalError("network: an architecture has its options beside its name; leave network_args out.")
+    return "smp", config.network
 
 
 def open_split(config: PretrainConfig, split: str) -> SceneSet:

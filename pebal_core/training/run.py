@@ -28,8 +28,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..errors import PebalError
+from ..files import write_atomically
 from ..metrics.segmentation import SegmentationMetrics
-from ..model_file import ModelInfo, write_atomically
+from ..model_file import ModelInfo
 from ..networks import SegmentationNetwork
 from ..ranges import COUNT, SEED, check_ranges
 from .stream import NumberedScenes, Sample, SampleStream, stream_loader

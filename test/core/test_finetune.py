@@ -21,7 +21,7 @@ from pebal_core.commands import ablate, pretrain, train
 from pebal_core.commands.main import main
 from pebal_core.commands.parser import make_parser, parse
 from pebal_core.commands.train import read_config
-from pebal_core.data.partial_labels import resolve_groups
+from pebal_core.data.partial_labels import FAR, resolve_groups
 from pebal_core.model_file import load_model, read_info, save_model
 from pebal_core.scores import free_energy
 
@@ -258,10 +258,10 @@ def test_validation_scenes_as_files(workshop: Path, tmp_path: Path) -> None:
 def test_group_labels_become_the_most_probable_class_of_the_group() -> None:
     logits = torch.zeros(1, 20, 2, 2)
     logits[0, 8, :, 0], logits[0, 2, :, 1], logits[0, 13] = 3.0, 3.0, 9.0
-    target = torch.full((1, 4, 4), 203)
+    target = torch.full((1, 4, 4), FAR)
     target[0, 0] = 255
     assert resolve_groups(target, logits)[0].tolist() == [[255] * 4] + [[8, 8, 2, 2]] * 3
-    assert (target[0, 1:] == 203).all(), "the caller's target stays"
+    assert (target[0, 1:] == FAR).all(), "the caller's target stays"
 
 
 @pytest.mark.parametrize(
