@@ -24,7 +24,8 @@ LAYOUT = "cityscapes_flat"
 def write_scenes(root: Path, size: Size, count: int, unique: int) -> int:
     """Scenes in the layout above: ``unique`` pictures under ``count`` names (hard links); returns the bytes of one.
 
-    The road with fresh noise, of which PNG files get as large as those of a camera.
+    Up to 8 of them have a second name in the split ``val``, because no file may be both learned and evaluated. The
+    pictures show the road with fresh noise, of which PNG files get as large as those of a camera.
     """
     images, labels = (root / kind / "city_gt_fine/train" for kind in ("images", "annotation"))
     for folder in (images, labels):
@@ -47,6 +48,10 @@ def write_scenes(root: Path, size: Size, count: int, unique: int) -> int:
     for number in range(unique, count):
         for folder, suffix in ((images, "leftImg8bit"), (labels, "gtFine")):
             os.link(folder / f"{number % unique:04d}_{suffix}.png", folder / f"{number:04d}_{suffix}.png")
+    for folder in (images, labels):
+        (folder.parent / "val").mkdir()
+        for path in sorted(folder.iterdir())[: min(unique, 8)]:
+            os.link(path, folder.parent / "val" / path.name)
     return (images / "0000_leftImg8bit.png").stat().st_size
 
 
@@ -71,7 +76,7 @@ def configuration(bench: Bench, root: Path, network: str, crop: int, run: RunCon
     save_model(root / "model.safetensors", *bench.load(network))
     data = DataConfig(
         scenes=[SceneSource(LAYOUT, "scenes", "train")],
-        validation=[SceneSource(LAYOUT, "scenes", "train")],
+        validation=[SceneSource(LAYOUT, "scenes", "val")],
         outliers=str(root / "outliers"),
         root=str(root),
         mix="anomaly_mix",
