@@ -13,7 +13,8 @@ from pebal_core import metrics, objects
 
 PACKAGES = {"pebal_core.metrics": metrics, "pebal_core.objects": objects}
 MODULES = [
-    "pebal_core", "pebal_core.drift", "pebal_core.guarantee", "pebal_core.losses", "pebal_core.risk_control",
+    "pebal_core", "pebal_core.adaptation.run", "pebal_core.class_list", "pebal_core.drift", "pebal_core.guarantee",
+    "pebal_core.losses", "pebal_core.risk_control",
     "pebal_core.scores", *PACKAGES,
     *(
         module.name
@@ -22,6 +23,7 @@ MODULES = [
     ),
 ]  # fmt: skip
 WITH_EXAMPLES = {
+    "pebal_core.adaptation.run", "pebal_core.class_list",
     "pebal_core.drift", "pebal_core.guarantee", "pebal_core.losses", "pebal_core.metrics.calibration",
     "pebal_core.metrics.components", "pebal_core.metrics.objects", "pebal_core.metrics.pooled",
     "pebal_core.metrics.segmentation", "pebal_core.objects", "pebal_core.objects.ground", "pebal_core.objects.tracking",
