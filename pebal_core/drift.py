@@ -79,8 +79,9 @@ class DriftState:
 def features(image: np.ndarray) -> np.ndarray:
     """Brightness, contrast, sharpness (all in grey levels) and the saturated share of an image H×W×3 uint8 RGB.
 
-    >>> features(np.full((64, 64, 3), 255, np.uint8)).tolist()  # overexposed
-    [255.0, 0.0, 0.0, 1.0]
+    Examples:
+        >>> features(np.full((64, 64, 3), 255, np.uint8)).tolist()  # overexposed
+        [255.0, 0.0, 0.0, 1.0]
     """
     green = image[::8, :, 1]
     small = green[:, ::8].astype(np.float32)
@@ -95,10 +96,11 @@ def make_profile(shares: dict[str, list[float]], seen: Sequence[np.ndarray], bou
         shares: alarmed share of each frame, by unit.
         seen: `features` of each frame.
 
-    >>> seen = [features(np.full((64, 64, 3), grey, np.uint8)) for grey in (90, 110)]
-    >>> profile = make_profile({'block 1': [0.0, 0.02], 'block 2': [0.01, 0.5]}, seen, bound=0.1)
-    >>> profile.alarmed, profile.low[0], profile.high[0], profile.frames
-    (0.055, 90.0, 110.0, 2)
+    Examples:
+        >>> seen = [features(np.full((64, 64, 3), grey, np.uint8)) for grey in (90, 110)]
+        >>> profile = make_profile({'block 1': [0.0, 0.02], 'block 2': [0.01, 0.5]}, seen, bound=0.1)
+        >>> profile.alarmed, profile.low[0], profile.high[0], profile.frames
+        (0.055, 90.0, 110.0, 2)
     """
     worst = max(float(np.mean(np.minimum(values, bound))) for values in shares.values())
     low, high = np.min(seen, axis=0), np.max(seen, axis=0)
@@ -108,10 +110,11 @@ def make_profile(shares: dict[str, list[float]], seen: Sequence[np.ndarray], bou
 class Gambler:
     """The wealth of bets on a mean above m, of values in [0, 1]; `wealth` is an e-process.
 
-    >>> gambler = Gambler(mean=0.1)
-    >>> wealths = [gambler.bet(0.4) for _ in range(20)]
-    >>> wealths[0] < wealths[-1], wealths[-1] > 100
-    (True, True)
+    Examples:
+        >>> gambler = Gambler(mean=0.1)
+        >>> wealths = [gambler.bet(0.4) for _ in range(20)]
+        >>> wealths[0] < wealths[-1], wealths[-1] > 100
+        (True, True)
     """
 
     def __init__(self, mean: float) -> None:
