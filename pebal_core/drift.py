@@ -40,6 +40,8 @@ TOLERANCE = (12.0, 8.0, 0.8, 0.03)
 """By how much a feature must leave the range of the calibration frames."""
 UNLIKE = 0.2
 """Share of unlike frames that is no drift: few calibration frames do not show everything."""
+LEAST_SHARP = 0.1
+"""Place in the range of the calibration frames' sharpness below which a frame counts as blurred."""
 GRID = (18, 32)
 DAMPING = 0.9
 """Of the running means from which the reason is guessed: about ten frames."""
@@ -215,6 +217,7 @@ class DriftMonitor:
         fixed = self._place > 0.6
         if (
             fixed.any()
+            and place[2] >= LEAST_SHARP
             and self._alarms.wealth > self._looks.wealth
             and math.isclose(float(self._place[fixed].sum()), float(self._place.sum()), rel_tol=0.5)
         ):
@@ -225,6 +228,6 @@ class DriftMonitor:
             return "the images have less contrast than those of the calibration, as in fog"
         if above[3] or above[0]:
             return "the images are brighter or more saturated than those of the calibration, as in glare"
-        if below[2] or place[2] < 0.1:
+        if below[2] or place[2] < LEAST_SHARP:
             return "the images are less sharp than those of the calibration, as by blur, rain or a dirty lens"
         return "there are more alarms than at the calibration, as in another place or with another camera"
