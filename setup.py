@@ -79,6 +79,10 @@ setup(
         "ray": ["ray>=2.40"],  # several processes or machines
         "rerun": ["rerun-sdk>=0.24"],  # triage --rerun
         "demo": ["scikit-image>=0.22"],  # the photograph that the demo puts on the road
+        "docs": [
+            "mkdocs-material>=9.5",
+            "mkdocstrings[python]>=0.26",
+        ],
         "test": [
             "colcon-ros>=0.5",
             "hypothesis>=6.100",

@@ -3,9 +3,10 @@
 The names below are the public interface; what lies in the modules beside them may change between versions. They are
 imported when they are first used, so ``import pebal_core`` itself is quick and needs no torch.
 
->>> import pebal_core
->>> pebal_core.load_model.__module__
-'pebal_core.model_file'
+Examples:
+    >>> import pebal_core
+    >>> pebal_core.load_model.__module__
+    'pebal_core.model_file'
 """
 
 from __future__ import annotations

@@ -40,6 +40,8 @@ TOLERANCE = (12.0, 8.0, 0.8, 0.03)
 """By how much a feature must leave the range of the calibration frames."""
 UNLIKE = 0.2
 """Share of unlike frames that is no drift: few calibration frames do not show everything."""
+LEAST_SHARP = 0.1
+"""Place in the range of the calibration frames' sharpness below which a frame counts as blurred."""
 GRID = (18, 32)
 DAMPING = 0.9
 """Of the running means from which the reason is guessed: about ten frames."""
@@ -79,8 +81,9 @@ class DriftState:
 def features(image: np.ndarray) -> np.ndarray:
     """Brightness, contrast, sharpness (all in grey levels) and the saturated share of an image H×W×3 uint8 RGB.
 
-    >>> features(np.full((64, 64, 3), 255, np.uint8)).tolist()  # overexposed
-    [255.0, 0.0, 0.0, 1.0]
+    Examples:
+        >>> features(np.full((64, 64, 3), 255, np.uint8)).tolist()  # overexposed
+        [255.0, 0.0, 0.0, 1.0]
     """
     green = image[::8, :, 1]
     small = green[:, ::8].astype(np.float32)
@@ -95,10 +98,11 @@ def make_profile(shares: dict[str, list[float]], seen: Sequence[np.ndarray], bou
         shares: alarmed share of each frame, by unit.
         seen: `features` of each frame.
 
-    >>> seen = [features(np.full((64, 64, 3), grey, np.uint8)) for grey in (90, 110)]
-    >>> profile = make_profile({'block 1': [0.0, 0.02], 'block 2': [0.01, 0.5]}, seen, bound=0.1)
-    >>> profile.alarmed, profile.low[0], profile.high[0], profile.frames
-    (0.055, 90.0, 110.0, 2)
+    Examples:
+        >>> seen = [features(np.full((64, 64, 3), grey, np.uint8)) for grey in (90, 110)]
+        >>> profile = make_profile({'block 1': [0.0, 0.02], 'block 2': [0.01, 0.5]}, seen, bound=0.1)
+        >>> profile.alarmed, profile.low[0], profile.high[0], profile.frames
+        (0.055, 90.0, 110.0, 2)
     """
     worst = max(float(np.mean(np.minimum(values, bound))) for values in shares.values())
     low, high = np.min(seen, axis=0), np.max(seen, axis=0)
@@ -108,10 +112,11 @@ def make_profile(shares: dict[str, list[float]], seen: Sequence[np.ndarray], bou
 class Gambler:
     """The wealth of bets on a mean above m, of values in [0, 1]; `wealth` is an e-process.
 
-    >>> gambler = Gambler(mean=0.1)
-    >>> wealths = [gambler.bet(0.4) for _ in range(20)]
-    >>> wealths[0] < wealths[-1], wealths[-1] > 100
-    (True, True)
+    Examples:
+        >>> gambler = Gambler(mean=0.1)
+        >>> wealths = [gambler.bet(0.4) for _ in range(20)]
+        >>> wealths[0] < wealths[-1], wealths[-1] > 100
+        (True, True)
     """
 
     def __init__(self, mean: float) -> None:
@@ -212,6 +217,7 @@ class DriftMonitor:
         fixed = self._place > 0.6
         if (
             fixed.any()
+            and place[2] >= LEAST_SHARP
             and self._alarms.wealth > self._looks.wealth
             and math.isclose(float(self._place[fixed].sum()), float(self._place.sum()), rel_tol=0.5)
         ):
@@ -222,6 +228,6 @@ class DriftMonitor:
             return "the images have less contrast than those of the calibration, as in fog"
         if above[3] or above[0]:
             return "the images are brighter or more saturated than those of the calibration, as in glare"
-        if below[2] or place[2] < 0.1:
+        if below[2] or place[2] < LEAST_SHARP:
             return "the images are less sharp than those of the calibration, as by blur, rain or a dirty lens"
         return "there are more alarms than at the calibration, as in another place or with another camera"

@@ -28,8 +28,9 @@ Risk = Literal["pixels", "objects"]
 class Request:
     """What is to be promised.
 
-    >>> Request(alpha=0.02, object_alpha=0.1, clip=0.2).risks
-    {'pixels': (0.02, 0.2), 'objects': (0.1, 1.0)}
+    Examples:
+        >>> Request(alpha=0.02, object_alpha=0.1, clip=0.2).risks
+        {'pixels': (0.02, 0.2), 'objects': (0.1, 1.0)}
     """
 
     alpha: float = 0.01
@@ -148,13 +149,14 @@ def guarantee(
     Raises:
         PebalError: the promise is out of reach; the sentence has the number of units needed, and what can be promised.
 
-    >>> import numpy as np
-    >>> blocks = [Loss(np.array([energy], np.float32), np.array([0.05])) for energy in np.linspace(-6, -4, 40)]
-    >>> found = guarantee({'pixels': blocks}, Request(alpha=0.02), 'blocks of 10 images', 400, 'drive.mp4')
-    >>> round(found.threshold, 2)  # that of the mean; a promise with 95 % confidence needs a higher one
-    -4.77
-    >>> found.statements[0].threshold == found.threshold, found.statements[1].threshold > found.threshold
-    (True, True)
+    Examples:
+        >>> import numpy as np
+        >>> blocks = [Loss(np.array([energy], np.float32), np.array([0.05])) for energy in np.linspace(-6, -4, 40)]
+        >>> found = guarantee({'pixels': blocks}, Request(alpha=0.02), 'blocks of 10 images', 400, 'drive.mp4')
+        >>> round(found.threshold, 2)  # that of the mean; a promise with 95 % confidence needs a higher one
+        -4.77
+        >>> found.statements[0].threshold == found.threshold, found.statements[1].threshold > found.threshold
+        (True, True)
     """
     statements, required = [], []
     for risk, (alpha, bound) in request.risks.items():

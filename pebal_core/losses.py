@@ -47,8 +47,9 @@ class LossConfig:
     joint, adaptive        the defaults
     =====================  =====================================================================
 
-    >>> LossConfig(penalty=6.0, smoothness_weight=0, sparsity_weight=0).energy_weight
-    0.1
+    Examples:
+        >>> LossConfig(penalty=6.0, smoothness_weight=0, sparsity_weight=0).energy_weight
+        0.1
     """
 
     classification: Literal["abstention", "abstention_eq3", "cross_entropy"] = "abstention"
@@ -156,17 +157,18 @@ def pebal_loss(
     Raises:
         PebalError: a label that the logits have no class for.
 
-    >>> import torch
-    >>> logits = torch.zeros(1, 4, 4, 4)  # three classes and the abstention
-    >>> logits[:, 0] = 15
-    >>> target = torch.zeros(1, 4, 4, dtype=torch.long)
-    >>> terms = pebal_loss(logits, target)  # sure, and right
-    >>> round(terms.mean_inlier_energy.item(), 3), round(terms.energy.item(), 3)
-    (-15.0, 0.0)
-    >>> target[0, :2] = OUTLIER
-    >>> terms = pebal_loss(logits, target)  # as sure about outliers: ½ (-6 + 15)² and the sparsity
-    >>> round(terms.energy.item(), 2)
-    40.52
+    Examples:
+        >>> import torch
+        >>> logits = torch.zeros(1, 4, 4, 4)  # three classes and the abstention
+        >>> logits[:, 0] = 15
+        >>> target = torch.zeros(1, 4, 4, dtype=torch.long)
+        >>> terms = pebal_loss(logits, target)  # sure, and right
+        >>> round(terms.mean_inlier_energy.item(), 3), round(terms.energy.item(), 3)
+        (-15.0, 0.0)
+        >>> target[0, :2] = OUTLIER
+        >>> terms = pebal_loss(logits, target)  # as sure about outliers: ½ (-6 + 15)² and the sparsity
+        >>> round(terms.energy.item(), 2)
+        40.52
     """
     classes = logits.shape[1] - 1
     stray = target[((target < 0) | (target >= classes)) & (target != OUTLIER) & (target != VOID)]

@@ -40,9 +40,10 @@ class Loss:
     The loss at t is ``losses[i]`` for the lowest listed energy ``energies[i]`` ≥ t, and 0 above all of them. Below the
     last listed energy it is ``losses[-1]``.
 
-    >>> loss = Loss(np.array([-2.0, -5.0], np.float32), np.array([0.1, 0.3]))
-    >>> [loss.at(threshold) for threshold in (-1, -2, -4, -5, -9)]
-    [0.0, 0.1, 0.1, 0.3, 0.3]
+    Examples:
+        >>> loss = Loss(np.array([-2.0, -5.0], np.float32), np.array([0.1, 0.3]))
+        >>> [loss.at(threshold) for threshold in (-1, -2, -4, -5, -9)]
+        [0.0, 0.1, 0.1, 0.3, 0.3]
     """
 
     energies: np.ndarray
@@ -136,12 +137,13 @@ def smallest_threshold(losses: Sequence[Loss], risk: float) -> float:
     Raises:
         ValueError: the risk is negative: no threshold can promise it.
 
-    >>> one = Loss(np.array([-2.0, -5.0], np.float32), np.array([0.1, 0.3]))
-    >>> other = Loss(np.array([-3.0], np.float32), np.array([0.2]))
-    >>> round(smallest_threshold([one, other], risk=0.1), 4)  # just above -3
-    -3.0
-    >>> round(mean_risk([one, other], -2.5), 4), round(mean_risk([one, other], -3), 4)
-    (0.05, 0.15)
+    Examples:
+        >>> one = Loss(np.array([-2.0, -5.0], np.float32), np.array([0.1, 0.3]))
+        >>> other = Loss(np.array([-3.0], np.float32), np.array([0.2]))
+        >>> round(smallest_threshold([one, other], risk=0.1), 4)  # just above -3
+        -3.0
+        >>> round(mean_risk([one, other], -2.5), 4), round(mean_risk([one, other], -3), 4)
+        (0.05, 0.15)
     """
     if risk < 0:
         raise ValueError("no threshold has a negative risk")
@@ -164,8 +166,9 @@ def mean_risk(losses: Sequence[Loss], threshold: float) -> float:
 def largest_mean_risk(alpha: float, bound: float, units: int) -> float:
     """The mean loss R of the units up to which (n·R + bound) / (n + 1) ≤ alpha; negative: out of reach.
 
-    >>> round(largest_mean_risk(alpha=0.01, bound=0.1, units=99), 4)
-    0.0091
+    Examples:
+        >>> round(largest_mean_risk(alpha=0.01, bound=0.1, units=99), 4)
+        0.0091
     """
     return ((units + 1) * alpha - bound) / units
 
@@ -191,8 +194,9 @@ def largest_confident_risk(alpha: float, bound: float, units: int, confidence: f
 def hoeffding_bentkus(mean: float, alpha: float, units: int) -> float:
     """p-value of "the risk exceeds alpha", from the mean of independent losses in [0, 1] (Learn then test, eq. 8).
 
-    >>> round(hoeffding_bentkus(mean=0.0, alpha=0.05, units=100), 4)
-    0.0059
+    Examples:
+        >>> round(hoeffding_bentkus(mean=0.0, alpha=0.05, units=100), 4)
+        0.0059
     """
     if alpha >= 1:
         return 0.0
@@ -226,8 +230,9 @@ def units_needed(alpha: float, bound: float, confidence: float | None = None) ->
     Args:
         confidence: of the statement; None: the statement about the mean.
 
-    >>> units_needed(alpha=0.01, bound=0.1), units_needed(alpha=0.01, bound=0.1, confidence=0.95)
-    (9, 29)
+    Examples:
+        >>> units_needed(alpha=0.01, bound=0.1), units_needed(alpha=0.01, bound=0.1, confidence=0.95)
+        (9, 29)
     """
     if confidence is None:
         return max(1, math.ceil((bound - alpha) / alpha - 1e-9))
@@ -237,8 +242,9 @@ def units_needed(alpha: float, bound: float, confidence: float | None = None) ->
 def smallest_alpha(bound: float, units: int, confidence: float | None = None) -> float:
     """The smallest risk that so many units without false alarms can promise.
 
-    >>> round(smallest_alpha(bound=0.1, units=9), 3)
-    0.01
+    Examples:
+        >>> round(smallest_alpha(bound=0.1, units=9), 3)
+        0.01
     """
     if confidence is None:
         return bound / (units + 1)

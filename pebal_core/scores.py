@@ -43,10 +43,11 @@ def free_energy(logits: Tensor) -> Tensor:
     Returns:
         B×H×W, low on inliers and high on outliers.
 
-    >>> import torch
-    >>> logits = torch.tensor([[2.0, 0.0, 5.0], [0.0, 0.0, 5.0]])[..., None, None]  # two images of one pixel
-    >>> [round(energy, 3) for energy in free_energy(logits).flatten().tolist()]  # sure of a class, and not
-    [-2.127, -0.693]
+    Examples:
+        >>> import torch
+        >>> logits = torch.tensor([[2.0, 0.0, 5.0], [0.0, 0.0, 5.0]])[..., None, None]  # two images of one pixel
+        >>> [round(energy, 3) for energy in free_energy(logits).flatten().tolist()]  # sure of a class, and not
+        [-2.127, -0.693]
     """
     return -torch.logsumexp(logits[:, :-1], dim=1)
 
@@ -81,11 +82,12 @@ def anomaly_scores(
     Returns:
         B×H×W for each name.
 
-    >>> import torch
-    >>> logits = torch.tensor([[2.0, 0.0, 5.0]])[..., None, None]
-    >>> scores = anomaly_scores(logits, ["msp", "max_logit", "entropy"])
-    >>> [round(score.item(), 3) for score in scores.values()]
-    [0.119, -2.0, 0.365]
+    Examples:
+        >>> import torch
+        >>> logits = torch.tensor([[2.0, 0.0, 5.0]])[..., None, None]
+        >>> scores = anomaly_scores(logits, ["msp", "max_logit", "entropy"])
+        >>> [round(score.item(), 3) for score in scores.values()]
+        [0.119, -2.0, 0.365]
     """
     highest, label = logits[:, :-1].max(dim=1)
     below = logits[:, :-1] - highest[:, None]
@@ -114,11 +116,12 @@ def anomaly_scores(
 class MaxLogitStatistics:
     """Mean and standard deviation of the highest logit by predicted class, streamed over training images.
 
-    >>> statistics = MaxLogitStatistics(classes=2)
-    >>> statistics.update(np.array([[3.0, 5.0, 1.0]], np.float32), np.array([[0, 0, 1]]))
-    >>> mean, deviation = statistics.compute()
-    >>> mean.tolist()
-    [4.0, 3.0]
+    Examples:
+        >>> statistics = MaxLogitStatistics(classes=2)
+        >>> statistics.update(np.array([[3.0, 5.0, 1.0]], np.float32), np.array([[0, 0, 1]]))
+        >>> mean, deviation = statistics.compute()
+        >>> mean.tolist()
+        [4.0, 3.0]
     """
 
     def __init__(self, classes: int) -> None:

@@ -32,10 +32,11 @@ class CalibrationMetrics:
 
         ECE = Σ_m (n_m / N) · |accuracy_m - mean confidence_m|
 
-    >>> metrics = CalibrationMetrics()
-    >>> metrics.update(np.array([[0.9, 0.9]]), np.array([[3, 3]]), np.array([[3, 5]]), name='frame 1')
-    >>> round(metrics.compute().ece, 2)  # 90 % sure, and right half the time
-    0.4
+    Examples:
+        >>> metrics = CalibrationMetrics()
+        >>> metrics.update(np.array([[0.9, 0.9]]), np.array([[3, 3]]), np.array([[3, 5]]), name='frame 1')
+        >>> round(metrics.compute().ece, 2)  # 90 % sure, and right half the time
+        0.4
     """
 
     def __init__(self, bins: int = 15) -> None:

@@ -45,13 +45,14 @@ class ComponentResult:
 class ComponentMetrics:
     """Accumulates components frame by frame; the threshold is usually that of the best pixel F1 of the same set.
 
-    >>> metrics = ComponentMetrics(threshold=0.5, smallest_prediction=1, smallest_object=1)
-    >>> target, score = np.zeros((2, 20, 20), np.float32)
-    >>> target[:10, :10] = score[:10, :5] = 1
-    >>> metrics.update(score, target.astype(np.uint8), name='frame 1')
-    >>> result = metrics.compute()
-    >>> result.objects, result.siou, result.ppv
-    (1, 0.5, 1.0)
+    Examples:
+        >>> metrics = ComponentMetrics(threshold=0.5, smallest_prediction=1, smallest_object=1)
+        >>> target, score = np.zeros((2, 20, 20), np.float32)
+        >>> target[:10, :10] = score[:10, :5] = 1
+        >>> metrics.update(score, target.astype(np.uint8), name='frame 1')
+        >>> result = metrics.compute()
+        >>> result.objects, result.siou, result.ppv
+        (1, 0.5, 1.0)
     """
 
     def __init__(self, threshold: float, smallest_prediction: int = 500, smallest_object: int = 100) -> None:

@@ -89,14 +89,15 @@ class ObjectMetrics:
 
     The state has some hundred numbers for each image, so that the images can be weighted for a bootstrap.
 
-    >>> target, score = np.zeros((2, 40, 40), np.float32)
-    >>> target[:20, :20] = score[:20, :10] = score[35:, 20:] = 1
-    >>> score[35:, 20:] = 2
-    >>> metrics = ObjectMetrics(classes=1, threshold=1.0)
-    >>> metrics.update(score, target.astype(np.uint8), np.zeros((40, 40), np.uint8), name="a.png")
-    >>> result = metrics.compute()
-    >>> result.recall_at, result.stored.recall, result.stored.false_per_frame
-    ((0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0), 1.0, 1.0)
+    Examples:
+        >>> target, score = np.zeros((2, 40, 40), np.float32)
+        >>> target[:20, :20] = score[:20, :10] = score[35:, 20:] = 1
+        >>> score[35:, 20:] = 2
+        >>> metrics = ObjectMetrics(classes=1, threshold=1.0)
+        >>> metrics.update(score, target.astype(np.uint8), np.zeros((40, 40), np.uint8), name="a.png")
+        >>> result = metrics.compute()
+        >>> result.recall_at, result.stored.recall, result.stored.false_per_frame
+        ((0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0), 1.0, 1.0)
     """
 
     def __init__(self, classes: int, threshold: float | None = None, floor: float | None = -np.inf) -> None:
@@ -135,7 +136,9 @@ class ObjectMetrics:
         """Add a frame.
 
         Args:
-            score, target, name: as of `PooledMetrics.update`.
+            score: H×W floats, higher where more anomalous.
+            target: H×W uint8, 1 anomaly, 0 not, 255 void.
+            name: of the frame, for messages.
             labels: H×W integers, the known class of each pixel, labelled or predicted; other values: none.
             stored: H×W bool, the pixels that are reported at the stored threshold; None: those that reach it.
 

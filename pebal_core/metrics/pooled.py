@@ -80,12 +80,13 @@ class PooledMetrics:
     a file. One pass is exact. Memory is bounded whatever the number of frames; the counts lie in temporary
     files (see `ScoreCounts`).
 
-    >>> metrics = PooledMetrics()
-    >>> metrics.update(np.array([[-9.0, -3.0, -7.0]], np.float32), np.array([[0, 1, 255]]), name="a.png")
-    >>> metrics.update(np.array([[-8.0, -2.0, -4.0]], np.float32), np.array([[0, 0, 1]]), name="b.png")
-    >>> result = metrics.compute()
-    >>> round(result.auroc, 4), round(result.fpr95, 4), result.best_f1_threshold
-    (0.6667, 0.3333, -4.0)
+    Examples:
+        >>> metrics = PooledMetrics()
+        >>> metrics.update(np.array([[-9.0, -3.0, -7.0]], np.float32), np.array([[0, 1, 255]]), name="a.png")
+        >>> metrics.update(np.array([[-8.0, -2.0, -4.0]], np.float32), np.array([[0, 0, 1]]), name="b.png")
+        >>> result = metrics.compute()
+        >>> round(result.auroc, 4), round(result.fpr95, 4), result.best_f1_threshold
+        (0.6667, 0.3333, -4.0)
     """
 
     def __init__(self) -> None:

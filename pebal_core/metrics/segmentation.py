@@ -39,11 +39,12 @@ class SegmentationMetrics:
 
     Void pixels (255 in the target) take no part, whatever is predicted there.
 
-    >>> metrics = SegmentationMetrics(['road', 'car'])
-    >>> metrics.update(np.array([[0, 0, 1, 1]]), np.array([[0, 1, 1, 255]]), name='frame 1')
-    >>> result = metrics.compute()
-    >>> result.iou, result.miou, round(result.accuracy, 3)
-    ((0.5, 0.5), 0.5, 0.667)
+    Examples:
+        >>> metrics = SegmentationMetrics(['road', 'car'])
+        >>> metrics.update(np.array([[0, 0, 1, 1]]), np.array([[0, 1, 1, 255]]), name='frame 1')
+        >>> result = metrics.compute()
+        >>> result.iou, result.miou, round(result.accuracy, 3)
+        ((0.5, 0.5), 0.5, 0.667)
     """
 
     def __init__(self, classes: Sequence[str]) -> None:

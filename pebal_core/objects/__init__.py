@@ -3,12 +3,13 @@
 `find_objects` turns the energy and the labels of one image into objects, `GroundPlane` says where they stand, and
 `ObjectTracker` follows them over time. The package needs NumPy and OpenCV alone: neither torch nor ROS.
 
->>> import numpy as np
->>> energy, labels = np.full((60, 80), -10, np.float32), np.zeros((60, 80), np.uint8)
->>> energy[30:45, 20:40] = -2
->>> found = find_objects(energy, labels, ObjectRules(threshold=-4, grow=-5))
->>> found.objects[0].box, found.objects[0].area
-((20, 30, 20, 15), 300)
+Examples:
+    >>> import numpy as np
+    >>> energy, labels = np.full((60, 80), -10, np.float32), np.zeros((60, 80), np.uint8)
+    >>> energy[30:45, 20:40] = -2
+    >>> found = find_objects(energy, labels, ObjectRules(threshold=-4, grow=-5))
+    >>> found.objects[0].box, found.objects[0].area
+    ((20, 30, 20, 15), 300)
 """
 
 from .finding import Found, filter_energy, find_objects

@@ -139,10 +139,11 @@ class Mounting:
 class GroundPlane:
     """Flat ground as a camera sees it.
 
-    >>> camera = CameraModel(1280, 720, np.array([[800, 0, 640], [0, 800, 360], [0, 0, 1.0]]), np.zeros(5))
-    >>> ground = GroundPlane.from_mounting(camera, Mounting(height=1.5, pitch=0))
-    >>> ground.project(np.array([[640, 480]])).round(3)  # 120 px below the horizon: 800 · 1.5 / 120 m ahead
-    array([[10.,  0.]])
+    Examples:
+        >>> camera = CameraModel(1280, 720, np.array([[800, 0, 640], [0, 800, 360], [0, 0, 1.0]]), np.zeros(5))
+        >>> ground = GroundPlane.from_mounting(camera, Mounting(height=1.5, pitch=0))
+        >>> ground.project(np.array([[640, 480]])).round(3)  # 120 px below the horizon: 800 · 1.5 / 120 m ahead
+        array([[10.,  0.]])
 
     Raises:
         PebalError: the camera sees no ground, because the horizon lies below the image.

@@ -25,9 +25,10 @@ class IgnoreMask:
         mask: H×W bool or uint8, nonzero where nothing may alarm.
         name: what it is called in messages, such as "The ignore mask bonnet.png".
 
-    >>> mask = IgnoreMask(np.eye(4, dtype=bool), "The mask")
-    >>> IgnoreMask.decode(mask.encode()).at(8, 8).shape
-    (8, 8)
+    Examples:
+        >>> mask = IgnoreMask(np.eye(4, dtype=bool), "The mask")
+        >>> IgnoreMask.decode(mask.encode()).at(8, 8).shape
+        (8, 8)
     """
 
     def __init__(self, mask: np.ndarray, name: str) -> None:

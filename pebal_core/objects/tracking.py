@@ -85,9 +85,10 @@ class ObjectTracker:
     objects of a road scene need no optimal assignment, and the trackers of public libraries expect a detector's scores
     and a constant frame rate.
 
-    >>> tracker = ObjectTracker(TrackRules(confirm_hits=2, confirm_window=3))
-    >>> tracker.update([], stamp=0.0)
-    []
+    Examples:
+        >>> tracker = ObjectTracker(TrackRules(confirm_hits=2, confirm_window=3))
+        >>> tracker.update([], stamp=0.0)
+        []
     """
 
     def __init__(self, rules: TrackRules) -> None:

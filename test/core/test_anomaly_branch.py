@@ -220,3 +220,11 @@ def test_a_model_of_two_networks_says_how_to_move_on(workshop: Path, tmp_path: P
     assert main(train_options(workshop, tmp_path, "--keep_classes=true", "--trainer.steps=2")) == 0
     with pytest.warns(UserWarning, match="runs two networks side by side; 'pebal train --branch true'"):
         load_model(tmp_path / "last.safetensors")
+
+
+def test_infinite_energies_count_as_the_highest_and_the_lowest() -> None:
+    alarms = Alarms(["road"])
+    energy = np.array([[np.inf, -np.inf, 0.0, np.nan]], np.float32)
+    alarms.update(energy, np.zeros((1, 4), np.uint8), np.zeros((1, 4), bool))
+    assert alarms.by_class(1.0)["road"] == pytest.approx(1 / 4)
+    assert alarms.by_class(-1.0)["road"] == pytest.approx(2 / 4)

@@ -11,17 +11,18 @@ import pytest
 import pebal_core
 from pebal_core import metrics, objects
 
-PACKAGES = {"pebal_core.metrics": metrics, "pebal_core.objects": objects}
+INSIDE = [
+    module.name
+    for package in (metrics, objects)
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
+]
 MODULES = [
-    "pebal_core", "pebal_core.drift", "pebal_core.guarantee", "pebal_core.losses", "pebal_core.risk_control",
-    "pebal_core.scores", *PACKAGES,
-    *(
-        module.name
-        for name, package in PACKAGES.items()
-        for module in pkgutil.iter_modules(package.__path__, f"{name}.")
-    ),
+    "pebal_core", "pebal_core.adaptation.run", "pebal_core.class_list", "pebal_core.drift", "pebal_core.guarantee",
+    "pebal_core.losses", "pebal_core.metrics", "pebal_core.objects", "pebal_core.risk_control", "pebal_core.scores",
+    *INSIDE,
 ]  # fmt: skip
 WITH_EXAMPLES = {
+    "pebal_core.adaptation.run", "pebal_core.class_list",
     "pebal_core.drift", "pebal_core.guarantee", "pebal_core.losses", "pebal_core.metrics.calibration",
     "pebal_core.metrics.components", "pebal_core.metrics.objects", "pebal_core.metrics.pooled",
     "pebal_core.metrics.segmentation", "pebal_core.objects", "pebal_core.objects.ground", "pebal_core.objects.tracking",
