@@ -33,8 +33,10 @@ class Alarms:
     def update(self, energy: np.ndarray, labels: np.ndarray, outlier: np.ndarray) -> None:
         """Add a frame: energy H×W in nats, labels H×W (trainIds; others take no part), outlier H×W bool."""
         known = labels < len(self.classes)
-        # Infinities belong to the outermost bins; NaN, which the pooled metrics refuse, has no integer.
-        steps = np.nan_to_num((energy[known] - LOWEST) / STEP, nan=0.0)
+        # Infinities, and what overflows here, belong to the outermost bins; NaN, which the pooled metrics refuse, has
+        # no integer.
+        with np.errstate(over="ignore"):
+            steps = np.nan_to_num((energy[known] - LOWEST) / STEP, nan=0.0)
         bins = steps.clip(0, BINS - 1).astype(np.int64)
         flat = labels[known].astype(np.int64) * BINS + bins
         self.counts += np.bincount(flat, minlength=self.counts.size).reshape(self.counts.shape)
