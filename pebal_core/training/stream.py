@@ -70,7 +70,7 @@ def stream_loader(stream: SampleStream, workers: int) -> DataLoader[Sample]:
 class NumberedScenes(Dataset[Any]):
     """Scenes in the order of their numbers, each loaded when it is asked for, in the process that asks.
 
-    A `DataLoader` is not needed: every scene has its own size, and an error in a worker would lose its sentence.
+    No loader of PyTorch is needed: every scene has its own size, and an error in a worker would lose its sentence.
 
     Args:
         load: gives the scene of a number.
