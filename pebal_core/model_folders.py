@@ -13,6 +13,7 @@ from __future__ import annotations
 import colorsys
 import contextlib
 import json
+import logging
 import math
 import re
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ from .model_file import ModelInfo, file_sha256
 from .networks import SegmentationNetwork, build_network, describe_network
 from .networks.transformers import described, import_transformers, published_configuration, split
 
-HUB = re.compile(r"hf:([\w.-]+/[\w.-]+)")
+HUB = re.compile(r"hf:(\w[\w.-]*/\w[\w.-]*)")
 CONFIG, WEIGHTS, PROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
 SMP_IGNORED = ("classes", "encoder_name", "encoder_weights", "upsampling")
 """Entries of a folder of segmentation-models-pytorch that are said in another way, or concern the enlargement of the
@@ -98,6 +99,7 @@ def download(name: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it remarks on every attempt
     path = Path()
     for file in (CONFIG, WEIGHTS, PROCESSOR):
         try:
@@ -212,9 +214,11 @@ def from_transformers(
         )
     with quiet(library):
         kind = library.AutoModelForSemanticSegmentation._model_mapping[type(settings)]
-        model, found = kind.from_pretrained(None, config=settings, state_dict=weights, output_loading_info=True)
+        model, found = kind.from_pretrained(
+            None, config=settings, state_dict=weights, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     missing = sorted(key for key in found["missing_keys"] if not key.startswith("auxiliary_head"))
-    mismatched = sorted(str(key) for key in found["mismatched_keys"])
+    mismatched = sorted(key for key, *_ in found["mismatched_keys"] if not key.startswith("auxiliary_head"))
     for keys, fault in ((missing, "lacks"), (mismatched, "has in another shape")):
         if keys:
             raise PebalError(f"{WEIGHTS} {fault} {len(keys)} tensors of the network, first {keys[0]:.100}")
@@ -373,13 +377,13 @@ def with_abstention(state: dict[str, Tensor], info: ModelInfo, seed: int) -> tup
 @contextlib.contextmanager
 def quiet(library: Any) -> Iterator[None]:
     """No progress bars and no remarks of transformers: what there is to say is said by us."""
-    logging = library.utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    remarks = library.utils.logging
+    level, bars = remarks.get_verbosity(), remarks.is_progress_bar_enabled()
+    remarks.set_verbosity_error()
+    remarks.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        remarks.set_verbosity(level)
         if bars:
-            logging.enable_progress_bar()
+            remarks.enable_progress_bar()

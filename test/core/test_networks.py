@@ -109,6 +109,7 @@ def write_folder(folder: Path, kind: str) -> tuple[Path, Any]:
         for key, value in model.named_parameters():
             if value.dim() > 1 and "position" not in key:
                 nn.init.kaiming_normal_(value)
+    library.utils.logging.disable_progress_bar()
     model.save_pretrained(folder)
     getattr(library, f"{PROCESSORS.get(kind, name)}ImageProcessor")(**seen).save_pretrained(folder)
     return folder, model
@@ -200,8 +201,8 @@ def test_logits_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
         logits = network.head(network.trunk(images))[:, :-1]
     if logits.shape != expected.shape:  # UPerNet and DPT enlarge theirs
         logits = F.interpolate(logits, expected.shape[-2:], mode="bilinear", align_corners=kind == "dpt")
-    assert expected.std() > 1e-3
-    assert (logits - expected).abs().max() <= 1e-5 * max(1.0, float(expected.abs().max()))
+    assert expected.std() > 0
+    assert (logits - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize("kind", SMP)
@@ -229,7 +230,7 @@ def test_what_a_folder_says_becomes_the_description(tmp_path: Path, capsys: pyte
     info = read_info(out)
     assert info.class_names == ["road", "car", "tree", "sky", "sign-", "person"]
     assert (info.mean, info.std, info.input_size) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6], [64, 96])
-    assert info.classes.flagged("stays_calm") == (5,), "what is known of a person is known by the name"
+    assert info.classes.classes[5].group == "human", "what is known of a person is known by the name"
     assert len({tuple(color) for color in info.palette}) == 6
     assert info.origin["file"] == "segformer/model.safetensors" and len(info.origin["sha256"]) == 64
     said = capsys.readouterr()
@@ -302,12 +303,12 @@ def test_what_cannot_be_used_is_named(case: str, tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"depths": [10**9, 1, 1, 1]}, "has no 'depths'"),
+        ({"depths": [10**9, 1, 1, 1]}, "has no entry 'depths'"),
         ({"depths": [60000, 60000, 60000, 60000]}, "more than 10000 layers"),
         ({"hidden_sizes": [60000, 60000, 60000, 60000]}, "do not fit the network"),
-        ({"hidden_act": "os.system('x')"}, "has no 'hidden_act'"),
-        ({"auto_map": {"AutoModel": "x--y.Z"}}, "has no 'auto_map'"),
-        ({"attn_implementation": "org/kernel"}, "has no 'attn_implementation'"),
+        ({"hidden_act": "os.system('x')"}, "has no entry 'hidden_act'"),
+        ({"auto_map": {"AutoModel": "x--y.Z"}}, "has no entry 'auto_map'"),
+        ({"attn_implementation": "org/kernel"}, "has no entry 'attn_implementation'"),
         ({"model_type": "bert"}, "is no model with logits"),
         ({"model_type": "upernet", "backbone_config": {"model_type": "timm_backbone", "backbone": "hf-hub:a/b"}}, "no"),
         ({"depths": "x"}, "cannot be built with"),
@@ -420,6 +421,7 @@ def test_a_model_of_the_hub_is_downloaded_and_converted(hub: str, tmp_path: Path
     assert origin["source"] == "https://huggingface.co/org/name (0123456789ab)"
 
 
+@pytest.mark.slow  # the Hub's client tries six times
 @pytest.mark.parametrize(
     ("name", "message"),
     [("hf:org/name", "hf:org/name could not be downloaded"), ("hf:../x", "names no model of the Hugging Face Hub")],
