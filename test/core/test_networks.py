@@ -108,7 +108,7 @@ def write_folder(folder: Path, kind: str) -> tuple[Path, Any]:
     with torch.no_grad():
         for key, value in model.named_parameters():
             if value.dim() > 1 and "position" not in key:
-                nn.init.kaiming_normal_(value)
+                nn.init.xavier_normal_(value)
     library.utils.logging.disable_progress_bar()
     model.save_pretrained(folder)
     getattr(library, f"{PROCESSORS.get(kind, name)}ImageProcessor")(**seen).save_pretrained(folder)
