@@ -20,6 +20,8 @@ LABELLED_OUTLIER = 253
 FIRST_GROUP = 243
 """From here to `LABELLED_OUTLIER` stand training labels that name several classes (see `data.partial_labels`)."""
 
+BESIDE_ROAD, VEHICLES, ROADSIDE, FAR, CARS, RIDERS, SIGNS, GREEN, WALLS, ANYTHING = range(FIRST_GROUP, LABELLED_OUTLIER)
+
 MOST_CLASSES = 254
 """Classes that labels of 8 bits hold beside `OUTLIER` and `VOID`; with partial labels or labelled anomalies,
 `FIRST_GROUP`."""

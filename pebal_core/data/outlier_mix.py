@@ -13,11 +13,10 @@ import numpy as np
 
 from ..class_list import ClassList, cityscapes_classes
 from ..errors import PebalError
-from ..labels import OUTLIER, VOID
+from ..labels import CARS, OUTLIER, RIDERS, SIGNS, VEHICLES, VOID
 from ..ranges import SHARE, check_ranges
 from .coco import Instance, OutlierImage, OutlierSet
 from .cutouts import Cutout, cut_out, harmonise, paste, random_blob, random_texture, resize, soften, vary
-from .partial_labels import CARS, RIDERS, SIGNS, VEHICLES
 
 Scene = tuple[np.ndarray, np.ndarray]
 """Image H×W×3 uint8 RGB and labels H×W uint8."""

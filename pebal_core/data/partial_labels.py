@@ -6,9 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..labels import FIRST_GROUP, LABELLED_OUTLIER
-
-BESIDE_ROAD, VEHICLES, ROADSIDE, FAR, CARS, RIDERS, SIGNS, GREEN, WALLS, ANYTHING = range(FIRST_GROUP, LABELLED_OUTLIER)
+from ..labels import ANYTHING, BESIDE_ROAD, CARS, FAR, GREEN, RIDERS, ROADSIDE, SIGNS, VEHICLES, WALLS
 
 GROUPS: dict[int, tuple[int, ...]] = {
     BESIDE_ROAD: (1, 9),  # sidewalk, terrain

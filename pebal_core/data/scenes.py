@@ -12,8 +12,23 @@ import numpy as np
 from ..class_list import ClassList, cityscapes_classes, read_mapping
 from ..errors import PebalError
 from ..files import read_pixels
-from ..labels import CAMVID_TO_TRAIN_ID, FIRST_GROUP, LABEL_ID_TO_TRAIN_ID, OUTLIER, VOID
-from .partial_labels import ANYTHING, BESIDE_ROAD, CARS, FAR, GREEN, RIDERS, ROADSIDE, SIGNS, VEHICLES, WALLS
+from ..labels import (
+    ANYTHING,
+    BESIDE_ROAD,
+    CAMVID_TO_TRAIN_ID,
+    CARS,
+    FAR,
+    FIRST_GROUP,
+    GREEN,
+    LABEL_ID_TO_TRAIN_ID,
+    OUTLIER,
+    RIDERS,
+    ROADSIDE,
+    SIGNS,
+    VEHICLES,
+    VOID,
+    WALLS,
+)
 
 SKY = 10
 CHECKED = 8

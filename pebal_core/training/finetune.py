@@ -25,11 +25,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from ..data.partial_labels import ANYTHING, resolve_groups
+from ..data.partial_labels import resolve_groups
 from ..detector import AnomalyDetector
 from ..errors import PebalError
 from ..guarantee import Request
-from ..labels import LABELLED_OUTLIER, OUTLIER, VOID
+from ..labels import ANYTHING, LABELLED_OUTLIER, OUTLIER, VOID
 from ..losses import LossConfig, pebal_loss
 from ..metrics.alarms import Alarms
 from ..metrics.pooled import PooledMetrics

@@ -13,9 +13,8 @@ from pebal_core.class_list import cityscapes_classes
 from pebal_core.commands.main import main
 from pebal_core.data.coco import OutlierSet, prepare_coco
 from pebal_core.data.outlier_mix import ObjectPool, RichMix
-from pebal_core.data.partial_labels import RIDERS
 from pebal_core.errors import PebalError
-from pebal_core.labels import OUTLIER, VOID
+from pebal_core.labels import OUTLIER, RIDERS, VOID
 from pebal_core.losses import pebal_loss
 from pebal_core.metrics.alarms import Alarms
 from pebal_core.model_file import load_model, read_info

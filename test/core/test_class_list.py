@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -244,3 +247,37 @@ def test_from_pretraining_to_figures(count: int, tmp_path: Path, capsys: pytest.
 def write_shapes_folder(root: Path) -> Path:
     write_shapes(root / "shapes")
     return root / "shapes"
+
+
+def run_example(name: str, *arguments: object, folder: Path) -> str:
+    script = Path(__file__).parents[2] / "examples" / name
+    done = subprocess.run(
+        [sys.executable, str(script), *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "PYTHONPATH": str(script.parents[1])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_examples_run(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        labels = np.zeros((20, 30), np.uint8)
+        labels[5:9, 5:9] = 1
+        cv2.imwrite(str(tmp_path / f"{number}.png"), labels)
+        np.save(tmp_path / f"{number}.npy", labels + rng.normal(0, 0.1, labels.shape).astype(np.float32))
+    told = run_example("evaluate_own_scores.py", tmp_path, tmp_path, folder=tmp_path)
+    assert told.startswith("AUROC 1.0000, AP 1.0000, FPR95 0.0000 on 2 images")
+    listed = write_list(tmp_path / "factory.yaml")
+    classes = load_class_list(listed)
+    write_folders(tmp_path / "hall", classes, 3)
+    told = run_example("score_image.py", tmp_path / "hall" / "images" / "val" / "0.jpg", folder=tmp_path)
+    assert "nats at most; the alarm threshold is -2.492 nats" in told
+    info = ModelInfo("deeplabv3plus", {"encoder": "resnet18", "decoder_channels": 16})
+    info.use_classes(classes)
+    network = pebal_core.build_network(info.network, info.num_outputs, **info.network_args)
+    save_model(tmp_path / "model.safetensors", network, info)
+    shapes = write_shapes_folder(tmp_path)
+    told = run_example("fine_tune_folder.py", "hall", listed, shapes, "model.safetensors", "run", 2, folder=tmp_path)
+    assert "run/best.safetensors: AP 0." in told and (tmp_path / "run" / "best.safetensors").is_file()

@@ -21,7 +21,8 @@ from pebal_core.commands import ablate, pretrain, train
 from pebal_core.commands.main import main
 from pebal_core.commands.parser import make_parser, parse
 from pebal_core.commands.train import read_config
-from pebal_core.data.partial_labels import FAR, resolve_groups
+from pebal_core.data.partial_labels import resolve_groups
+from pebal_core.labels import FAR
 from pebal_core.model_file import load_model, read_info, save_model
 from pebal_core.scores import free_energy
 

@@ -12,7 +12,7 @@ import torch
 from pebal_core.data.coco import OutlierSet, prepare_coco
 from pebal_core.data.cutouts import Cutout, cut_out, paste, random_blob, resize
 from pebal_core.data.outlier_mix import ObjectPool, RichMix, anomaly_mix, draw_foot, horizon_row
-from pebal_core.data.partial_labels import ANYTHING, CARS, GREEN, GROUPS, WALLS, resolve_groups
+from pebal_core.data.partial_labels import GROUPS, resolve_groups
 from pebal_core.data.scenes import (
     camvid,
     camvid_groups,
@@ -24,7 +24,7 @@ from pebal_core.data.scenes import (
     unlabelled,
 )
 from pebal_core.errors import PebalError
-from pebal_core.labels import OUTLIER, VOID
+from pebal_core.labels import ANYTHING, CARS, GREEN, OUTLIER, VOID, WALLS
 from pebal_core.training.samples import DataConfig, SceneSource, TrainingSamples
 
 from .scenes import road_scene, square, write_camvid, write_coco
