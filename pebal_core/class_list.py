@@ -23,6 +23,7 @@ import numpy as np
 import yaml
 
 from .errors import PebalError
+from .files import user_path
 from .labels import CITYSCAPES_CLASSES, MOST_CLASSES, OUTLIER, VOID
 
 FOLDER = Path(__file__).parent / "class_lists"
@@ -198,7 +199,7 @@ def load_class_list(name: str | Path) -> ClassList:
     """
     if str(name) in _REGISTERED:
         return _REGISTERED[str(name)]
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.suffix.lower() in (".yaml", ".yml"):
         return _read(path)
     shipped = FOLDER / f"{name}.yaml"
@@ -235,7 +236,7 @@ def read_mapping(path: str | Path, source: ClassList, target: ClassList) -> np.n
     Raises:
         PebalError: the file cannot be read, names an unknown class, or leaves a class of `source` out.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     content = _mapping(_load(path), str(path), None, set())
     if unknown := [key for key in content if key not in source.names]:
         raise PebalError(f"{path} maps '{unknown[0]!s:.80}', but {source.name} has no such class.")

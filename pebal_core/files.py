@@ -96,3 +96,18 @@ def is_whole(content: bytes | memoryview) -> bool:
         if kind == b"IEND":
             return position <= len(content)
     return False
+
+
+def user_path(name: str | Path) -> Path:
+    """A path as a user writes it, with ``~``.
+
+    Raises:
+        PebalError: no file system can have it, or it leads through a folder that cannot be looked into.
+    """
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise PebalError(f"'{name!s:.100}' cannot be used as a path: {reason}.") from error
+    return path

@@ -14,7 +14,7 @@ import numpy as np
 from . import onnx_scan
 from .class_list import ClassList, cityscapes_classes, described
 from .errors import PebalError
-from .files import write_atomically
+from .files import user_path, write_atomically
 from .integrity import DIGEST_KEY, check_fit, check_info, read_tensors, tensors_sha256
 from .labels import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
 
@@ -123,21 +123,6 @@ def resolve_model(name: str | Path) -> Path:
         f"There is no model '{name!s:.300}': give the path of a .safetensors or .onnx file written by pebal, or one of "
         f"the shipped models ({', '.join(shipped) or 'none'})."
     )
-
-
-def user_path(name: str | Path) -> Path:
-    """A path as a user writes it, with ``~``.
-
-    Raises:
-        PebalError: no file system can have it, or it leads through a folder that cannot be looked into.
-    """
-    try:
-        path = Path(name).expanduser()
-        path.exists()
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise PebalError(f"'{name!s:.100}' cannot be used as a path: {reason}.") from error
-    return path
 
 
 def file_sha256(path: Path) -> str:

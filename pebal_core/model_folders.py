@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from .class_list import NAME, ClassList, KnownClass, cityscapes_classes
 from .errors import PebalError
+from .files import user_path
 from .integrity import SIDES, check_fit
 from .labels import CITYSCAPES_CLASSES, MOST_CLASSES, VOID
 from .model_file import ModelInfo, file_sha256
@@ -40,7 +41,7 @@ logits, which the engines do."""
 
 def is_folder(name: str) -> bool:
     """Whether this names a folder or a model of the Hub, and no checkpoint file."""
-    return name.startswith("hf:") or Path(name).expanduser().is_dir()
+    return name.startswith("hf:") or user_path(name).is_dir()
 
 
 def load_folder(
@@ -58,7 +59,7 @@ def load_folder(
     Raises:
         PebalError: a file is missing or damaged, or describes a network that cannot be used.
     """
-    folder = download(name) if name.startswith("hf:") else Path(name).expanduser()
+    folder = download(name) if name.startswith("hf:") else user_path(name)
     if name.startswith("hf:"):
         source = source or f"https://huggingface.co/{name[3:]} ({folder.name[:12]})"
     raw = read_json(folder / CONFIG)

@@ -14,6 +14,7 @@ from ..data.anomaly_sets import EvaluationSet, anomaly_ids, is_known, open_liste
 from ..data.scenes import IMAGE_SUFFIXES, read_image
 from ..detector import AnomalyDetector
 from ..errors import PebalError
+from ..files import user_path
 from ..fleet.scan import ModelChoice
 from ..objects import IgnoreMask, ObjectRules
 from ..scores import SCORES, MaxLogitStatistics
@@ -54,11 +55,11 @@ class Request:
         Raises:
             PebalError: there is no such model, or a data set has no name.
         """
-        sets = [f"{name}={Path(path).expanduser().absolute()}" for name, path in map(_split_dataset, self.datasets)]
+        sets = [f"{name}={user_path(path).absolute()}" for name, path in map(_split_dataset, self.datasets)]
         training = self.sml_images.absolute() if self.sml_images else None
         listed = self.classes
         if listed is not None and Path(listed).suffix:
-            listed = str(Path(listed).expanduser().absolute())
+            listed = str(user_path(listed).absolute())
         return replace(
             self,
             model=self.model.everywhere(),

@@ -25,8 +25,8 @@ import numpy as np
 
 from ..class_list import ClassList
 from ..errors import PebalError
+from ..files import user_path
 from ..labels import CAMVID_TO_TRAIN_ID, CITYSCAPES_CLASSES, LABEL_ID_TO_TRAIN_ID, OUTLIER, VOID
-from ..model_file import user_path
 from ..objects import IgnoreMask
 from .scenes import IMAGE_SUFFIXES, TRAIN_IDS, folders, read_ids, read_image
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..data.scenes import IMAGE_SUFFIXES, list_images, read_image
 from ..errors import CutShortError, PebalError
-from ..model_file import user_path
+from ..files import user_path
 from ..objects import CameraModel
 from .bags import BagImages, is_recording
 
