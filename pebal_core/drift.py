@@ -213,6 +213,12 @@ class DriftMonitor:
         # Where in the range of the calibration frames each feature lies: 0 at its lower end, 1 at its upper.
         low, high = np.array(self.profile.low), np.array(self.profile.high)
         place = (self._recent - low) / np.maximum(high - low, 1e-6)
+        if below[0]:
+            return "the images are darker than those of the calibration, as at night"
+        if below[1] or (above[0] and not above[3] and max(place[1], place[2]) < 0.5):
+            return "the images have less contrast than those of the calibration, as in fog"
+        if above[3] or above[0]:
+            return "the images are brighter or more saturated than those of the calibration, as in glare"
         # Alarms that stay on the same cells frame after frame, in few of them.
         fixed = self._place > 0.6
         if (
@@ -222,12 +228,6 @@ class DriftMonitor:
             and math.isclose(float(self._place[fixed].sum()), float(self._place.sum()), rel_tol=0.5)
         ):
             return "the same places alarm in every frame, as behind a dirty or blocked lens"
-        if below[0]:
-            return "the images are darker than those of the calibration, as at night"
-        if below[1] or (above[0] and not above[3] and max(place[1], place[2]) < 0.5):
-            return "the images have less contrast than those of the calibration, as in fog"
-        if above[3] or above[0]:
-            return "the images are brighter or more saturated than those of the calibration, as in glare"
         if below[2] or place[2] < LEAST_SHARP:
             return "the images are less sharp than those of the calibration, as by blur, rain or a dirty lens"
         return "there are more alarms than at the calibration, as in another place or with another camera"

@@ -132,6 +132,10 @@ def examine(camera: Camera, seen: CameraSnapshot, settings: Settings) -> Finding
     rate_in, rate_out = seen.rate_in, seen.rate_out
     if not rate_out and seen.wanted_for < RATE_WINDOW:
         return Finding(OK, None, f"The first frames from {topic} are being answered.")
+    if camera.drift:
+        return Finding(
+            WARN, Code.DRIFT, f"{camera.drift} Adapt the model to such scenes (pebal adapt), or calibrate it on them."
+        )
     served = f"{rate_out:.1f} of {rate_in:.1f} frames per second from {topic} are answered"
     asked = min(rate_in, settings.max_rate) if settings.max_rate else rate_in
     behind = rate_out < (1 - OVERLOAD_SHARE) * asked
@@ -145,10 +149,6 @@ def examine(camera: Camera, seen: CameraSnapshot, settings: Settings) -> Finding
         )
     if behind and dropped > OVERLOAD_SHARE * rate_in:
         return Finding(WARN, Code.OVERLOAD, f"{served}: the camera is faster than the model, older frames are dropped.")
-    if camera.drift:
-        return Finding(
-            WARN, Code.DRIFT, f"{camera.drift} Adapt the model to such scenes (pebal adapt), or calibrate it on them."
-        )
     if report.left_out:
         return Finding(
             WARN,
