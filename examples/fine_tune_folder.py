@@ -1,8 +1,9 @@
 """Fine-tune a model on a folder of labelled images: images/train, images/val, labels/train, labels/val.
 
-    python examples/fine_tune_folder.py FOLDER classes.yaml OUTLIERS model.safetensors OUT [STEPS]
+    python examples/fine_tune_folder.py FOLDER classes.yaml OUTLIERS model.safetensors OUT [STEPS [HEIGHT WIDTH]]
 
-OUTLIERS is a folder that `pebal prepare-coco` wrote. The model must have the classes of the list.
+OUTLIERS is a folder that `pebal prepare-coco` wrote. The model must have the classes of the list. HEIGHT and WIDTH are those
+of a training crop.
 """
 
 from __future__ import annotations
@@ -14,10 +15,19 @@ from pebal_core.training.run import RunConfig
 from pebal_core.training.samples import DataConfig, SceneSource
 
 
-def main(folder: str, classes: str, outliers: str, model: str, out: str, steps: str = "1000") -> None:
+def main(
+    folder: str,
+    classes: str,
+    outliers: str,
+    model: str,
+    out: str,
+    steps: str = "1000",
+    height: str = "384",
+    width: str = "512",
+) -> None:
     scenes, validation = (SceneSource("folders", folder, split, classes=classes) for split in ("train", "val"))
-    data = DataConfig([scenes], [validation], outliers, root=".", crop=[64, 96], validation_every=1)
-    run = RunConfig(steps=int(steps), batch_size=2, validate_every=int(steps), workers=0)
+    data = DataConfig([scenes], [validation], outliers, root=".", crop=[int(height), int(width)])
+    run = RunConfig(steps=int(steps), batch_size=4, validate_every=int(steps), workers=0)
     best = finetune(FinetuneConfig(model, data, out, run, lr=1e-4))
     print(f"{out}/best.safetensors: AP {best['val_ap']:.3f} on pasted outliers, mIoU {best['val_miou']:.3f}")
 

@@ -44,6 +44,7 @@ EGO_BLOCKS = 8
 """Blocks of time from which on the scene can be trusted to have changed."""
 CHECKED = 40
 OUTSTANDING = 5.0
+"""Robust standard deviations above the median peak energy from which a frame may show something foreign."""
 SUSPECTS_SHOWN = 6
 EVALUATIONS = 4
 """Of a training, in which known classes are watched."""
@@ -228,7 +229,10 @@ def _write_scenes(
     """
     done = work / "scenes" / "suspects.json"
     if done.is_file():
-        return list(json.loads(done.read_text()))
+        try:
+            return [str(file) for file in json.loads(done.read_text())]
+        except (ValueError, TypeError) as error:
+            raise PebalError(f"{done} is damaged ({error}); delete {work} to start anew.") from error
     peaks: dict[str, float] = {}
     classes = detector.info.classes.numbered().as_dict()
     write_atomically(work / CLASSES, yaml.safe_dump(classes, allow_unicode=True, sort_keys=False).encode())

@@ -279,5 +279,7 @@ def test_the_examples_run(tmp_path: Path) -> None:
     network = pebal_core.build_network(info.network, info.num_outputs, **info.network_args)
     save_model(tmp_path / "model.safetensors", network, info)
     shapes = write_shapes_folder(tmp_path)
-    told = run_example("fine_tune_folder.py", "hall", listed, shapes, "model.safetensors", "run", 2, folder=tmp_path)
+    told = run_example(
+        "fine_tune_folder.py", "hall", listed, shapes, "model.safetensors", "run", 2, 64, 96, folder=tmp_path
+    )
     assert "run/best.safetensors: AP 0." in told and (tmp_path / "run" / "best.safetensors").is_file()
