@@ -2,8 +2,8 @@
 
     python examples/fine_tune_folder.py FOLDER classes.yaml OUTLIERS model.safetensors OUT [STEPS [HEIGHT WIDTH]]
 
-OUTLIERS is a folder that `pebal prepare-coco` wrote. The model must have the classes of the list. HEIGHT and WIDTH are those
-of a training crop.
+OUTLIERS is a folder that `pebal prepare-coco` wrote. The model must have the classes of the list. HEIGHT and WIDTH
+are those of a training crop.
 """
 
 from __future__ import annotations
