@@ -9,6 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from pebal_core.class_list import ClassList
+
 CATEGORIES = ("person", "car", "train", "dog", "laptop", "cup")
 
 
@@ -73,3 +75,24 @@ def write_video(path: Path, frames: int = 30, codec: str = "MJPG") -> Path:
         writer.write(rng.integers(0, 256, (48, 64, 3), np.uint8))
     writer.release()
     return path
+
+
+def write_folders(root: Path, classes: ClassList, count: int, splits: tuple[str, ...] = ("train", "val")) -> Path:
+    """Images in the colours of their classes under some noise; the first class fills the lower half."""
+    rng = np.random.default_rng(0)
+    palette = np.array(classes.palette, np.uint8)
+    for split in splits:
+        for kind in ("images", "labels"):
+            (root / kind / split).mkdir(parents=True)
+        for number in range(count):
+            labels = cv2.resize(
+                rng.integers(0, len(palette), (4, 6), dtype=np.uint8), (96, 64), interpolation=cv2.INTER_NEAREST
+            )
+            labels[32:] = 0
+            ids = np.array([one.ids[0] for one in classes.classes], np.uint8)[labels]
+            image = palette[labels].astype(int) + rng.integers(-20, 21, (64, 96, 3))
+            if classes.anomaly:
+                ids[40:50, 10:30], image[40:50, 10:30] = classes.anomaly[0], (0, 255, 0)
+            cv2.imwrite(str(root / "images" / split / f"{number}.jpg"), image.clip(0, 255).astype(np.uint8)[..., ::-1])
+            cv2.imwrite(str(root / "labels" / split / f"{number}.png"), ids)
+    return root

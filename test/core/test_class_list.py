@@ -27,6 +27,8 @@ from pebal_core.model_file import ModelInfo, load_model, read_info, save_model
 from pebal_core.objects import ObjectRules
 from pebal_core.training.emphasis import Emphasis, PixelWeights
 
+from .scenes import write_folders
+
 FACTORY: dict[str, Any] = {
     "void": [0],
     "anomaly": [99],
@@ -41,27 +43,6 @@ FACTORY: dict[str, Any] = {
 def write_list(path: Path, content: Any = FACTORY) -> Path:
     path.write_text(yaml.safe_dump(content))
     return path
-
-
-def write_folders(root: Path, classes: ClassList, count: int, splits: tuple[str, ...] = ("train", "val")) -> Path:
-    """Images in the colours of their classes under some noise; the first class fills the lower half."""
-    rng = np.random.default_rng(0)
-    palette = np.array(classes.palette, np.uint8)
-    for split in splits:
-        for kind in ("images", "labels"):
-            (root / kind / split).mkdir(parents=True)
-        for number in range(count):
-            labels = cv2.resize(
-                rng.integers(0, len(palette), (4, 6), dtype=np.uint8), (96, 64), interpolation=cv2.INTER_NEAREST
-            )
-            labels[32:] = 0
-            ids = np.array([one.ids[0] for one in classes.classes], np.uint8)[labels]
-            image = palette[labels].astype(int) + rng.integers(-20, 21, (64, 96, 3))
-            if classes.anomaly:
-                ids[40:50, 10:30], image[40:50, 10:30] = classes.anomaly[0], (0, 255, 0)
-            cv2.imwrite(str(root / "images" / split / f"{number}.jpg"), image.clip(0, 255).astype(np.uint8)[..., ::-1])
-            cv2.imwrite(str(root / "labels" / split / f"{number}.png"), ids)
-    return root
 
 
 def test_a_list_says_what_the_ids_mean(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ PATIENCE = 60.0  # seconds; every wait ends as soon as it can, so this only matt
 PROMPT = 3.0 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 """Seconds in which a node ends; it takes less than two where the processor is free, and launch waits for five."""
 STARTUP = 300.0  # importing PyTorch on a busy machine
+ATTEMPTS = 10  # at a service within STARTUP
 
 Stamp = tuple[int, int]
 
@@ -324,11 +325,21 @@ class Client:
         client: Any = self.node.create_client(service_type, name)
         try:
             wait_until(client.service_is_ready, STARTUP, f"service {name}")
-            future = client.call_async(request)
-            wait_until(future.done, STARTUP, f"response of {name}")
-            return future.result()
+            return self._response(client, request, name)
         finally:
             self.node.destroy_client(client)
+
+    def _response(self, client: Any, request: Any, name: str) -> Any:
+        """Ask again after a while: a server that has not discovered its client yet loses the response."""
+        futures: list[Any] = []
+        for _ in range(ATTEMPTS):
+            futures.append(client.call_async(request))
+            try:
+                wait_until(lambda: any(future.done() for future in futures), STARTUP / ATTEMPTS)
+            except AssertionError:
+                continue
+            return next(future.result() for future in futures if future.done())
+        raise AssertionError(f"No response of {name} to {ATTEMPTS} requests within {STARTUP} s")
 
     def close(self) -> None:
         self._stopping = True

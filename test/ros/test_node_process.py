@@ -13,8 +13,11 @@ from lifecycle_msgs.msg import Transition, TransitionEvent
 from lifecycle_msgs.srv import ChangeState
 from sensor_msgs.msg import CompressedImage
 
+from pebal_core.model_file import save_model
+from pebal_core.model_folders import load_folder
 from pebal_ros.messages import to_compressed
 
+from ..core.model_folders import write_folder
 from .harness import PROMPT, STARTUP, Client, NodeProcess, frame_counts, picture, stamp_of, start_rig, wait_until
 
 
@@ -92,15 +95,16 @@ main()
 def test_interrupted_while_it_loads(tmp_path: Path, autostart: str) -> None:
     """By itself in a thread, or in the callback of an external manager."""
     with start_rig("/loading", tmp_path / "log", {"autostart": autostart}, script=SLOW_LOADING) as rig:
-        manager: Any = rig.client.node.create_client(ChangeState, "anomaly_node/change_state")
+        configure = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE))
         if autostart == "true":
             rig.process.wait_for_output("Loading the model", STARTUP)
-        wait_until(manager.service_is_ready, STARTUP)
-        future = manager.call_async(ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE)))
-        if autostart == "true":
-            wait_until(future.done)
-            assert not future.result().success, "nobody may interfere"
+            response = rig.client.call(ChangeState, "anomaly_node/change_state", configure)
+            assert not response.success, "nobody may interfere"
             rig.client.status("model", lambda s: "set autostart to false" in s.message)
+        else:
+            manager: Any = rig.client.node.create_client(ChangeState, "anomaly_node/change_state")
+            wait_until(manager.service_is_ready, STARTUP)
+            manager.call_async(configure)
         rig.process.wait_for_output("Loading the model", STARTUP)
         started = time.monotonic()
         rig.process.interrupt()
@@ -148,6 +152,18 @@ def test_two_compressed_cameras_and_one_of_them_dead(tmp_path: Path, tiny_model:
         left = client.status("/pair/left/image/compressed", lambda s: s.level == DiagnosticStatus.ERROR)
         assert frame_counts(left)["answered"] == 2 and "No frame" in left.message
         assert stamp_of(corrupt) not in inboxes["front"].stamps()
+
+
+def test_a_network_of_transformers_answers_with_its_own_classes(tmp_path: Path) -> None:
+    network, info = load_folder(str(write_folder(tmp_path / "published", "segformer")[0]))
+    save_model(tmp_path / "model.safetensors", network, info)
+    with start_rig("/converted", tmp_path / "log", {"model": tmp_path / "model.safetensors"}) as rig:
+        camera = rig.client.camera()
+        camera.wait_for_subscriber()
+        labels, energy = rig.client.listen("labels"), rig.client.listen("energy")
+        stamp = camera.send(picture())
+        assert max(labels.wait_for(stamp).data) < len(info.class_names)
+        assert energy.wait_for(stamp).encoding == "32FC1"
 
 
 def test_a_topic_of_another_type_is_named(tmp_path: Path, tiny_model: Path) -> None:
