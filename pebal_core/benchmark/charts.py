@@ -1,4 +1,7 @@
-"""Charts of the report as inline SVG; colours, dashes and fonts are classes of ``templates/report.css``."""
+"""Charts of the report as inline SVG; colours, dashes and fonts are classes of ``templates/report.css``.
+
+The classes make the charts follow the page's light or dark theme. matplotlib's SVG cannot, as its colours are inline.
+"""
 
 from __future__ import annotations
 
