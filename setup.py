@@ -90,6 +90,7 @@ setup(
             "mcap>=1.2",  # opens what we write
             "mypy>=1.11",
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "ruff>=0.6",
             "scikit-learn>=1.4",
             "transformers>=5.20",

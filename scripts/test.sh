@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Every check of the project: lint, types, tests. Arguments go to pytest: scripts/test.sh -k mailbox
+# Every check of the project: lint, types, tests. Arguments go to pytest: scripts/test.sh -n 0 -k mailbox
+# The tests run in two processes with one thread of PyTorch each; -n 0 runs them in one.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
 ruff check .
 mypy
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 # Plugins that a ROS 2 installation brings along (launch_testing and its kin) are not made for every pytest.
-PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 exec python -m pytest "$@"
+PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 exec python -m pytest -p xdist -n 2 --dist loadgroup "$@"
