@@ -1,8 +1,8 @@
-"""Evaluate scores of your own: pairs of files NAME.npy (H×W float32, higher = more anomalous) and NAME.png.
+"""Evaluate your own scores, given as pairs of files NAME.npy (H×W float32, higher = more anomalous) and NAME.png.
 
     python examples/evaluate_own_scores.py SCORES LABELS
 
-The label images hold 0 for known things, 1 for anomalies and 255 for pixels that take no part.
+The PNG files in LABELS hold the ground truth: 0 for known things, 1 for anomalies and 255 for ignored pixels.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Fine-tune a model on a folder of labelled images: images/train, images/val, labels/train, labels/val.
+"""Fine-tune a model on annotated images in images/train and images/val, annotations in labels/train and labels/val.
 
     python examples/fine_tune_folder.py FOLDER classes.yaml OUTLIERS model.safetensors OUT [STEPS [HEIGHT WIDTH]]
 
 OUTLIERS is a folder that `pebal prepare-coco` wrote. The model must have the classes of the list. HEIGHT and WIDTH
-are those of a training crop.
+are the size of a training crop.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Score one image: where is something that the network never learned?
+"""Score one image and list the objects in it that the network was not trained on.
 
 python examples/score_image.py image.jpg [model.safetensors]
 """

@@ -1,4 +1,4 @@
-"""Start anomaly_node, and if asked a player for footage and rviz2.
+"""Start anomaly_node and, on request, a player for footage and rviz2.
 
 ros2 launch pebal_ros anomaly.launch.py image:=/camera/image_raw camera_info:=/camera/camera_info
 ros2 launch pebal_ros anomaly.launch.py source:=drive.mp4 rviz:=true
@@ -18,17 +18,17 @@ from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 CONFIG = Path(get_package_share_directory("pebal_ros")) / "config"
 
 ARGUMENTS = {
-    "cameras": ("", "Names of several cameras, with commas between them; empty: one camera without a name."),
-    "image": ("image", "Image topic of the camera; of several: below the name of each."),
-    "camera_info": ("camera_info", "Calibration topic of the camera; of several: below the name of each."),
+    "cameras": ("", "Names of several cameras, separated by commas; empty: one camera without a name."),
+    "image": ("image", "Image topic of the camera; with several cameras, below the name of each."),
+    "camera_info": ("camera_info", "CameraInfo topic of the camera; with several cameras, below the name of each."),
     "namespace": ("", "Namespace of the node and its outputs, such as front."),
-    "model": ("", "Model file or shipped model; empty: as the parameter file says."),
-    "engine": ("", "torch, onnxruntime or auto; empty: as the parameter file says."),
-    "device": ("", "cpu, cuda, cuda:N, tensorrt or auto; empty: as the parameter file says."),
-    "params_file": (str(CONFIG / "anomaly.yaml"), "Parameters of anomaly_node."),
+    "model": ("", "Model file or name of a shipped model; empty: as in params_file."),
+    "engine": ("", "torch, onnxruntime or auto; empty: as in params_file."),
+    "device": ("", "cpu, cuda, cuda:N, tensorrt or auto; empty: as in params_file."),
+    "params_file": (str(CONFIG / "anomaly.yaml"), "File with the parameters of anomaly_node."),
     "source": ("", "Video, recording, image folder, image or webcam index to play as every camera; empty: no player."),
-    "topic": ("", "Image topic of the recording to play; empty: its only one."),
-    "loop": ("true", "Whether the player begins again at the end; false: the launch ends with the footage."),
+    "topic": ("", "Image topic to play from the recording; empty: its only image topic."),
+    "loop": ("true", "Whether the player starts again at the end; false: the launch ends with the footage."),
     "rviz": ("false", "Whether to show the (first) camera, overlay, score and labels in rviz2."),
 }
 CHOICES = {name: ["true", "false", "True", "False"] for name in ("loop", "rviz")}
@@ -43,9 +43,9 @@ def generate_launch_description() -> LaunchDescription:
 
 
 def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    """The actions, once the arguments have values."""
+    """Return the actions for the values of the launch arguments."""
     given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
-    # launch_ros only warns, and the node would run with other parameters than the user thinks.
+    # launch_ros would only warn, and the node would run with other parameters than the user expects.
     if not Path(given["params_file"]).is_file():
         raise FileNotFoundError(f"There is no parameter file '{given['params_file']}': correct params_file.")
 
@@ -53,8 +53,8 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         line = f"sudo apt install ros-{os.environ.get('ROS_DISTRO', 'DISTRO')}-rviz2"
         raise FileNotFoundError(f"rviz:=true needs rviz2, which is not installed: {line}, or leave rviz out.")
 
-    # Images need larger shared memory than Fast DDS has by default. Up to Jazzy it knows only the old name of the
-    # variable; later ones take both, and complain when both name one file.
+    # Images need larger shared memory than Fast DDS has by default. Up to Jazzy, Fast DDS knows only the old name of
+    # the variable. Later versions accept both names, and complain if both name the same file.
     old = os.environ.get("ROS_DISTRO") in ("humble", "iron", "jazzy")
     profile = "FASTRTPS_DEFAULT_PROFILES_FILE" if old else "FASTDDS_DEFAULT_PROFILES_FILE"
     actions: list[LaunchDescriptionEntity] = []

@@ -1,10 +1,10 @@
-"""Start one anomaly_node for a rig of cameras: one model in memory, the frames that wait are one batch.
+"""Start one anomaly_node for several cameras. One model is in memory, and waiting frames are processed as one batch.
 
 ros2 launch pebal_ros cameras.launch.py cameras:=front,left,right image:=image_raw
 ros2 launch pebal_ros cameras.launch.py cameras:=front,left source:=drive.mp4
 
-With the first line the node subscribes to front/image_raw, left/image_raw, right/image_raw and publishes front/labels …
-The other arguments are those of anomaly.launch.py.
+With the first command, the node subscribes to front/image_raw, left/image_raw and right/image_raw, and publishes
+front/labels and so on. The other arguments are the same as for anomaly.launch.py.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ def generate_launch_description() -> LaunchDescription:
     return LaunchDescription(
         [
             DeclareLaunchArgument(
-                "cameras", default_value="front,left,right", description="Names, with commas between."
+                "cameras", default_value="front,left,right", description="Camera names, separated by commas."
             ),
             IncludeLaunchDescription(PythonLaunchDescriptionSource(str(SINGLE)), launch_arguments=chosen.items()),
         ]

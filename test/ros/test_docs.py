@@ -30,7 +30,7 @@ def test_the_page_of_parameters_is_that_of_the_table() -> None:
 def test_every_finding_is_explained_and_no_other() -> None:
     source = Path(findings.__file__).read_text()
     assert [code.name for code in Code if f"Code.{code.name}," not in source] == [], "each is found somewhere"
-    section = page("operations.md").partition("### Of a camera")[2].partition("### Of the model")[0]
+    section = page("operations.md").partition("### Camera status")[2].partition("### Model status")[0]
     rows = re.findall(r"^\| `([^`]+)` \| (?:OK|WARN|ERROR) \|", section, re.MULTILINE)
     assert sorted(rows) == sorted(code.value for code in Code)
 
