@@ -25,6 +25,9 @@ BAND = 128
 WINDOW, STRIDE = 800, 534
 """Of the sliding windows by which the reference measures its mIoU."""
 
+MaxLogits = tuple[Tensor, Tensor]
+"""Mean and standard deviation of the highest logit by class, for ``sml``."""
+
 
 @dataclass(frozen=True)
 class Forward:
@@ -47,13 +50,12 @@ class ScoreReader:
 
     Args:
         detector: its engine must give logits.
-        max_logits: mean and standard deviation by class, for ``sml``.
 
     Raises:
         PebalError: the engine gives no logits.
     """
 
-    def __init__(self, detector: AnomalyDetector, max_logits: tuple[Tensor, Tensor] | None = None) -> None:
+    def __init__(self, detector: AnomalyDetector) -> None:
         engine = detector.engine
         if not _gives_logits(engine):
             raise PebalError(
@@ -62,14 +64,16 @@ class ScoreReader:
             )
         self.detector = detector
         self.engine: LogitsEngine = engine
-        self.max_logits = max_logits
 
-    def __call__(self, image: np.ndarray, names: Sequence[str], confidence: bool = False) -> Forward:
+    def __call__(
+        self, image: np.ndarray, names: Sequence[str], confidence: bool = False, max_logits: MaxLogits | None = None
+    ) -> Forward:
         """Labels and scores of an image H×W×3 uint8 RGB.
 
         Args:
             names: see `score_names`.
             confidence: whether the confidences are wanted.
+            max_logits: of the training images, where ``sml`` is among the names.
         """
         size = (image.shape[0], image.shape[1])
         logits = self.engine.logits(np.require(image[None], requirements=["C", "W"]), self.engine.input_size)
@@ -77,7 +81,7 @@ class ScoreReader:
         labels, energy = (batch[0].cpu().numpy() for batch in self.engine.read(logits, size))
         parsed = {name: split_name(name, self.engine.smoothing) for name in names}
         wanted = {base for base, _ in parsed.values()} | ({"msp"} if confidence else set())
-        raw = {"energy": energy, **self._read(logits, sorted(wanted - {"energy"}), size)}
+        raw = {"energy": energy, **_read(logits, sorted(wanted - {"energy"}), size, max_logits)}
         smoothed = {base: smooth_array(raw[base]) for base, blurred in set(parsed.values()) if blurred}
         timings = self.engine.timings
         return Forward(
@@ -112,24 +116,6 @@ class ScoreReader:
         assert total is not None
         return total.argmax(dim=0).to(torch.uint8).cpu().numpy()
 
-    @torch.inference_mode()
-    def _read(self, logits: Logits, bases: Sequence[str], size: tuple[int, int]) -> dict[str, np.ndarray]:
-        """Scores without the Gaussian, brought to the image's size as the energy is."""
-        if not bases:
-            return {}
-        full = _full(logits)
-        bands = [
-            anomaly_scores(full[:, :, top : top + BAND], bases, self.max_logits)
-            for top in range(0, full.shape[2], BAND)
-        ]
-        scores = {base: torch.cat([band[base] for band in bands], dim=1) for base in bases}
-        if logits.seen != size:
-            scores = {
-                base: torch.nn.functional.interpolate(score[:, None], size, mode="bilinear")[:, 0]
-                for base, score in scores.items()
-            }
-        return {base: score[0].cpu().numpy() for base, score in scores.items()}
-
 
 def score_names(bases: Iterable[str], smoothing: bool) -> dict[str, str]:
     """Both variants of each score, and what they are.
@@ -162,6 +148,24 @@ def split_name(name: str, smoothing: bool) -> tuple[str, bool]:
 
 def _gives_logits(engine: Engine) -> TypeGuard[LogitsEngine]:
     return isinstance(engine, LogitsEngine)
+
+
+@torch.inference_mode()
+def _read(
+    logits: Logits, bases: Sequence[str], size: tuple[int, int], max_logits: MaxLogits | None
+) -> dict[str, np.ndarray]:
+    """Scores without the Gaussian, brought to the image's size as the energy is."""
+    if not bases:
+        return {}
+    full = _full(logits)
+    bands = [anomaly_scores(full[:, :, top : top + BAND], bases, max_logits) for top in range(0, full.shape[2], BAND)]
+    scores = {base: torch.cat([band[base] for band in bands], dim=1) for base in bases}
+    if logits.seen != size:
+        scores = {
+            base: torch.nn.functional.interpolate(score[:, None], size, mode="bilinear")[:, 0]
+            for base, score in scores.items()
+        }
+    return {base: score[0].cpu().numpy() for base, score in scores.items()}
 
 
 def _full(logits: Logits) -> Tensor:

@@ -16,6 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,44 @@ class CountShards:
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Store:
+    """What one pass over the images of a set leaves behind."""
+
+    records: Records
+    counts: CountShards | None = None
+    """None where the pass counts no pixels."""
+
+    def done(self) -> set[int]:
+        """Images of which everything is there."""
+        done = set(self.records.done())
+        return done if self.counts is None or self.sums() is not None else done & self.counts.covered()
+
+    def missing(self) -> list[int]:
+        """Images that are neither done nor failed."""
+        return sorted(set(range(self.records.count)) - self.done() - set(self.records.failures()))
+
+    def sums(self) -> dict[str, Any] | None:
+        """What `keep_sums` wrote, if it holds for the images that are done: then their records suffice."""
+        if not self._sums.is_file():
+            return None
+        with trusting(self._sums):
+            values = json.loads(self._sums.read_text())
+            scores: dict[str, Any] = values["scores"]
+            return scores if values["images"] == len(self.records.done()) else None
+
+    def keep_sums(self, scores: Mapping[str, Any]) -> None:
+        """Keep the figures of each score, and delete the counts that they come from once every image is done."""
+        done = len(self.records.done())
+        write_atomically(self._sums, json.dumps({"images": done, "scores": scores}).encode())
+        if self.counts is not None and done == self.records.count:
+            self.counts.clear()
+
+    @property
+    def _sums(self) -> Path:
+        return self.records.folder.with_name("figures.json")
 
 
 def write_once(path: Path, values: Mapping[str, Any], explain: Callable[[str, Any, Any], str]) -> None:
