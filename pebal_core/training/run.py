@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import numpy as np
@@ -29,6 +29,8 @@ from torch.utils.data import DataLoader
 
 from ..errors import PebalError
 from ..files import write_atomically
+from ..metrics.alarms import Alarms
+from ..metrics.pooled import PooledMetrics
 from ..metrics.segmentation import SegmentationMetrics
 from ..model_file import ModelInfo
 from ..networks import SegmentationNetwork
@@ -38,6 +40,8 @@ from .stream import NumberedScenes, Sample, SampleStream, stream_loader
 CHECKPOINT = "last.ckpt"
 RESTORED = ("state_dict", "loops", "optimizer_states", "lr_schedulers", "callbacks", "global_step")
 """What a run needs to continue as if nothing had happened."""
+
+Metric = TypeVar("Metric", PooledMetrics, SegmentationMetrics, Alarms)
 
 
 @dataclass(kw_only=True)
@@ -190,20 +194,16 @@ class TrainingModule(pl.LightningModule, ABC):
         """H×W×3 uint8 → 1×3×H×W on the device, normalised."""
         return self.normalise(torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None])
 
-    def gather_states(self, metrics: Any) -> list[dict[str, Any]]:
-        """The `state_dict` of a metric of every rank."""
+    def joint(self, metrics: Metric) -> Metric:
+        """The metrics of all ranks together."""
         if self.trainer.world_size == 1:
-            return [metrics.state_dict()]
+            return metrics
         states: list[Any] = [None] * self.trainer.world_size
         torch.distributed.all_gather_object(states, metrics.state_dict())
-        return states
-
-    def joint_labels(self, metrics: SegmentationMetrics) -> SegmentationMetrics:
-        """The metrics of all ranks together."""
-        total = SegmentationMetrics(metrics.classes)
-        for state in self.gather_states(metrics):
-            total.merge(SegmentationMetrics.from_state(state))
-        return total
+        every: list[Any] = [type(metrics).from_state(state) for state in states]
+        for other in every[1:]:
+            every[0].merge(other)
+        return every[0]
 
     def identity(self) -> dict[str, Any]:
         """What has to be the same for a checkpoint to continue this run."""
