@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from rcl_interfaces.msg import SetParametersResult
@@ -58,10 +59,10 @@ class AnomalyNode(LifecycleNode):
         """Whether `_autostart` has not got there yet."""
         self._detector: AnomalyDetector | None = None
         self._cameras: list[Camera] = []
-        self._label_info: LabelInfoPublishers | None = None
-        self._objects: ObjectContext | None = None
         self._pipeline: Pipeline | None = None
         self._settings: Settings | None = None
+        self._taken = ExitStack()
+        """Gives back what configuring took."""
         self._enabled = True
         self._state = NodeState.UNCONFIGURED
         self._failure = ""
@@ -196,13 +197,14 @@ class AnomalyNode(LifecycleNode):
             raise PebalError("The node is about to configure itself: set autostart to false to do it from outside.")
         detector, self._loaded = self._loaded or self._load(), None
         self._settings = Settings.resolve({spec.name: self._value(spec.name) for spec in PARAMETERS}, detector.info)
-        self._objects = ObjectContext(
+        objects = ObjectContext(
             self,
             detector.info,
             self._value("ignore_mask"),
             self._value("object_classes"),
             self._value("mounting"),
         )
+        self._taken.callback(objects.destroy)
         for name in self._value("cameras"):
             camera = Camera(
                 self,
@@ -211,12 +213,13 @@ class AnomalyNode(LifecycleNode):
                 self._value("input_reliability"),
                 keep_last(self._value("output_reliability"), self._value("output_depth")),
                 list(self._value("outputs")),
-                self._objects,
+                objects,
                 self._ready,
             )
             self._cameras.append(camera)
+            self._taken.callback(camera.destroy)
         prefixes = [camera.prefix for camera in self._cameras]
-        self._label_info = LabelInfoPublishers(self, prefixes, detector.info.class_names)
+        self._taken.callback(LabelInfoPublishers(self, prefixes, detector.info.class_names).destroy)
         self._detector = detector
 
     def _activate(self) -> None:
@@ -245,15 +248,8 @@ class AnomalyNode(LifecycleNode):
     def _release(self, patience: float | None = None) -> None:
         """Give back everything that configuring took; `patience` is what the frame in hand gets, in seconds."""
         self._deactivate(patience)
-        cameras, self._cameras = self._cameras, []
-        for camera in cameras:
-            camera.destroy()
-        if self._label_info is not None:
-            self._label_info.destroy()
-            self._label_info = None
-        if self._objects is not None:
-            self._objects.destroy()
-            self._objects = None
+        self._cameras = []
+        self._taken.close()
         self._detector = self._settings = None
 
     def _clean_up(self) -> None:
@@ -277,7 +273,11 @@ class AnomalyNode(LifecycleNode):
         return response
 
     def set_parameters_atomically(self, parameter_list: list[Parameter[Any]]) -> SetParametersResult:
-        """Refuse with a reason what cannot change or is out of range; take over the rest at once."""
+        """Refuse with a reason what cannot change or is out of range; take over the rest at once.
+
+        This overrides rclpy's method because rclpy calls the on-set callbacks only after its own checks of read-only
+        parameters, types and ranges, whose messages would replace these, and a pre-set callback cannot give a reason.
+        """
         values = {spec.name: self._value(spec.name) for spec in PARAMETERS}
         for parameter in parameter_list:
             reason = refusal(PARAMETERS, parameter.name, parameter.value)
