@@ -1,4 +1,4 @@
-"""The evaluation of one image of a data set; `pebal_core.benchmark.figures` reduces what all images leave."""
+"""Evaluates one image of a data set. `pebal_core.benchmark.figures` then reduces the records of all images."""
 
 from __future__ import annotations
 
@@ -27,16 +27,15 @@ from .protocols import SMALL_OBJECTS, Protocol
 from .shards import CountShards, Records, Store, write_once
 
 FILTERED = "filtered"
-"""Name, beside those of the scores, of the main score after the object rules. Its pooled figures only give a
-threshold."""
+"""Name of the main score after the object rules. It is counted like a score, but only to find its threshold."""
 
 Thresholds = Mapping[str, float]
-"""By the main score and `FILTERED`: the threshold at which component metrics are computed."""
+"""The thresholds at which component metrics are computed, by score: the main one and `FILTERED`."""
 
 
 @dataclass(frozen=True)
 class SetBenchmark:
-    """One data set, and how it is evaluated; `open_benchmark` makes one."""
+    """A data set and how it is evaluated; made by `open_benchmark`."""
 
     name: str
     """The name of the set in the results."""
@@ -49,13 +48,13 @@ class SetBenchmark:
     main: str
     protocol: Protocol
     rules: ObjectRules | None
-    """What counts as an object in the main score; None: no threshold is stored for it."""
+    """Rules for objects in the main score; None where the model stores no threshold for it."""
     store: Store
-    """What the first pass leaves."""
+    """Results of the first pass."""
 
     @property
     def folder(self) -> Path:
-        """Where everything lies that resuming needs."""
+        """The folder with everything that resuming needs."""
         return _folder(self.out, self.name)
 
     @property
@@ -73,7 +72,7 @@ class SetBenchmark:
 
     @property
     def counted(self) -> tuple[str, ...]:
-        """The scores whose pixels are counted: those of the results, and `FILTERED` where it needs a threshold."""
+        """The scores whose pixels are counted: all, and `FILTERED` where component metrics need its threshold."""
         return (*self.scores, FILTERED) if self.has_components and self.rules is not None else self.scores
 
     def component_metrics(self, threshold: float) -> ComponentMetrics:
@@ -81,7 +80,7 @@ class SetBenchmark:
         return ComponentMetrics(threshold, *SIZE_LIMITS[track])
 
     def component_store(self, thresholds: Thresholds) -> Store:
-        """What the second pass leaves, in a folder named by the thresholds."""
+        """Results of the second pass, in a folder named after the thresholds."""
         codes = [f"{np.float32(threshold).view(np.uint32):08x}" for threshold in thresholds.values()]
         return Store(Records(self.folder / "_".join(["components", *codes]), len(self.data)))
 
@@ -100,11 +99,11 @@ def open_benchmark(
     protocol: Protocol,
     rules: ObjectRules | None,
 ) -> SetBenchmark:
-    """The benchmark of a set; the arguments are the fields of `SetBenchmark`.
+    """Prepare the benchmark of a set; the arguments are the fields of `SetBenchmark`.
 
     Raises:
-        PebalError: the folder holds results of other files under this name, the model has other classes, or it has
-            learned an anomaly of this set.
+        PebalError: the folder holds results of other files under this name, the model has other classes, or the model
+            has learned an anomaly of this set.
     """
     folder, class_names = _folder(out, name), reader.detector.info.class_names
     files = [str(image.relative_to(data.path)) for image, _ in data.pairs]
@@ -138,19 +137,19 @@ def _refuse_learned(name: str, data: EvaluationSet, digests: object) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one pass over an image leaves."""
+    """The result of one pass over one image."""
 
     record: Record
-    """Small arrays."""
+    """Small arrays, which are kept for each image."""
     counts: Mapping[str, PooledMetrics] = field(default_factory=dict)
-    """The counted pixels of each score."""
+    """The pixels of each score, which are added up over images."""
 
 
 def score_image(benchmark: SetBenchmark, index: int, max_logits: MaxLogits | None) -> Outcome:
-    """The first pass over an image.
+    """Do the first pass over an image.
 
     Args:
-        max_logits: statistics of the training images, for ``sml``.
+        max_logits: statistics of the training images, which ``sml`` needs.
 
     Raises:
         PebalError: the image cannot be evaluated.
@@ -224,7 +223,7 @@ def _score_classes(benchmark: SetBenchmark, index: int) -> Outcome:
 
 
 def score_components(benchmark: SetBenchmark, index: int, thresholds: Thresholds) -> Outcome:
-    """The second pass over an image of an anomaly set: component metrics at these thresholds.
+    """Do the second pass over an image of an anomaly set: compute component metrics at these thresholds.
 
     Raises:
         PebalError: the image cannot be evaluated.

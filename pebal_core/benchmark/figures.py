@@ -1,6 +1,6 @@
-"""The figures of a data set, reduced from what `pebal_core.benchmark.evaluate` leaves of each image.
+"""Reduces the records that `pebal_core.benchmark.evaluate` makes of each image to the figures of a data set.
 
-Records are read one at a time, so that memory does not grow with the number of images.
+Whole records are read one at a time, so that memory hardly grows with the number of images.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from .pictures import draw_frames
 from .results import STAGES, Components, Objects, Score, Segmentation, SetInfo, SetResult, save_curve
 
 Pooled = Mapping[str, PooledResult]
-"""By score: the figures of all pixels."""
+"""The figures of all pixels, by score."""
 
 
 def pool(benchmark: SetBenchmark) -> Pooled:
-    """Figures of all images from their counts, which are then not needed any more, once every image is done.
+    """Compute the figures of all pixels from the counts, which are deleted once every image is done.
 
-    Empty for a set of classes, and where no image is done.
+    The result is empty for a set of classes, and where no image is done.
     """
     store = benchmark.store
     if store.counts is None:
@@ -47,8 +47,8 @@ def pool(benchmark: SetBenchmark) -> Pooled:
 
 
 def component_thresholds(benchmark: SetBenchmark, pooled: Pooled) -> Thresholds:
-    """The thresholds of the best pixel F1, at which the second pass computes component metrics; empty: there is none
-    to do."""
+    """The thresholds of the best pixel F1, at which the second pass computes component metrics. They are empty where no
+    second pass is needed."""
     if not benchmark.has_components or benchmark.main not in pooled:
         return {}
     best = {score: pooled[score].best_f1_threshold for score in (benchmark.main, FILTERED) if score in pooled}
@@ -66,11 +66,11 @@ def failures(benchmark: SetBenchmark, thresholds: Thresholds) -> dict[str, str]:
 
 
 def reduce_set(benchmark: SetBenchmark, pooled: Pooled, thresholds: Thresholds) -> SetResult | None:
-    """The figures of a set after all passes; None if every image failed. Draws the best and the worst frames.
+    """Compute the figures of a set after all passes, and draw its best and worst frames; None if every image failed.
 
     Args:
-        pooled: of `pool`.
-        thresholds: of the second pass.
+        pooled: from `pool`.
+        thresholds: from `component_thresholds`.
     """
     records = benchmark.store.records
     done = records.done()
@@ -134,7 +134,7 @@ def _coarse(benchmark: SetBenchmark, done: list[int], score: str) -> Iterator[Co
 
 
 def _objects(benchmark: SetBenchmark, done: list[int], filtered: Components | None) -> Objects:
-    """Objects found and false objects; `filtered` holds the component metrics of the filtered scores."""
+    """Count found and false objects; `filtered` holds the component metrics of the filtered scores."""
     records = benchmark.store.records
     read = ({**records.read(index, PLAIN), **records.read(index, RULES)} for index in done)
     return benchmark.operating.figures(read, draw_weights(len(done)), filtered)

@@ -1,4 +1,4 @@
-"""One forward pass of an image, and everything that is read from it: labels and every score."""
+"""Reads labels and every score from one forward pass of an image."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from ..networks.base import upsample
 from ..scores import SCORES, anomaly_scores
 
 BAND = 128
-"""Rows for which scores are made at once."""
+"""Number of rows for which scores are computed at once."""
 
 WINDOW, STRIDE = 800, 534
-"""Of the sliding windows by which the reference measures its mIoU."""
+"""Side and step in pixels of the sliding windows by which the reference measures its mIoU."""
 
 MaxLogits = tuple[Tensor, Tensor]
 """Mean and standard deviation of the highest logit by class, for ``sml``."""
@@ -31,22 +31,22 @@ MaxLogits = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Forward:
-    """What one image gives; arrays are H×W of the image's size."""
+    """The result for one image; arrays are H×W at the size of the image."""
 
     labels: np.ndarray
     """uint8 trainIds."""
     scores: dict[str, np.ndarray]
-    """float32, by the names asked for."""
+    """float32, by name."""
     confidence: np.ndarray | None
-    """float32, highest softmax probability of the inlier classes, where asked for."""
+    """float32, the highest softmax probability of the inlier classes; None unless it was asked for."""
     milliseconds: dict[str, float]
-    """preprocess, network, scores."""
+    """By stage: preprocess, network, scores."""
 
 
 class ScoreReader:
     """Runs a detector's network once for an image and reads labels and scores from its logits.
 
-    Labels and energy are read by the detector's own code, so a figure made here is a figure of the vehicle.
+    Labels and energy are read by the detector's own code, so the figures apply to the detector as it is deployed.
 
     Args:
         detector: its engine must give logits.
@@ -68,12 +68,12 @@ class ScoreReader:
     def __call__(
         self, image: np.ndarray, names: Sequence[str], confidence: bool = False, max_logits: MaxLogits | None = None
     ) -> Forward:
-        """Labels and scores of an image H×W×3 uint8 RGB.
+        """Compute labels and scores of an image H×W×3 uint8 RGB.
 
         Args:
-            names: see `score_names`.
-            confidence: whether the confidences are wanted.
-            max_logits: of the training images, where ``sml`` is among the names.
+            names: of the scores, see `score_names`.
+            confidence: whether to return the confidences.
+            max_logits: statistics of the training images, needed where ``sml`` is among the names.
         """
         size = (image.shape[0], image.shape[1])
         logits = self.engine.logits(np.require(image[None], requirements=["C", "W"]), self.engine.input_size)
@@ -102,7 +102,7 @@ class ScoreReader:
 
     @torch.inference_mode()
     def sliding_labels(self, image: np.ndarray) -> np.ndarray:
-        """Labels H×W uint8 from the summed logits of windows of 800×800 every 534 pixels, at the image's own size."""
+        """Labels H×W uint8 from the summed logits of windows of 800×800 every 534 pixels, at the size of the image."""
         height, width = image.shape[:2]
         total: Tensor | None = None
         for top in _window_starts(height):
@@ -118,10 +118,10 @@ class ScoreReader:
 
 
 def score_names(bases: Iterable[str], smoothing: bool) -> dict[str, str]:
-    """Both variants of each score, and what they are.
+    """Names and descriptions of both variants of each score.
 
-    A plain name is the score as the model publishes its energy: with the 7×7 Gaussian if the model says so. The other
-    variant is named by what differs, ``_raw`` or ``_smoothed``.
+    A plain name stands for the score as the model publishes its energy, with the 7×7 Gaussian if the model says so. The
+    other variant has the suffix ``_raw`` or ``_smoothed``.
     """
     names = {}
     for base in bases:
@@ -131,7 +131,7 @@ def score_names(bases: Iterable[str], smoothing: bool) -> dict[str, str]:
 
 
 def split_name(name: str, smoothing: bool) -> tuple[str, bool]:
-    """Score and whether it passes the Gaussian.
+    """The score of this name, and whether it passes the Gaussian.
 
     Raises:
         PebalError: there is no such score.
@@ -154,7 +154,7 @@ def _gives_logits(engine: Engine) -> TypeGuard[LogitsEngine]:
 def _read(
     logits: Logits, bases: Sequence[str], size: tuple[int, int], max_logits: MaxLogits | None
 ) -> dict[str, np.ndarray]:
-    """Scores without the Gaussian, brought to the image's size as the energy is."""
+    """Compute scores without the Gaussian and scale them to the image as the energy is scaled."""
     if not bases:
         return {}
     full = _full(logits)

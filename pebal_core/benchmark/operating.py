@@ -1,4 +1,4 @@
-"""Objects found and false objects of a set, with pixels alone and after the object rules."""
+"""Counts found and false objects of a set, with pixels alone and after the object rules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .results import ClassAlarms, Components, Froc, Objects, SizeRecall, Stored
 Record = dict[str, np.ndarray]
 
 PLAIN, RULES = "objects.", "rules."
-"""Beginnings of the names of their arrays in the record of an image."""
+"""Prefixes of the arrays in an image's record: counted with pixels alone, and after the object rules."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class OperatingPoint:
 
     class_names: tuple[str, ...]
     rules: ObjectRules | None
-    """With the stored threshold; None: no threshold is stored, and only the curve with pixels alone is made."""
+    """They hold the stored threshold; None where no threshold is stored, and then only pixels alone are counted."""
     outliers: bool
-    """Whether outliers are labelled; if not, there is no curve."""
+    """Whether outliers are labelled; without them there is no curve."""
 
     def record(
         self,
@@ -37,23 +37,23 @@ class OperatingPoint:
         name: str,
         stored: np.ndarray | None = None,
     ) -> Record:
-        """Arrays of an image.
+        """Count the objects of an image.
 
         Args:
-            prefix: `PLAIN`: pixels alone; `RULES`: after the object rules.
+            prefix: `PLAIN` for pixels alone, `RULES` for after the object rules.
             score, target, stored, name: as of `ObjectMetrics.update`.
-            known: H×W, the known class by which false alarms are told apart.
+            known: H×W, the known class to which a false alarm is assigned.
         """
         metrics = self._new(prefix)
         metrics.update(score, target, known, stored=stored, name=name)
         return {f"{prefix}{key}": value for key, value in metrics.state_dict().items()}
 
     def figures(self, records: Iterable[Record], weights: np.ndarray, components: Components | None) -> Objects:
-        """Of the images of these records, with intervals from weighted images.
+        """Reduce the records of all images to figures with bootstrap intervals.
 
         Args:
-            weights: of `draw_weights`.
-            components: of the filtered scores.
+            weights: from `draw_weights`.
+            components: component metrics of the filtered scores.
         """
         plain, rules = self._new(PLAIN), self._new(RULES)
         for record in records:
@@ -110,10 +110,10 @@ def _by_size(stored: StoredResult) -> list[SizeRecall]:
 
 
 def reported_pixels(score: np.ndarray, labels: np.ndarray, rules: ObjectRules) -> np.ndarray:
-    """H×W bool: the pixels of the objects that the rules report.
+    """The pixels of the objects that the rules report, H×W bool.
 
     Args:
-        labels: H×W predicted classes, on which the rules look for the ground.
+        labels: H×W predicted classes, in which the rules look for the ground.
     """
     reported = np.zeros(score.shape, bool)
     for found in find_objects(score, labels, rules).objects:

@@ -1,4 +1,4 @@
-"""What a request comes to: model, sets and scores, the same in the command and in each of its workers."""
+"""Turns a request into a plan: model, sets and scores. The command and each of its workers make the same plan."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class Request:
     anomaly_ids: Sequence[int] = (1,)
     void_ids: Sequence[int] = (255,)
     ego_mask: bool = False
-    """Whether what the model's ego mask covers is void in every set."""
+    """Whether the pixels under the model's ego mask are void in every set."""
     classes: str | None = None
-    """Name or YAML file of the class list of folder pairs; None: the ids above say what is an anomaly."""
+    """Name or YAML file of the class list of folder pairs; None where the ids above mark the anomalies."""
 
     def everywhere(self) -> Request:
-        """The same for workers with another current folder.
+        """The same request for workers with another current folder.
 
         Raises:
             PebalError: there is no such model, or a data set has no name.
@@ -77,17 +77,17 @@ class TrainingImages:
     store: Store
 
     def look(self, index: int) -> Outcome:
-        """The highest logits of one image.
+        """Collect the highest logits of one image.
 
         Raises:
-            PebalError: it cannot be read.
+            PebalError: the image cannot be read.
         """
         statistics = MaxLogitStatistics(len(self.reader.detector.info.class_names))
         statistics.update(*self.reader.max_logit(read_image(self.images[index])))
         return Outcome(statistics.state_dict())
 
     def max_logits(self) -> MaxLogits:
-        """The statistics of all images.
+        """Reduce the records of all images to their statistics.
 
         Raises:
             PebalError: an image failed, or a record is damaged.
@@ -105,18 +105,18 @@ class TrainingImages:
 
 @dataclass(frozen=True)
 class Plan:
-    """The model, every set, and the scores; `make_plan` makes one."""
+    """The model, the sets and the scores of a benchmark; made by `make_plan`."""
 
     request: Request
     reader: ScoreReader
     main: str
     """The main score."""
     scores: dict[str, str]
-    """Every score, and what it is in words."""
+    """The description of every score, by name."""
     rules: ObjectRules | None
     sets: Mapping[str, SetBenchmark]
     training: TrainingImages | None
-    """None where no statistics of training images are asked for."""
+    """None where the scores need no statistics of training images."""
 
 
 def make_plan(request: Request) -> Plan:
@@ -161,22 +161,22 @@ def make_plan(request: Request) -> Plan:
 
 @dataclass(frozen=True)
 class Task:
-    """One image of a pass, and what the passes before gave for it."""
+    """One image of a pass, with the results of earlier passes that it needs."""
 
     name: str
-    """Of the set; empty for the training images."""
+    """Name of the set; empty for the training images."""
     index: int
     max_logits: MaxLogits | None = None
     """Statistics of the training images."""
     thresholds: Thresholds | None = None
-    """Of the second pass over a set; None for the first."""
+    """Thresholds of the second pass over a set; None for the first pass."""
 
     def __str__(self) -> str:
         return f"Image {self.index} of {self.name or STATISTICS}"
 
 
 def do_task(plan: Plan, task: Task) -> str:
-    """Evaluate one image and leave its record; returns why it cannot be evaluated, or "".
+    """Evaluate one image and write its record; returns the reason why it cannot be evaluated, or "".
 
     Raises:
         PebalError: the record cannot be written.
@@ -202,7 +202,7 @@ def _outcome(plan: Plan, task: Task) -> tuple[Store, Outcome]:
 
 
 def worker(request: Request) -> Callable[[Task], str]:
-    """For a worker: the function that does a task."""
+    """Make the plan in a worker, and return the function that does a task."""
     return partial(do_task, make_plan(request))
 
 
@@ -239,7 +239,7 @@ def _claim_folder(
 
 
 def _load(choice: ModelChoice) -> AnomalyDetector:
-    """A model file of ours, or an ONNX file whose output is the logits."""
+    """Load a model of this project, or an ONNX file whose output is the logits."""
     if Path(choice.model).suffix.lower() == ".onnx":
         return load_onnx(Path(choice.model), choice.input_size)
     return choice.load()
@@ -255,7 +255,7 @@ def _split_dataset(entry: str) -> tuple[str, str]:
 
 
 def _choose_scores(request: Request, smoothing: bool, main: str) -> dict[str, str]:
-    """Names and descriptions; the main score is always among them."""
+    """Names and descriptions of the scores; the main score is always among them."""
     possible = [base for base in SCORES if base != "sml" or request.sml_images]
     if request.scores is None:
         return score_names(possible, smoothing)
@@ -278,7 +278,7 @@ def _training_images(folder: Path) -> list[Path]:
 
 
 def _object_rules(reader: ScoreReader, main: str) -> ObjectRules | None:
-    """Those of the node with its default settings; the model's stored threshold is for the energy as published."""
+    """The node's rules at its default settings. The stored threshold only fits the energy as the model publishes it."""
     info = reader.detector.info
     if main != "energy" or info.threshold is None:
         return None

@@ -1,4 +1,4 @@
-"""A whole benchmark: the model, every set, and the files it leaves (see `pebal_core.benchmark.results`)."""
+"""Runs a whole benchmark and writes its results folder (see `pebal_core.benchmark.results`)."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ PACKAGES = ("torch", "numpy", "opencv-python-headless", "onnxruntime")
 
 
 def run_benchmark(request: Request, cluster: Cluster | None = None) -> int:
-    """Evaluate, write the results, print a table; returns the exit status: 1 if an image could not be evaluated.
+    """Evaluate, write the results and print a table; returns the exit status, 1 if an image could not be evaluated.
 
     Args:
-        cluster: whose workers evaluate the images, into a folder that all of them see; None: this process does.
+        cluster: its workers evaluate the images and must share the results folder; None for this process alone.
 
     Raises:
         PebalError: a set, an option or the results folder does not fit; nothing has been computed then.
@@ -81,7 +81,7 @@ def _report(out: Path, results: Results) -> None:
 
 
 def _evaluate(plan: Plan, workers: Workers, bar: _Bar) -> tuple[dict[str, SetResult], list[str]]:
-    """Every pass over every set; returns the figures by set, and why some images could not be evaluated."""
+    """Do every pass over every set; returns the figures by set, and the reasons why images could not be evaluated."""
     benchmarks, training = plan.sets.values(), plan.training
     for store in [*([training.store] if training else []), *(benchmark.store for benchmark in benchmarks)]:
         bar.add(store)
@@ -117,11 +117,10 @@ def _evaluate(plan: Plan, workers: Workers, bar: _Bar) -> tuple[dict[str, SetRes
 
 
 def _work(title: str, store: Store, task: Callable[[int], Task], workers: Workers, bar: _Bar) -> None:
-    """Do the images of a pass that are not done, and those that failed before. An image that fails is noted, and the
-    rest goes on.
+    """Evaluate the images of a pass that are not done or failed before. A failure is noted, and the rest goes on.
 
     Args:
-        task: of an image's number; the workers' function is `do_task`.
+        task: makes the task of an image from its index; the workers do it with `do_task`.
 
     Raises:
         PebalError: a record cannot be written, or records get lost.
@@ -138,7 +137,7 @@ def _work(title: str, store: Store, task: Callable[[int], Task], workers: Worker
             if error is not None or reason:
                 records.fail(done_task.index, reason or str(error))
             bar.advance()
-        # The counts of a worker that died may overlap with those of the one that did its image again.
+        # The counts of a worker that died may overlap with the counts of the worker that took over its image.
         missing = store.missing()
         if len(missing) >= len(indices):
             raise PebalError(f"Of {title}, what was computed is gone from {records.folder.parent}.")
@@ -165,7 +164,7 @@ class _Rate(ProgressColumn):
 
 
 class _Bar:
-    """How many images of all passes are done."""
+    """A progress bar over the images of all passes."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress, self._task = progress, progress.add_task("", total=0)
@@ -174,7 +173,7 @@ class _Bar:
         self._progress.update(self._task, description=text, refresh=True)
 
     def add(self, store: Store) -> None:
-        """Count the images of a pass, among them those that are done."""
+        """Add the images of a pass; some of them may be done already."""
         task = self._progress.tasks[self._task]
         self._progress.update(self._task, total=(task.total or 0) + store.records.count)
         self._progress.advance(self._task, len(store.done()))
