@@ -1,4 +1,4 @@
-"""The figures of a validation epoch."""
+"""Computes the figures of a validation epoch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..metrics.segmentation import SegmentationMetrics
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics that take in the scenes of one validation epoch."""
+    """Metrics to which the scenes of one validation epoch are added."""
 
     pooled: PooledMetrics
     labels: SegmentationMetrics
@@ -43,17 +43,17 @@ class Evaluation:
         self.far.update(energy, labels, labels == OUTLIER)
 
     def joined(self, joint: Callable[[Any], Any]) -> Evaluation:
-        """The metrics of all ranks together; `joint` joins those of one kind."""
+        """The metrics of all ranks together; `joint` merges one metric over the ranks."""
         return Evaluation(*(joint(getattr(self, item.name)) for item in fields(self)))
 
     def figures(self, name: str) -> dict[str, float]:
-        """Fractions: val_ap, val_fpr95, val_auroc, val_miou and val_accuracy.
+        """Compute val_ap, val_fpr95, val_auroc, val_miou and val_accuracy as fractions.
 
         Args:
             name: of the validation set, for messages.
 
         Raises:
-            PebalError: the scenes have no outlier, or nothing else.
+            PebalError: the scenes have no outlier pixels, or no others.
         """
         result, miou, accuracy = self.pooled.compute(), self.labels.labelled_miou(), self.labels.compute().accuracy
         if result.undefined is not None:
@@ -68,10 +68,10 @@ class Evaluation:
         }
 
     def detail(self, target_fpr: float) -> dict[str, float]:
-        """False alarms by class, and what is found of the outliers far away.
+        """Compute false alarms by class, and the figures of small outliers far away.
 
         Args:
-            target_fpr: share of the known pixels above the threshold.
+            target_fpr: share of the known pixels that alarm at the threshold.
         """
         by_class = self.alarms.by_class(self.alarms.threshold(target_fpr))
         detail = {f"alarms/{name}": share for name, share in by_class.items()}
@@ -84,5 +84,5 @@ class Evaluation:
 
 
 def _target(labels: np.ndarray) -> np.ndarray:
-    """H×W: 1 on outliers, 0 on what is known, void elsewhere."""
+    """H×W: 1 on outliers, void on void, 0 on all other pixels."""
     return np.where(labels == OUTLIER, 1, np.where(labels == VOID, VOID, 0))

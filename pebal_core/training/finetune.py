@@ -1,4 +1,4 @@
-"""PEBAL fine-tuning of any network on scenes with pasted outliers: ``pebal train``.
+"""``pebal train``: fine-tunes any network with PEBAL on scenes with pasted outliers.
 
     pebal prepare-coco COCO_FOLDER outliers/coco
     pebal train --config config/train_espnetv2.yaml --data.root DATA --data.outliers outliers/coco --model MODEL
@@ -39,7 +39,8 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
         val_accuracy.
 
     Raises:
-        PebalError: data, model or options that cannot be used, before training starts; NaN, during it.
+        PebalError: data, model or options cannot be used, which is found before training starts; or the loss becomes
+            NaN during training.
     """
     pl.seed_everything(config.trainer.seed, workers=True, verbose=False)
     out = Path(config.out)
@@ -88,10 +89,10 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
 
 
 def describe(info: ModelInfo, config: FinetuneConfig, data: str) -> ModelInfo:
-    """What the fine-tuned model will say of itself."""
+    """The metadata of the fine-tuned model."""
     info = copy.deepcopy(info)
     options = asdict(config)
-    # Paths say nothing to whoever gets the model.
+    # Paths mean nothing to a user of the model.
     for section, key in (
         (options, "model"),
         (options, "out"),

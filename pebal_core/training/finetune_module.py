@@ -1,7 +1,6 @@
-"""PEBAL's objective as a Lightning module.
+"""The Lightning module of fine-tuning: it trains the head of a network with PEBAL's objective.
 
-The trunk runs without autograd and, unless the reference's behaviour is asked for, with frozen statistics; the head
-learns.
+The trunk runs without autograd unless some of it is trained. Its BatchNorm statistics are frozen by default.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ from .samples import FinetuneData
 from .stream import NamedScene, Sample
 
 STATISTICS_SAMPLES = 32
-"""Samples from which a fresh branch takes its statistics."""
+"""Number of samples from which a fresh branch takes its statistics."""
 HISTOGRAM_EVERY = 100
-"""Steps between energy histograms."""
+"""Number of steps between energy histograms."""
 
 
 def choose_trainable(network: SegmentationNetwork, patterns: list[str]) -> None:
-    """Leave gradients on for the parameters that match a pattern, or for the head without patterns.
+    """Switch gradients on for the parameters that match a pattern, or for the head without patterns, and off elsewhere.
 
     Raises:
         PebalError: a pattern matches nothing.
@@ -55,7 +54,7 @@ def choose_trainable(network: SegmentationNetwork, patterns: list[str]) -> None:
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
-    """Differentiable; every process then minimises the loss of the joined batch."""
+    """Sum values differentiably, so that every process minimises the loss of the joined batch."""
     from torch.distributed.nn.functional import all_reduce
 
     return all_reduce(values)  # type: ignore[no-untyped-call]
@@ -63,13 +62,13 @@ def sum_over_processes(values: Tensor) -> Tensor:
 
 @dataclass
 class Published:
-    """The network that is evaluated and kept. Lightning neither trains nor stores it, because this is no module."""
+    """The network that is evaluated and kept. This is not a module, so Lightning neither trains nor stores it."""
 
     network: SegmentationNetwork
 
 
 class FinetuneModule(TrainingModule):
-    """PEBAL's objective on the head of one network, fed by a `FinetuneData`."""
+    """Trains one network with PEBAL's objective on the samples of a `FinetuneData`."""
 
     @property
     def data(self) -> FinetuneData:
@@ -83,9 +82,9 @@ class FinetuneModule(TrainingModule):
         self.weights = PixelWeights(config.emphasis, info.classes)
         self.best: dict[str, float] = {}
         self.first_accuracy = 0.0
-        """Of the starting model."""
+        """Accuracy of the starting model."""
         self.forgot = ""
-        """Why training ended early, in one sentence."""
+        """The reason why training ended early, in one sentence; empty: it did not."""
         choose_trainable(network, config.trainable)
         trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
         self.trunk_learns = not all(map(network.is_head, trained))
@@ -97,7 +96,8 @@ class FinetuneModule(TrainingModule):
             info.network = "kept_classes"
         self.published = Published(answering)
         self.evaluation: Evaluation | None = None
-        """Of the validation epoch that runs. Its files cannot be copied, as averaging does with the module."""
+        """Metrics of the validation epoch in progress. It is None otherwise, because averaging copies the module and
+        the metrics' files cannot be copied."""
 
     def train(self, mode: bool = True) -> FinetuneModule:
         super().train(mode)
@@ -111,7 +111,7 @@ class FinetuneModule(TrainingModule):
             set_statistics(self.network, (self.fixed_batch(first) for first in range(0, STATISTICS_SAMPLES, 4)))
 
     def fixed_batch(self, first: int) -> Tensor:
-        """Four normalised samples of the training set, the same ones in every process."""
+        """Four normalised training samples, the same in every process."""
         numbers = range(first, first + 4)
         images = np.stack([self.data.draw(np.random.default_rng([self.run.seed, n]), n)[0] for n in numbers])
         return self.normalise(torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2))
@@ -139,8 +139,8 @@ class FinetuneModule(TrainingModule):
         return total
 
     def resolve(self, target: Tensor, logits: Tensor) -> Tensor:
-        """Labels of the known pixels: those of the scenes, and beside a branch, which cannot move a class probability,
-        what the frozen network takes them for."""
+        """Resolve label groups to classes. Beside a branch, which cannot change class probabilities, known pixels take
+        the class that the frozen network predicts."""
         if isinstance(self.network, AnomalyBranch):
             target = torch.where((target == OUTLIER) | (target == VOID), target, ANYTHING)
         return resolve_groups(target, logits)
@@ -175,7 +175,7 @@ class FinetuneModule(TrainingModule):
         total = config.decay_steps or config.trainer.steps
 
         def share(step: int) -> float:
-            """(1 - step / total)^power, but no rate below its floor."""
+            """(1 - step / total)^power, bounded so that the rate of the head does not fall below `min_lr`."""
             return max(max(0.0, 1 - step / total) ** config.decay_power, config.min_lr / config.lr)
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
@@ -195,7 +195,7 @@ class FinetuneModule(TrainingModule):
             evaluation.add_far(self.answer(image)[0], labels, name)
 
     def answer(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Energy in nats and labels, H×W each, of what is kept."""
+        """Energy in nats and labels, H×W each, from the network that is kept."""
         logits = upsample(self.published.network(self.image_tensor(image)).float(), image.shape[:2])
         return free_energy(logits)[0].cpu().numpy(), logits[0, :-1].max(0).indices.cpu().numpy()
 
@@ -226,7 +226,7 @@ class FinetuneModule(TrainingModule):
             self.save("last")
 
     def save(self, name: str) -> None:
-        """Write what answers now to the output folder."""
+        """Write the network that is kept to the output folder."""
         if self.trainer.is_global_zero:
             save_model(Path(self.config.out) / f"{name}.safetensors", self.published.network, self.info)
 
