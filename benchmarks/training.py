@@ -44,7 +44,7 @@ def make_batch(crop: int, count: int) -> tuple[Tensor, Tensor]:
 
 
 def our_step(network: SegmentationNetwork, images: Tensor, target: Tensor) -> Tensor:
-    """As `pebal_core.training.finetune` does it."""
+    """As `pebal_core.training.finetune_module` does it."""
     with torch.no_grad():
         features = network.trunk(images)
     return pebal_loss(network.head(features), target).total

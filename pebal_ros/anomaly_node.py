@@ -1,4 +1,4 @@
-"""`anomaly_node`: camera images in, class labels and anomaly energy out.
+"""The node `anomaly_node`, which computes class labels and anomaly energy from camera images.
 
 python -m pebal_ros.anomaly_node --ros-args -p model:=starter -r image:=/camera/image_raw
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from rcl_interfaces.msg import SetParametersResult
@@ -31,37 +32,37 @@ from .pipeline import Pipeline
 from .process import Finish
 from .qos import keep_last
 
-WATCH_PERIOD = 0.1  # seconds between two looks at who publishes
+WATCH_PERIOD = 0.1  # seconds between two checks of the publishers
 SHUTDOWN_PATIENCE = 1.0
-"""Seconds that the end of the process waits for a frame in hand; launch sends SIGTERM after five."""
+"""Seconds to wait for the frame in progress when the process ends; launch sends SIGTERM after five."""
 
 
 class AnomalyNode(LifecycleNode):
-    """Wires parameters, lifecycle, cameras, the inference thread and diagnostics together.
+    """Connects parameters, lifecycle, cameras, the inference thread and diagnostics.
 
-    Configuring loads the model and offers the outputs, activating subscribes and answers, cleaning up gives
-    everything back.
+    Configuring loads the model and creates the publishers. Activating subscribes to the cameras and starts inference.
+    Cleaning up releases everything.
 
     Args:
         finish: ends the process.
 
     Raises:
-        PebalError: a parameter given at start is not acceptable.
+        PebalError: a parameter given at start is refused.
     """
 
     def __init__(self, finish: Finish) -> None:
         super().__init__("anomaly_node")
         self._finish = finish
         self._loaded: AnomalyDetector | None = None
-        """What `_autostart` loaded for configuring to take over."""
+        """The model that `_autostart` has loaded, until configuring takes it over."""
         self._loading = False
-        """Whether `_autostart` has not got there yet."""
+        """Whether `_autostart` is still loading."""
         self._detector: AnomalyDetector | None = None
         self._cameras: list[Camera] = []
-        self._label_info: LabelInfoPublishers | None = None
-        self._objects: ObjectContext | None = None
         self._pipeline: Pipeline | None = None
         self._settings: Settings | None = None
+        self._resources = ExitStack()
+        """Releases everything that configuring has created."""
         self._enabled = True
         self._state = NodeState.UNCONFIGURED
         self._failure = ""
@@ -73,7 +74,7 @@ class AnomalyNode(LifecycleNode):
             raise
         self._reporter = Reporter(self, self._collect)
         self.create_service(SetBool, "~/set_enabled", self._set_enabled)
-        # Not the node's own clock, which stands still where use_sim_time is set and /clock is not published.
+        # The node's own clock stands still where use_sim_time is set and /clock is not published.
         self.create_timer(WATCH_PERIOD, self._watch, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def _value(self, name: str) -> Any:
@@ -88,7 +89,7 @@ class AnomalyNode(LifecycleNode):
             threading.Thread(target=self._autostart, args=(executor,), name="loading", daemon=True).start()
 
     def _autostart(self, executor: Executor) -> None:
-        """Load in a thread of its own, so that services answer and a signal ends the node meanwhile."""
+        """Load the model in a separate thread, so that services respond and a signal can end the node meanwhile."""
         self._state = NodeState.LOADING
         try:
             self._loaded = self._load()
@@ -115,13 +116,13 @@ class AnomalyNode(LifecycleNode):
         self._finish(reason)
 
     def _explain(self, error: Exception) -> str:
-        """One sentence; where the error is not the user's, its traceback goes to the debug log."""
+        """Explain an error in one sentence. The traceback of an unexpected error goes to the debug log."""
         if isinstance(error, PebalError):
             return str(error)
         self.get_logger().debug(traceback.format_exc())
         return f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no reason given')}"
 
-    # ---- lifecycle; rclpy swallows what these raise, so nothing may pass ----
+    # ---- lifecycle; rclpy swallows exceptions from these callbacks, so they must not raise ----
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         return self._transition(self._configure, NodeState.CONFIGURING, NodeState.INACTIVE, undo=self._release)
@@ -130,7 +131,7 @@ class AnomalyNode(LifecycleNode):
         return self._transition(self._activate, NodeState.ACTIVATING, NodeState.ACTIVE, undo=self._deactivate)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        if self._failure:  # of the engine, for good
+        if self._failure:  # the engine has failed for good
             return TransitionCallbackReturn.ERROR
         return self._transition(self._deactivate, NodeState.DEACTIVATING, NodeState.INACTIVE)
 
@@ -145,7 +146,7 @@ class AnomalyNode(LifecycleNode):
         return result
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Only an engine that is given up leads here: there is no way back, so the node is finalized."""
+        """Finalize the node. Only an engine that has failed for good leads here, and nothing can recover it."""
         self._release(SHUTDOWN_PATIENCE)
         return TransitionCallbackReturn.FAILURE
 
@@ -164,7 +165,7 @@ class AnomalyNode(LifecycleNode):
                 undo()
             self._failure = self._explain(error)
             self._state = before
-            if not self._value("autostart"):  # with it, the process ends with this sentence
+            if not self._value("autostart"):  # otherwise the process ends with this sentence
                 self.get_logger().error(self._failure)
             return TransitionCallbackReturn.FAILURE
         self._state = after
@@ -188,7 +189,7 @@ class AnomalyNode(LifecycleNode):
             self.get_logger().info(detector.reason)
         size = (height, width) if height else detector.info.input_size
         if size is not None:
-            detector.warm_up(*size)  # the size of every frame to come, as far as the network sees it
+            detector.warm_up(*size)  # the size at which the network sees every frame
         return detector
 
     def _configure(self) -> None:
@@ -196,13 +197,14 @@ class AnomalyNode(LifecycleNode):
             raise PebalError("The node is about to configure itself: set autostart to false to do it from outside.")
         detector, self._loaded = self._loaded or self._load(), None
         self._settings = Settings.resolve({spec.name: self._value(spec.name) for spec in PARAMETERS}, detector.info)
-        self._objects = ObjectContext(
+        objects = ObjectContext(
             self,
             detector.info,
             self._value("ignore_mask"),
             self._value("object_classes"),
             self._value("mounting"),
         )
+        self._resources.callback(objects.destroy)
         for name in self._value("cameras"):
             camera = Camera(
                 self,
@@ -211,12 +213,13 @@ class AnomalyNode(LifecycleNode):
                 self._value("input_reliability"),
                 keep_last(self._value("output_reliability"), self._value("output_depth")),
                 list(self._value("outputs")),
-                self._objects,
+                objects,
                 self._ready,
             )
             self._cameras.append(camera)
+            self._resources.callback(camera.destroy)
         prefixes = [camera.prefix for camera in self._cameras]
-        self._label_info = LabelInfoPublishers(self, prefixes, detector.info.class_names)
+        self._resources.callback(LabelInfoPublishers(self, prefixes, detector.info.class_names).destroy)
         self._detector = detector
 
     def _activate(self) -> None:
@@ -243,17 +246,14 @@ class AnomalyNode(LifecycleNode):
             camera.close()
 
     def _release(self, patience: float | None = None) -> None:
-        """Give back everything that configuring took; `patience` is what the frame in hand gets, in seconds."""
+        """Release everything that configuring has created.
+
+        Args:
+            patience: seconds to wait for the frame in progress; None: until it is done.
+        """
         self._deactivate(patience)
-        cameras, self._cameras = self._cameras, []
-        for camera in cameras:
-            camera.destroy()
-        if self._label_info is not None:
-            self._label_info.destroy()
-            self._label_info = None
-        if self._objects is not None:
-            self._objects.destroy()
-            self._objects = None
+        self._cameras = []
+        self._resources.close()
         self._detector = self._settings = None
 
     def _clean_up(self) -> None:
@@ -277,7 +277,11 @@ class AnomalyNode(LifecycleNode):
         return response
 
     def set_parameters_atomically(self, parameter_list: list[Parameter[Any]]) -> SetParametersResult:
-        """Refuse with a reason what cannot change or is out of range; take over the rest at once."""
+        """Set all of the parameters, or none of them and say why.
+
+        rclpy's callbacks cannot do this, because rclpy checks types, ranges and read-only parameters, with messages of
+        its own, before it calls the on-set callbacks, and because a pre-set callback cannot give a reason.
+        """
         values = {spec.name: self._value(spec.name) for spec in PARAMETERS}
         for parameter in parameter_list:
             reason = refusal(PARAMETERS, parameter.name, parameter.value)

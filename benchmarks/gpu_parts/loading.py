@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 
 from pebal_core.model_file import load_model
-from pebal_core.training.finetune import FinetuneModule
+from pebal_core.training.finetune_module import FinetuneModule
 from pebal_core.training.run import RunConfig
 from pebal_core.training.samples import FinetuneData
 from pebal_core.training.stream import SampleStream, stream_loader

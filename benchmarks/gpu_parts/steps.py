@@ -16,7 +16,8 @@ from training import make_batch
 
 from pebal_core.losses import LossConfig, pebal_loss
 from pebal_core.networks import SegmentationNetwork
-from pebal_core.training.finetune import finetune, sum_over_processes
+from pebal_core.training.finetune import finetune
+from pebal_core.training.finetune_module import sum_over_processes
 from pebal_core.training.run import RunConfig
 
 from .bench import Bench, Size

@@ -1,1 +1,1 @@
-"""Evaluation of a model on whole data sets, resumable and shared over processes; the report of its figures."""
+"""Evaluates a model on whole data sets, in one process or many, resumes what was interrupted, and writes a report."""

@@ -1,9 +1,9 @@
-"""How much the figures would vary with other images: paired bootstrap over the images of a set.
+"""Confidence intervals of the figures by a paired bootstrap over the images of a set.
 
-Images, not pixels, are drawn with replacement, since the pixels of one image say nearly the same. Every score is given
-the same draws, so differences between scores are differences on equal images. Replicates are computed from each
-image's counts in about two thousand groups of neighbouring scores, and shifted by what the grouping changes in the
-figure of all images.
+Images are drawn with replacement, not pixels, because the pixels of one image are strongly correlated. Every score is
+given the same draws, so that scores are compared on equal images. A replicate is computed from each image's counts in
+about two thousand groups of neighbouring scores. Grouping changes the figure of all images slightly, and every
+replicate is shifted back by this change.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from .results import Interval
 
 REPLICATES = 1000
 _BATCH = 64
-_BITS = 20  # of a score that are kept for an image: steps of 1/256 nat for energies from 8 to 16
+_BITS = 20  # bits of a score that are kept for an image: steps of 1/256 nat for energies from 8 to 16
 _BINS = 1 << _BITS
 _GROUPS = 2048
 
 Coarse = tuple[np.ndarray, np.ndarray]
-"""What `coarse_counts` gives for one image."""
+"""The result of `coarse_counts` for one image."""
 
 
 def coarse_counts(score: np.ndarray, target: np.ndarray) -> Coarse:
-    """Pixels by the upper 20 bits of their score: a small summary of a frame.
+    """Count the pixels of a frame by the upper 20 bits of their score, which makes a small summary.
 
     Args:
         score, target: as of `PooledMetrics.update`.
 
     Returns:
-        Two arrays of one length: bins that occur, ascending in score, int32 (inliers have bins from 0 on, outliers
-        from 2^20 on), and pixels in each, int32.
+        Two int32 arrays of one length: the bins that occur, ascending in score (inliers have bins from 0 on, outliers
+        from 2^20 on), and the number of pixels in each.
     """
     bins, pixels = [], []
     for kind in (0, 1):
@@ -47,7 +47,7 @@ def coarse_counts(score: np.ndarray, target: np.ndarray) -> Coarse:
 
 
 def draw_weights(images: int, replicates: int = REPLICATES) -> np.ndarray:
-    """(Replicates + 1) × images uint16: how often each image was drawn; the first row is the set itself."""
+    """How often each replicate draws each image, (replicates + 1) × images uint16; the first row is the set itself."""
     rng = np.random.default_rng(0)
     weights = np.ones((replicates + 1, images), np.uint16)
     for row in weights[1:]:
@@ -56,10 +56,10 @@ def draw_weights(images: int, replicates: int = REPLICATES) -> np.ndarray:
 
 
 def replicate_figures(frames: Callable[[], Iterable[Coarse]], weights: np.ndarray) -> np.ndarray:
-    """Figures of every replicate.
+    """Compute the figures of every replicate.
 
     Args:
-        frames: gives the images' counts in their order; called twice, so that they need not be in memory together.
+        frames: gives the counts of the images in order. It is called twice, so that they need not all be in memory.
         weights: of `draw_weights`.
 
     Returns:
@@ -85,20 +85,20 @@ def replicate_figures(frames: Callable[[], Iterable[Coarse]], weights: np.ndarra
 
 
 def _group(pooled: np.ndarray) -> np.ndarray:
-    """2×bins pixels → group of each bin: neighbours that hold few of the inliers and few of the outliers."""
+    """Assign each bin to a group of neighbours with a small share of the inliers and of the outliers; 2×bins pixels."""
     shares = pooled / np.maximum(pooled.sum(axis=1, keepdims=True), 1)
     position = np.floor(np.cumsum(shares.sum(axis=0)) * (_GROUPS / 2)).astype(np.int64)
     return np.unique(position, return_inverse=True)[1]
 
 
 def interval(replicates: np.ndarray, exact: float) -> Interval | None:
-    """The central 95 % of a figure's replicates (row 0 the set itself), moved by exact - row 0, within 0…1."""
+    """The central 95 % of a figure's replicates, shifted by exact - row 0 (the set itself), within 0…1."""
     shifted = replicates[1:] - replicates[0] + exact
     return central(shifted, 0, 1)
 
 
 def central(values: np.ndarray, low: float, high: float) -> Interval | None:
-    """2.5 % and 97.5 % quantile of those values that are defined."""
+    """2.5 % and 97.5 % quantile of the values that are defined, clipped; None where none is."""
     values = values[np.isfinite(values)]
     if len(values) == 0:
         return None
@@ -113,7 +113,7 @@ class Intervals(TypedDict):
 
 
 def intervals(replicates: np.ndarray, result: PooledResult) -> Intervals:
-    """Of AUROC, AP and FPR95, around the exact figures; None for one that is not defined."""
+    """The intervals of AUROC, AP and FPR95 around the exact figures; None for a figure that is not defined."""
     found = [
         None if exact is None else interval(column, exact)
         for column, exact in zip(replicates.T, (result.auroc, result.ap, result.fpr95))

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 WIDTH, HEIGHT = 440, 340
 LINES = 6
-"""Lines that can be told apart, by colour and by dashes."""
+"""Number of lines that can be told apart by colour and dashes."""
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 48
 _ROW = 36
@@ -31,7 +31,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Mark:
-    """A figure with its interval, as fractions; published ones have no interval and are drawn hollow."""
+    """A figure with its interval, as fractions. Published figures have no interval and are drawn hollow."""
 
     label: str
     value: float
@@ -50,7 +50,7 @@ def curve_chart(
     """Curves in a square from 0 to 1. The first curve lies on top.
 
     Args:
-        guide: height of a horizontal line.
+        guide: height at which a horizontal line is drawn.
         x_ticks: labels at equal distances along the x axis.
         dots: x, y of a point on each of the first curves, in their colours.
     """
@@ -97,7 +97,7 @@ def curve_chart(
 
 
 def interval_chart(label: str, marks: Sequence[Mark]) -> Markup:
-    """One row a figure, its name above its place on a common axis from 0."""
+    """One row for each figure: its name, and below it a mark on a common axis from 0."""
     highest = max([mark.value for mark in marks] + [mark.interval[1] for mark in marks if mark.interval])
     end = next(end for end in (0.05, 0.1, 0.2, 0.5, 1.0) if highest <= end)
     width, bottom = WIDTH - 2 * _RIGHT, _ROW * len(marks)
@@ -148,7 +148,7 @@ def _open(height: int, label: str) -> Markup:
 
 
 def _polyline(points: np.ndarray) -> str:
-    """Coordinates to a tenth of a unit, without repetitions."""
+    """Round coordinates to a tenth of a unit and drop repetitions."""
     rounded = np.round(points, 1)
     kept = np.ones(len(rounded), bool)
     kept[1:] = (np.diff(rounded, axis=0) != 0).any(axis=1)
@@ -156,5 +156,5 @@ def _polyline(points: np.ndarray) -> str:
 
 
 def _anchor(tick: float, end: float) -> str:
-    """The outermost labels must not stick out."""
+    """Where a label is anchored, so that the outermost ones do not stick out."""
     return "start" if tick == 0 else "end" if tick == end else "middle"

@@ -1,4 +1,4 @@
-"""One forward pass of an image, and everything that is read from it: labels and every score."""
+"""Reads labels and every score from one forward pass of an image."""
 
 from __future__ import annotations
 
@@ -20,40 +20,42 @@ from ..networks.base import upsample
 from ..scores import SCORES, anomaly_scores
 
 BAND = 128
-"""Rows for which scores are made at once."""
+"""Number of rows for which scores are computed at once."""
 
 WINDOW, STRIDE = 800, 534
-"""Of the sliding windows by which the reference measures its mIoU."""
+"""Side and step in pixels of the sliding windows by which the reference measures its mIoU."""
+
+MaxLogits = tuple[Tensor, Tensor]
+"""Mean and standard deviation of the highest logit by class, for ``sml``."""
 
 
 @dataclass(frozen=True)
 class Forward:
-    """What one image gives; arrays are H×W of the image's size."""
+    """The result for one image; arrays are H×W at the size of the image."""
 
     labels: np.ndarray
     """uint8 trainIds."""
     scores: dict[str, np.ndarray]
-    """float32, by the names asked for."""
+    """float32, by name."""
     confidence: np.ndarray | None
-    """float32, highest softmax probability of the inlier classes, where asked for."""
+    """float32, the highest softmax probability of the inlier classes; None unless it was asked for."""
     milliseconds: dict[str, float]
-    """preprocess, network, scores."""
+    """By stage: preprocess, network, scores."""
 
 
 class ScoreReader:
     """Runs a detector's network once for an image and reads labels and scores from its logits.
 
-    Labels and energy are read by the detector's own code, so a figure made here is a figure of the vehicle.
+    Labels and energy are read by the detector's own code, so the figures apply to the detector as it is deployed.
 
     Args:
         detector: its engine must give logits.
-        max_logits: mean and standard deviation by class, for ``sml``.
 
     Raises:
         PebalError: the engine gives no logits.
     """
 
-    def __init__(self, detector: AnomalyDetector, max_logits: tuple[Tensor, Tensor] | None = None) -> None:
+    def __init__(self, detector: AnomalyDetector) -> None:
         engine = detector.engine
         if not _gives_logits(engine):
             raise PebalError(
@@ -62,14 +64,16 @@ class ScoreReader:
             )
         self.detector = detector
         self.engine: LogitsEngine = engine
-        self.max_logits = max_logits
 
-    def __call__(self, image: np.ndarray, names: Sequence[str], confidence: bool = False) -> Forward:
-        """Labels and scores of an image H×W×3 uint8 RGB.
+    def __call__(
+        self, image: np.ndarray, names: Sequence[str], confidence: bool = False, max_logits: MaxLogits | None = None
+    ) -> Forward:
+        """Compute labels and scores of an image H×W×3 uint8 RGB.
 
         Args:
-            names: see `score_names`.
-            confidence: whether the confidences are wanted.
+            names: of the scores, see `score_names`.
+            confidence: whether to return the confidences.
+            max_logits: statistics of the training images, needed where ``sml`` is among the names.
         """
         size = (image.shape[0], image.shape[1])
         logits = self.engine.logits(np.require(image[None], requirements=["C", "W"]), self.engine.input_size)
@@ -77,7 +81,7 @@ class ScoreReader:
         labels, energy = (batch[0].cpu().numpy() for batch in self.engine.read(logits, size))
         parsed = {name: split_name(name, self.engine.smoothing) for name in names}
         wanted = {base for base, _ in parsed.values()} | ({"msp"} if confidence else set())
-        raw = {"energy": energy, **self._read(logits, sorted(wanted - {"energy"}), size)}
+        raw = {"energy": energy, **_read(logits, sorted(wanted - {"energy"}), size, max_logits)}
         smoothed = {base: smooth_array(raw[base]) for base, blurred in set(parsed.values()) if blurred}
         timings = self.engine.timings
         return Forward(
@@ -98,7 +102,7 @@ class ScoreReader:
 
     @torch.inference_mode()
     def sliding_labels(self, image: np.ndarray) -> np.ndarray:
-        """Labels H×W uint8 from the summed logits of windows of 800×800 every 534 pixels, at the image's own size."""
+        """Labels H×W uint8 from the summed logits of windows of 800×800 every 534 pixels, at the size of the image."""
         height, width = image.shape[:2]
         total: Tensor | None = None
         for top in _window_starts(height):
@@ -112,30 +116,12 @@ class ScoreReader:
         assert total is not None
         return total.argmax(dim=0).to(torch.uint8).cpu().numpy()
 
-    @torch.inference_mode()
-    def _read(self, logits: Logits, bases: Sequence[str], size: tuple[int, int]) -> dict[str, np.ndarray]:
-        """Scores without the Gaussian, brought to the image's size as the energy is."""
-        if not bases:
-            return {}
-        full = _full(logits)
-        bands = [
-            anomaly_scores(full[:, :, top : top + BAND], bases, self.max_logits)
-            for top in range(0, full.shape[2], BAND)
-        ]
-        scores = {base: torch.cat([band[base] for band in bands], dim=1) for base in bases}
-        if logits.seen != size:
-            scores = {
-                base: torch.nn.functional.interpolate(score[:, None], size, mode="bilinear")[:, 0]
-                for base, score in scores.items()
-            }
-        return {base: score[0].cpu().numpy() for base, score in scores.items()}
-
 
 def score_names(bases: Iterable[str], smoothing: bool) -> dict[str, str]:
-    """Both variants of each score, and what they are.
+    """Names and descriptions of both variants of each score.
 
-    A plain name is the score as the model publishes its energy: with the 7×7 Gaussian if the model says so. The other
-    variant is named by what differs, ``_raw`` or ``_smoothed``.
+    A plain name stands for the score as the model publishes its energy, with the 7×7 Gaussian if the model says so. The
+    other variant has the suffix ``_raw`` or ``_smoothed``.
     """
     names = {}
     for base in bases:
@@ -145,7 +131,7 @@ def score_names(bases: Iterable[str], smoothing: bool) -> dict[str, str]:
 
 
 def split_name(name: str, smoothing: bool) -> tuple[str, bool]:
-    """Score and whether it passes the Gaussian.
+    """The score of this name, and whether it passes the Gaussian.
 
     Raises:
         PebalError: there is no such score.
@@ -162,6 +148,24 @@ def split_name(name: str, smoothing: bool) -> tuple[str, bool]:
 
 def _gives_logits(engine: Engine) -> TypeGuard[LogitsEngine]:
     return isinstance(engine, LogitsEngine)
+
+
+@torch.inference_mode()
+def _read(
+    logits: Logits, bases: Sequence[str], size: tuple[int, int], max_logits: MaxLogits | None
+) -> dict[str, np.ndarray]:
+    """Compute scores without the Gaussian and scale them to the image as the energy is scaled."""
+    if not bases:
+        return {}
+    full = _full(logits)
+    bands = [anomaly_scores(full[:, :, top : top + BAND], bases, max_logits) for top in range(0, full.shape[2], BAND)]
+    scores = {base: torch.cat([band[base] for band in bands], dim=1) for base in bases}
+    if logits.seen != size:
+        scores = {
+            base: torch.nn.functional.interpolate(score[:, None], size, mode="bilinear")[:, 0]
+            for base, score in scores.items()
+        }
+    return {base: score[0].cpu().numpy() for base, score in scores.items()}
 
 
 def _full(logits: Logits) -> Tensor:

@@ -1,4 +1,4 @@
-"""Any segmentation network as an ONNX file whose output is the logits, for benchmarking alone."""
+"""Runs any segmentation network from an ONNX file whose output is the logits. It serves benchmarks only."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from ..model_file import METADATA_KEY, ModelInfo
 from ..onnx_scan import scan
 
 MULTIPLE = 32
-"""Sides are padded to this where the network takes any size."""
+"""The sides of images are padded to a multiple of this where the network takes any size."""
 
 
 class OnnxLogits(LogitsEngine):
-    """ONNX Runtime on the CPU.
+    """Runs the network in ONNX Runtime on the CPU.
 
     Args:
         session: an `onnxruntime.InferenceSession` with one input N×3×H×W float32 (normalised RGB) and an output of
             logits N×K×h×w, or N×(K+1)×h×w where the abstention channel is the last.
-        info: K is the number of its classes.
-        input_size: as of `LogitsEngine`; a network of fixed size runs at that.
+        info: of a model with K classes.
+        input_size: as of `LogitsEngine`; a network with a fixed size runs at its own.
     """
 
     name = "onnxruntime, logits"
@@ -59,17 +59,17 @@ class OnnxLogits(LogitsEngine):
         batch = (pixels.numpy() - self._mean) / self._std
         prepared = time.perf_counter()
         values = torch.from_numpy(_find_logits(self.session.run(None, {self.session.get_inputs()[0].name: batch})))
-        if values.shape[1] == len(self.info.class_names):  # no abstention: a channel that nothing reads
+        if values.shape[1] == len(self.info.class_names):  # without abstention; nothing reads this channel
             values = F.pad(values, (0, 0, 0, 0, 0, 1))
         self.timings = {"preprocess": prepared - started, "inference": time.perf_counter() - prepared}
         return Logits(values, (batch.shape[2], batch.shape[3]), (height, width))
 
 
 def load_onnx(path: Path, input_size: tuple[int, int] | None = None) -> AnomalyDetector:
-    """An ONNX file with logits as a detector.
+    """Load an ONNX file with logits as a detector.
 
-    Without metadata of ours it is taken for a network of RGB images with ImageNet's normalisation; 19 outputs are the
-    Cityscapes trainIds, 20 the same and an abstention, and any other number are as many unnamed classes.
+    A file without metadata of this project is assumed to take RGB images with ImageNet's normalisation. Then 19 outputs
+    are the Cityscapes trainIds, 20 are the same and an abstention, and any other number are unnamed classes.
 
     Raises:
         PebalError: no such file, no ONNX Runtime, or a file without logits.
@@ -85,7 +85,7 @@ def load_onnx(path: Path, input_size: tuple[int, int] | None = None) -> AnomalyD
     metadata = scan(path.read_bytes(), str(path)).metadata
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # the module's own exceptions have no common class
+    except Exception as error:  # the module's exceptions have no common base class
         raise PebalError(f"{path} cannot be loaded by ONNX Runtime ({error}); export it again.") from error
     first, outputs = session.get_inputs()[0], session.get_outputs()
     channels = [output.shape[1] for output in outputs if output.type == "tensor(float)" and len(output.shape) == 4]

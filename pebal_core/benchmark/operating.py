@@ -1,4 +1,4 @@
-"""Objects found and false objects of a set, with pixels alone and after the object rules."""
+"""Counts found and false objects of a set, with pixels alone and after the object rules."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..metrics.objects import RATES, SIZES, ObjectMetrics, StoredResult
-from ..objects import ObjectRules, filter_energy, find_objects
+from ..objects import ObjectRules, find_objects
 from .bootstrap import central
 from .results import ClassAlarms, Components, Froc, Objects, SizeRecall, Stored
 
 Record = dict[str, np.ndarray]
 
 PLAIN, RULES = "objects.", "rules."
-"""Beginnings of the names of their arrays in the record of an image."""
+"""Prefixes of the arrays in an image's record: counted with pixels alone, and after the object rules."""
 
 
 @dataclass(frozen=True)
@@ -24,61 +24,36 @@ class OperatingPoint:
 
     class_names: tuple[str, ...]
     rules: ObjectRules | None
-    """With the stored threshold; None: no threshold is stored, and only the curve with pixels alone is made."""
+    """They hold the stored threshold; None where no threshold is stored, and then only pixels alone are counted."""
     outliers: bool
-    """Whether outliers are labelled; if not, there is no curve."""
+    """Whether outliers are labelled; without them there is no curve."""
 
-    @property
-    def filters(self) -> bool:
-        """Whether the scores are filtered by the rules."""
-        return self.rules is not None and self.outliers
-
-    def filtered(self, score: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """The scores as the object rules leave them."""
-        assert self.rules is not None
-        return filter_energy(score, labels, self.rules)
-
-    def plain(self, score: np.ndarray, target: np.ndarray, known: np.ndarray, name: str) -> Record:
-        """Arrays of an image with pixels alone.
-
-        Args:
-            score, target, name: as of `ObjectMetrics.update`.
-            known: H×W, the known class by which false alarms are told apart.
-        """
-        metrics = self._new(PLAIN)
-        metrics.update(score, target, known, name=name)
-        return _prefixed(PLAIN, metrics)
-
-    def after_rules(
+    def record(
         self,
+        prefix: str,
         score: np.ndarray,
-        filtered: np.ndarray,
         target: np.ndarray,
-        labels: np.ndarray,
         known: np.ndarray,
         name: str,
+        stored: np.ndarray | None = None,
     ) -> Record:
-        """The same after the object rules.
+        """Count the objects of an image.
 
         Args:
-            filtered: `filtered` of the score; the score itself where there is no curve.
-            labels: H×W predicted classes, on which the rules look for the ground.
+            prefix: `PLAIN` for pixels alone, `RULES` for after the object rules.
+            score, target, stored, name: as of `ObjectMetrics.update`.
+            known: H×W, the known class to which a false alarm is assigned.
         """
-        assert self.rules is not None
-        reported = np.zeros(score.shape, bool)
-        for found in find_objects(score, labels, self.rules).objects:
-            x, y, width, height = found.box
-            reported[y : y + height, x : x + width] |= found.mask
-        metrics = self._new(RULES)
-        metrics.update(filtered, target, known, stored=reported, name=name)
-        return _prefixed(RULES, metrics)
+        metrics = self._new(prefix)
+        metrics.update(score, target, known, stored=stored, name=name)
+        return {f"{prefix}{key}": value for key, value in metrics.state_dict().items()}
 
     def figures(self, records: Iterable[Record], weights: np.ndarray, components: Components | None) -> Objects:
-        """Of the images of these records, with intervals from weighted images.
+        """Reduce the records of all images to figures with bootstrap intervals.
 
         Args:
-            weights: of `draw_weights`.
-            components: of the filtered scores.
+            weights: from `draw_weights`.
+            components: component metrics of the filtered scores.
         """
         plain, rules = self._new(PLAIN), self._new(RULES)
         for record in records:
@@ -134,5 +109,14 @@ def _by_size(stored: StoredResult) -> list[SizeRecall]:
     return [SizeRecall(*group) for group in groups]
 
 
-def _prefixed(prefix: str, metrics: ObjectMetrics) -> Record:
-    return {f"{prefix}{key}": value for key, value in metrics.state_dict().items()}
+def reported_pixels(score: np.ndarray, labels: np.ndarray, rules: ObjectRules) -> np.ndarray:
+    """The pixels of the objects that the rules report, H×W bool.
+
+    Args:
+        labels: H×W predicted classes, in which the rules look for the ground.
+    """
+    reported = np.zeros(score.shape, bool)
+    for found in find_objects(score, labels, rules).objects:
+        x, y, width, height = found.box
+        reported[y : y + height, x : x + width] |= found.mask
+    return reported

@@ -1,4 +1,4 @@
-"""The best and the worst frames of a set as overlays."""
+"""Draws the best and the worst frames of a set as overlays."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .forward import ScoreReader
 from .results import FrameEntry
 
 EACH = 3
-"""Best and worst frames, if there are enough."""
+"""Number of best and of worst frames, if there are enough."""
 
 LARGEST = 1280
-"""Pixels of a picture's longer side."""
+"""Length of a picture's longer side in pixels, at most."""
 
 OUTLINE = (0, 255, 255)
-"""RGB of the labelled anomalies' outline."""
+"""RGB colour of the outline of labelled anomalies."""
 
 
 def draw_frames(
@@ -30,12 +30,12 @@ def draw_frames(
 ) -> list[FrameEntry]:
     """Write ``frames/NAME/*.jpg``, worst first.
 
-    On an anomaly set: the image with the heat of the score and the outline of the labelled anomalies; the heat begins
-    at the median of the frame's inliers and is full at the 95 % quantile of its anomalies. On a set of classes: the
-    predicted classes over the image, wrong pixels in red.
+    On an anomaly set, a picture shows the image with the score as a heat map and the outline of the labelled anomalies.
+    The heat map begins at the median of the frame's inliers and saturates at the 95 % quantile of its anomalies. On a
+    set of classes, a picture shows the predicted classes over the image, with wrong pixels in red.
 
     Args:
-        figures: by index, what the frames are ranked by.
+        figures: the figure by which a frame is ranked, by index.
     """
     ranked = sorted(figures, key=lambda index: (figures[index], index))
     best = min(EACH, len(ranked) // 2)

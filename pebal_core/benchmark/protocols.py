@@ -1,4 +1,4 @@
-"""What the evaluations of the field do differently."""
+"""The evaluation protocols of the field and their differences."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Protocol:
-    """Which figures stand for a model. All FPR95 definitions and all scores are reported under each."""
+    """How the main figures are computed. Each protocol reports all FPR95 definitions and all scores."""
 
     fpr95: str
     """A key of `pebal_core.metrics.pooled.FPR95_DEFINITIONS`."""
     smoothed: bool | None
-    """Whether the main score, the energy, passes the 7×7 Gaussian; None: as the model publishes it."""
+    """Whether the main score, the energy, passes the 7×7 Gaussian; None means as the model publishes it."""
     components: bool
-    """Component metrics on every anomaly set; otherwise on RoadAnomaly21 and RoadObstacle21, which define them."""
+    """Whether every anomaly set gets component metrics, or only RoadAnomaly21 and RoadObstacle21, which define them."""
     sliding: bool
-    """mIoU by sliding windows too."""
+    """Whether mIoU is also measured with sliding windows."""
 
     def main_score(self, smoothing: bool) -> str:
         """Name of the main score for a model with this smoothing."""
@@ -33,4 +33,4 @@ PROTOCOLS: dict[str, Protocol] = {
 """By name."""
 
 SMALL_OBJECTS = ("FishyscapesLostAndFound", "LostAndFound", "RoadObstacle21")
-"""Sets whose components have the size limits of SegmentMeIfYouCan's obstacles; the others those of its anomalies."""
+"""Sets to which the size limits of SegmentMeIfYouCan's obstacle track apply; its anomaly track's apply to others."""

@@ -1,16 +1,16 @@
-"""Figures that others published, to stand beside measured ones. In per cent, as their authors print them."""
+"""Published figures to compare with, in per cent as their authors print them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 RECALLED = "as published, not re-read"
-"""What has to stand beside every recalled figure that is shown."""
+"""The note that must accompany every recalled figure."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """One method on one set; None where no figure is known."""
+    """The figures of one method on one set; None where a figure is not known."""
 
     set: str
     """Canonical name, as in `pebal_core.data.anomaly_sets`."""
@@ -19,7 +19,7 @@ class Published:
     ap: float
     fpr95: float
     recalled: tuple[str, ...] = ()
-    """Fields that are recalled from papers; the others were read in a log, a leaderboard file or an issue."""
+    """Fields that were recalled from papers; the others were read from a log, a leaderboard file or an issue."""
     siou: float | None = None
     ppv: float | None = None
     f1: float | None = None
@@ -85,13 +85,14 @@ PUBLISHED: tuple[Published, ...] = _VALIDATION + tuple(
     for method, outlier_data, *tracks in _LEADERBOARD
     for name, (ap, fpr95, siou, ppv, f1) in zip(("RoadAnomaly21", "RoadObstacle21"), tracks)
 )
-"""WideResNet-38 unless the method says otherwise. Fishyscapes: validation sets; LostAndFound: test; RoadAnomaly21 and
-RoadObstacle21: the leaderboard's hidden test images, so not the validation images that can be measured at home."""
+"""The network is WideResNet-38 unless the method says otherwise. Figures on Fishyscapes are of the validation sets, on
+LostAndFound of the test set. Figures on RoadAnomaly21 and RoadObstacle21 are of the leaderboard's hidden test
+images, not of the validation images, which anyone can evaluate."""
 
 PUBLISHED_MIOU: dict[str, float] = {"pre-trained": 82.46, "after PEBAL": 81.19}
-"""Of the paper's network on the test images of Cityscapes."""
+"""mIoU of the paper's network on the test images of Cityscapes."""
 
 
 def published_for(name: str) -> list[Published]:
-    """What is known of a set, by its canonical name."""
+    """The published figures of a set, by its canonical name."""
     return [entry for entry in PUBLISHED if entry.set == name]

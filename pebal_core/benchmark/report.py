@@ -1,4 +1,4 @@
-"""The HTML report of a results folder: one file that needs no network and no other file."""
+"""Writes the HTML report of a results folder as one file that needs no network and no other file."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from .tables import NONE, component_figures, percent, size_range
 
 REPORT = "report.html"
 LEADERBOARD_SETS = ("RoadAnomaly21", "RoadObstacle21")
-"""Their published figures are those of hidden test images."""
+"""Sets whose published figures are of hidden test images."""
 
 _PICTURE_SIDE = 800
 _LEAST_RATE = 1 / 16
-"""Of false objects per frame in the drawn curve, whose end is the inverse."""
+"""Lowest number of false objects per frame in the drawn curve; the highest is its inverse."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An overlay that is part of the page."""
+    """An overlay that is embedded in the page."""
 
     frame: FrameEntry
     uri: str
@@ -76,7 +76,7 @@ def write_report(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Charts:
-    """The charts of one anomaly set, and what the lines of the first two are."""
+    """The charts of one anomaly set, and the legend of the first two."""
 
     legend: list[tuple[Markup, str, Score]]
     roc: Markup
@@ -110,7 +110,7 @@ def _charts(folder: Path, results: Results, name: str) -> Charts | None:
 
 
 def _froc_chart(score: Score | None) -> Markup | None:
-    """Recall over false objects per frame from 1/16 to 16, logarithmic; None where there is no curve."""
+    """Recall over false objects per frame from 1/16 to 16 on a logarithmic axis; None where there is no curve."""
     if score is None or score.objects is None or score.objects.froc.score is None:
         return None
     lines, dots = [], []
@@ -132,12 +132,12 @@ def _froc_chart(score: Score | None) -> Markup | None:
 
 
 def _rate_place(rate: np.ndarray) -> np.ndarray:
-    """0 at the lowest drawn rate of false objects, 1 at the highest."""
+    """Position on the axis: 0 at the lowest drawn rate of false objects, 1 at the highest."""
     return np.log(rate / _LEAST_RATE) / np.log(_LEAST_RATE**-2)
 
 
 def _drawn_scores(results: Results, name: str) -> Iterator[tuple[str, Score]]:
-    """The main score, then the others that are defined; of the variants with and without the Gaussian one each."""
+    """The main score and the other defined scores, one variant of each, with or without the Gaussian."""
     main = results.run.main_score
     names = [main, *(n for n in results.sets[name].scores if n != main and not n.endswith(("_raw", "_smoothed")))]
     scores = results.sets[name].scores
@@ -160,7 +160,7 @@ def _picture(folder: Path, frame: FrameEntry) -> Picture:
 
 
 def _brackets(interval: Interval | None, digits: int = 1) -> str:
-    """In per cent; empty where there is none."""
+    """An interval in per cent; empty where there is none."""
     return "" if interval is None else f"[{100 * interval[0]:.{digits}f}, {100 * interval[1]:.{digits}f}]"
 
 
@@ -170,5 +170,5 @@ def _number(interval: Interval | None) -> str:
 
 
 def _breakable(name: str) -> Markup:
-    """Lets a narrow column break a name after its underscores and slashes."""
+    """Allow line breaks after the underscores and slashes of a name."""
     return Markup("").join(Markup("{}<wbr>" if c in "_/" else "{}").format(c) for c in name)

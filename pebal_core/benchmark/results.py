@@ -1,16 +1,16 @@
-"""What a benchmark leaves in its folder, and how it is read back.
+"""The results folder of a benchmark: how it is written and read.
 
 ::
 
     results.json                    {"run": …, DATASET: {SCORE: …, "segmentation": …, "set": …}, …}
     results.md                      the same as tables
     report.html                     the same as a page with curves and pictures, in one file
-    curves/DATASET.SCORE.npz        `threshold`, `tpr` (= recall), `fpr`, `precision`: thinned for plotting, one length
+    curves/DATASET.SCORE.npz        `threshold`, `tpr` (= recall), `fpr`, `precision`, of one length, thinned for plots
     frames/DATASET/*.jpg            overlays of the best and the worst frames, listed in ``set.frames``
-    work/                           what resuming needs
+    work/                           everything that resuming needs
 
-All rates are fractions. In the JSON every field below is a key of the same name; a score that is not defined on a
-set (only one class of pixels occurs) holds None in its figures and the reason in ``undefined``.
+All rates are fractions. Every field below is a key of the same name in the JSON. A score is not defined on a set where
+only one class of pixels occurs. Its figures are then None, and ``undefined`` holds the reason.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from ..metrics.pooled import Curve, Figures
 
 RESULTS = "results.json"
 RUN, SEGMENTATION, SET = "run", "segmentation", "set"
-"""Reserved names: `RUN` beside the data sets; `SEGMENTATION` and `SET` beside a data set's scores."""
+"""Reserved keys: `RUN` among the data sets, `SEGMENTATION` and `SET` among the scores of a data set."""
 
 STAGES = ("read", "preprocess", "network", "scores", "metrics")
-"""What an image is spent on; ``scores``: labels and scores from the logits."""
+"""Stages whose time is measured. In ``scores``, labels and scores are computed from the logits."""
 
 Interval = tuple[float, float]
 
@@ -52,7 +52,7 @@ class Components:
     threshold: float | None
     smallest_prediction: int
     smallest_object: int
-    """Pixels; what is smaller was left out."""
+    """In pixels; smaller ones were left out."""
     undefined: str | None = None
 
 
@@ -61,12 +61,12 @@ class Froc:
     """The free-response ROC curve, and its mean recall over the rates of `Objects.recall_at`."""
 
     score: float | None
-    """None, as all recalls, without a labelled object."""
+    """None without a labelled object, as are all recalls."""
     score_interval: Interval | None
     threshold: list[float]
     false_per_frame: list[float]
     recall: list[float]
-    """The operating points at which recall rises, of one length, by false objects per frame from the lowest."""
+    """The operating points at which recall rises, in ascending order of false objects per frame; all of one length."""
 
 
 @dataclass(frozen=True)
@@ -74,25 +74,25 @@ class ClassAlarms:
     """False alarms on a known class at the stored threshold."""
 
     pixels: float | None
-    """Share of the class's inlier pixels that is reported; None where none is of the class."""
+    """Share of the class's inlier pixels that are reported; None where the class does not occur."""
     objects_per_frame: float
-    """False objects most of whose inlier pixels are of the class."""
+    """Number of false objects whose inlier pixels belong mostly to the class."""
 
 
 @dataclass(frozen=True)
 class SizeRecall:
-    """Recall at the stored threshold of the labelled objects of one size."""
+    """Recall of the labelled objects of one range of sizes at the stored threshold."""
 
     from_pixels: int
     to_pixels: int | None
-    """Up to, but without this; None: no end."""
+    """Exclusive upper limit; None for no limit."""
     objects: int
     recall: float | None
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What the model's stored threshold gives."""
+    """Figures at the model's stored threshold."""
 
     threshold: float
     recall: float | None
@@ -101,41 +101,41 @@ class Stored:
     false_per_frame_interval: Interval | None
     by_size: list[SizeRecall]
     by_class: dict[str, ClassAlarms]
-    """By class name: the labelled class on a set of classes, the predicted one on an anomaly set."""
+    """By name of the class, which is the labelled one on a set of classes and the predicted one on an anomaly set."""
 
 
 @dataclass(frozen=True)
 class Objects:
-    """Objects found and false objects, as `pebal_core.metrics.objects` defines them."""
+    """Found and false objects, as `pebal_core.metrics.objects` defines them."""
 
     labelled: int
-    """Objects that can be found."""
+    """Number of objects that can be found."""
     froc: Froc
     recall_at: dict[str, float | None]
-    """By false objects per frame, "0.125" to "8": the best recall at or below that rate."""
+    """The best recall at or below a rate of false objects per frame, by the rate, "0.125" to "8"."""
     recall_at_interval: dict[str, Interval | None]
     stored: Stored | None
     """None where the model stores no threshold for this score."""
     components: Components | None = None
-    """Under `rules` only: the component metrics of the filtered scores; those of all scores stand in `Score`."""
+    """Component metrics of the filtered scores, only under `rules`. `Score` has the ones of the unfiltered scores."""
     rules: Objects | None = None
-    """The same after the object rules (`Run.object_rules`): the curve sweeps the scores that `filter_energy` leaves,
-    and at the stored threshold the objects are those of `find_objects`."""
+    """The same after the object rules (`Run.object_rules`). The curve is computed from the scores that `filter_energy`
+    returns, and the objects at the stored threshold are found by `find_objects`."""
 
 
 @dataclass(frozen=True)
 class Score(Figures):
-    """The figures of one score on one set; `fpr95` is by the definition that the protocol names."""
+    """The figures of one score on one set; `fpr95` follows the definition that the protocol names."""
 
     auroc_interval: Interval | None = None
     ap_interval: Interval | None = None
     fpr95_interval: Interval | None = None
-    """95 % bootstrap intervals over images, the same resamples for every score of the set."""
+    """95 % bootstrap intervals over images, with the same resamples for every score of the set."""
     ap_difference_interval: Interval | None = None
-    """The same for this score's AP minus that of the main score; None for the main score itself."""
+    """The interval of this score's AP minus the main score's AP; None for the main score itself."""
     components: Components | None = None
     objects: Objects | None = None
-    """Of the main score."""
+    """Only for the main score."""
 
 
 @dataclass(frozen=True)
@@ -148,44 +148,44 @@ class Segmentation:
     """Mean over the classes that the set labels."""
     accuracy: float | None
     iou: dict[str, float | None]
-    """By class name, of the classes that the set labels."""
+    """By name of the class, for the classes that the set labels."""
     ece: float | None
-    """Expected calibration error of the highest softmax probability, 15 bins."""
+    """Expected calibration error of the highest softmax probability, in 15 bins."""
     sliding_miou: float | None = None
     sliding_iou: dict[str, float | None] | None = None
-    """With windows of 800 every 534 pixels at the image's own resolution; None where the protocol has none."""
+    """Measured with windows of 800 every 534 pixels at the image's own resolution; None unless the protocol asks."""
     group_iou: dict[str, float | None] = field(default_factory=dict)
-    """By the groups of the class list, whose classes then count as one."""
+    """By group of the class list; the classes of a group count as one."""
 
 
 @dataclass(frozen=True)
 class FrameEntry:
-    """A frame that was picked, and its picture."""
+    """A frame that is shown, and its picture."""
 
     name: str
     kind: str
-    """``best`` or ``worst`` by the AP of the main score within the frame (by mIoU on a set without anomalies)."""
+    """``best`` or ``worst``, by the main score's AP within the frame, or by mIoU on a set without anomalies."""
     figure: float
-    """That AP or mIoU."""
+    """The AP or the mIoU."""
     picture: str
-    """Path of the overlay, relative to the results folder: the image with the anomaly heat and the labels' outline."""
+    """Path of the overlay relative to the results folder."""
 
 
 @dataclass(frozen=True)
 class SetInfo:
-    """What was evaluated."""
+    """The images that were evaluated, and their cost."""
 
     set: str
     """Canonical name of the set, such as ``RoadAnomaly21``; ``images+labels`` for a folder pair."""
     path: str
     images: int
-    """Evaluated."""
+    """Number of images that were evaluated."""
     failed: dict[str, str]
-    """File → why it could not be evaluated."""
+    """The reason why a file could not be evaluated, by file."""
     milliseconds: dict[str, float]
     """Mean per image, by the names in `STAGES`."""
     images_per_second: float
-    """One process: 1 / the sum of these stages."""
+    """Of one process: 1 / the sum of these stages."""
     peak_memory_mb: float
     """Of the largest process."""
     frames: list[FrameEntry] = field(default_factory=list)
@@ -193,7 +193,7 @@ class SetInfo:
 
 @dataclass(frozen=True)
 class Run:
-    """What produced the figures."""
+    """How the figures were produced."""
 
     model: str
     model_sha256: str
@@ -203,17 +203,18 @@ class Run:
     main_score: str
     """The score that stands for the model under this protocol, a key of the sets."""
     scores: dict[str, str]
-    """Score → what it is, in words."""
+    """The description of each score, by name."""
     engine: str
     device: str
     precision: str
     input_size: list[int] | None
-    """[height, width] at which the network ran; None: each image's own."""
+    """[height, width] at which the network ran; None for each image's own."""
     smoothing: bool
-    """Whether the model smooths its energy: then plain score names are with the Gaussian, ``_raw`` ones without."""
+    """Whether the model smooths its energy. Then plain names stand for scores with the Gaussian, and names in ``_raw``
+    for scores without."""
     object_rules: dict[str, Any] | None
-    """Fields of `pebal_core.objects.ObjectRules` by which objects are told from other alarms; None: no threshold is
-    stored for the main score, so there are none."""
+    """Fields of `pebal_core.objects.ObjectRules`, which separate objects from other alarms; None where the model stores
+    no threshold for the main score."""
     processes: int
     command: str
     versions: dict[str, str]
@@ -225,10 +226,10 @@ class Run:
 
 @dataclass
 class SetResult:
-    """Everything of one data set; `segmentation` is empty where the set labels no classes.
+    """All results of one data set; `segmentation` is None where the set labels no classes.
 
-    A set of classes has the main score alone, if a threshold is stored for it. Its only figures are its `objects`: all
-    that are reported are false.
+    A set of classes has only the main score, if a threshold is stored for it. Its only figures are its `objects`, and
+    every object that is reported there is false.
     """
 
     set: SetInfo
@@ -255,7 +256,7 @@ class SetResult:
 
 @dataclass
 class Results:
-    """A whole results folder but for its curves and pictures."""
+    """A whole results folder except its curves and pictures."""
 
     run: Run
     sets: dict[str, SetResult] = field(default_factory=dict)
@@ -309,7 +310,7 @@ def load_curve(folder: Path, dataset: str, score: str) -> Curve | None:
 
 
 def _finite(value: Any) -> Any:
-    """Infinite thresholds become None: JSON has no word for them."""
+    """Replace infinite thresholds by None, because JSON cannot express them."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -345,7 +346,7 @@ def _objects(values: Mapping[str, Any]) -> Objects:
 
 
 def _with_intervals(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Intervals as the tuples that they were before JSON."""
+    """Turn intervals back into tuples, which JSON has made lists."""
     return {
         key: (value[0], value[1]) if key.endswith("_interval") and isinstance(value, list) else value
         for key, value in values.items()

@@ -1,4 +1,4 @@
-"""A whole benchmark: the model, every set, and the files it leaves (see `pebal_core.benchmark.results`)."""
+"""Runs a whole benchmark and writes its results folder (see `pebal_core.benchmark.results`)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from functools import partial
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import (
@@ -18,51 +19,49 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
-    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Task as ProgressTask
 from rich.text import Text
 
+from ..errors import PebalError
 from ..files import write_atomically
-from ..fleet.cluster import Cluster, Workers, open_workers
+from ..fleet.cluster import Cluster, LostError, Workers, open_workers
 from ..locks import held
-from .passes import Pass
-from .plan import Plan, Request, evaluator
+from .evaluate import Thresholds
+from .figures import Pooled, component_thresholds, failures, pool, reduce_set
+from .plan import STATISTICS, Plan, Request, Task, do_task, make_plan, worker
 from .protocols import PROTOCOLS
 from .report import write_report
 from .results import RESULTS, Results, Run, SetResult
-from .shards import trusting
+from .shards import Store, trusting
 from .tables import markdown, terminal_tables
 
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "onnxruntime")
 
 
 def run_benchmark(request: Request, cluster: Cluster | None = None) -> int:
-    """Evaluate, write the results, print a table; returns the exit status: 1 if an image could not be evaluated.
+    """Evaluate, write the results and print a table; returns the exit status, 1 if an image could not be evaluated.
 
     Args:
-        cluster: whose workers evaluate the images, into a folder that all of them see; None: this process does.
+        cluster: its workers evaluate the images and must share the results folder; None for this process alone.
 
     Raises:
         PebalError: a set, an option or the results folder does not fit; nothing has been computed then.
     """
     started, clock = datetime.now(timezone.utc), time.monotonic()
     with held(request.out):
-        plan = Plan(request)
+        plan = make_plan(request)
         earlier = Results.load(request.out).sets if (request.out / RESULTS).is_file() else {}
-        load = partial(evaluator, request.everywhere()) if cluster else lambda: plan.evaluate
-        most = sum(len(benchmark.data) for benchmark in plan.benchmarks.values())
+        load = partial(worker, request.everywhere()) if cluster else lambda: partial(do_task, plan)
+        most = sum(len(benchmark.data) for benchmark in plan.sets.values())
         with _progress() as progress, open_workers(cluster, load, most) as workers:
-            sets, failed = _evaluate(plan, workers, progress)
+            sets, failed = _evaluate(plan, workers, _Bar(progress))
             processes = workers.count
         run = replace(_describe(plan, processes, started), seconds=time.monotonic() - clock)
-        results = Results(run, {**earlier, **sets})
-        results.save(request.out)
-        write_atomically(request.out / "results.md", markdown(results).encode())
-        Console().print(*terminal_tables(results))
-        print(f"{write_report(request.out)}, {RESULTS} and results.md are written.")
+        _report(request.out, Results(run, {**earlier, **sets}))
     for why in failed:
         print(f"pebal benchmark: {why}", file=sys.stderr)
     if failed:
@@ -74,37 +73,75 @@ def run_benchmark(request: Request, cluster: Cluster | None = None) -> int:
     return 1 if failed else 0
 
 
-def _evaluate(plan: Plan, workers: Workers, progress: Progress) -> tuple[dict[str, SetResult], list[str]]:
-    """Every pass over every set; returns the figures by set, and why some images could not be evaluated."""
-    benchmarks = list(plan.benchmarks.values())
-    passes = [benchmark.first for benchmark in benchmarks]
-    if plan.statistics is not None:
-        passes.insert(0, plan.statistics)
-    bar = _Bar(progress, passes)
-    for one in passes:
-        bar.name(one.title)
-        one.work(workers, bar.advance)
-    seconds = []
+def _report(out: Path, results: Results) -> None:
+    results.save(out)
+    write_atomically(out / "results.md", markdown(results).encode())
+    Console().print(*terminal_tables(results))
+    print(f"{write_report(out)}, {RESULTS} and results.md are written.")
+
+
+def _evaluate(plan: Plan, workers: Workers, bar: _Bar) -> tuple[dict[str, SetResult], list[str]]:
+    """Do every pass over every set; returns the figures by set, and the reasons why images could not be evaluated."""
+    benchmarks, training = plan.sets.values(), plan.training
+    for store in [*([training.store] if training else []), *(benchmark.store for benchmark in benchmarks)]:
+        bar.add(store)
+    max_logits = None
+    if training is not None:
+        _work(STATISTICS, training.store, partial(Task, ""), workers, bar)
+        max_logits = training.max_logits()
     for benchmark in benchmarks:
-        bar.name(f"{benchmark.name}: figures")
+        task = partial(Task, benchmark.name, max_logits=max_logits)
+        _work(benchmark.name, benchmark.store, task, workers, bar)
+    pooled: dict[str, Pooled] = {}
+    thresholds: dict[str, Thresholds] = {}
+    for name, benchmark in plan.sets.items():
+        bar.name(f"{name}: figures")
         with trusting(benchmark.folder):
-            benchmark.sum_up()
-            second = benchmark.prepare_components()
-        if second is not None:
-            bar.add(second)
-            seconds.append(second)
-    for second in seconds:
-        bar.name(second.title)
-        second.work(workers, bar.advance)
+            pooled[name] = pool(benchmark)
+            thresholds[name] = component_thresholds(benchmark, pooled[name])
+            if thresholds[name]:
+                bar.add(benchmark.component_store(thresholds[name]))
+    for name, benchmark in plan.sets.items():
+        if at := thresholds[name]:
+            task = partial(Task, name, thresholds=at)
+            _work(f"{name}, components", benchmark.component_store(at), task, workers, bar)
     results, failed = {}, list[str]()
-    for benchmark in benchmarks:
-        bar.name(f"{benchmark.name}: intervals and pictures")
+    for name, benchmark in plan.sets.items():
+        bar.name(f"{name}: intervals and pictures")
         with trusting(benchmark.folder):
-            failed += benchmark.failures().values()
-            result = benchmark.result()
+            failed += failures(benchmark, thresholds[name]).values()
+            result = reduce_set(benchmark, pooled[name], thresholds[name])
         if result is not None:
-            results[benchmark.name] = result
+            results[name] = result
     return results, failed
+
+
+def _work(title: str, store: Store, task: Callable[[int], Task], workers: Workers, bar: _Bar) -> None:
+    """Evaluate the images of a pass that are not done or failed before. A failure is noted, and the rest goes on.
+
+    Args:
+        task: makes the task of an image from its index; the workers do it with `do_task`.
+
+    Raises:
+        PebalError: a record cannot be written, or records get lost.
+    """
+    bar.name(title)
+    records, done = store.records, store.done()
+    indices = [index for index in range(records.count) if index not in done]
+    for index in indices:
+        records.forget_failure(index)
+    while indices:
+        for done_task, reason, error in workers.results(map(task, indices)):
+            if error is not None and not isinstance(error, LostError):
+                raise error
+            if error is not None or reason:
+                records.fail(done_task.index, reason or str(error))
+            bar.advance()
+        # The counts of a worker that died may overlap with the counts of the worker that took over its image.
+        missing = store.missing()
+        if len(missing) >= len(indices):
+            raise PebalError(f"Of {title}, what was computed is gone from {records.folder.parent}.")
+        indices = missing
 
 
 def _progress() -> Progress:
@@ -122,25 +159,24 @@ def _progress() -> Progress:
 class _Rate(ProgressColumn):
     """Images per second."""
 
-    def render(self, task: Task) -> Text:
+    def render(self, task: ProgressTask) -> Text:
         return Text("" if task.speed is None else f"{task.speed:.2f} images/s", no_wrap=True)
 
 
 class _Bar:
-    """How many images of all passes are done."""
+    """A progress bar over the images of all passes."""
 
-    def __init__(self, progress: Progress, passes: Sequence[Pass]) -> None:
+    def __init__(self, progress: Progress) -> None:
         self._progress, self._task = progress, progress.add_task("", total=0)
-        for one in passes:
-            self.add(one)
 
     def name(self, text: str) -> None:
         self._progress.update(self._task, description=text, refresh=True)
 
-    def add(self, one: Pass) -> None:
+    def add(self, store: Store) -> None:
+        """Add the images of a pass; some of them may be done already."""
         task = self._progress.tasks[self._task]
-        self._progress.update(self._task, total=(task.total or 0) + one.records.count)
-        self._progress.advance(self._task, len(one.done()))
+        self._progress.update(self._task, total=(task.total or 0) + store.records.count)
+        self._progress.advance(self._task, len(store.done()))
 
     def advance(self) -> None:
         self._progress.advance(self._task)

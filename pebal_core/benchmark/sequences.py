@@ -1,4 +1,4 @@
-"""Objects over time on labelled sequences, with and without the rule that an object must last."""
+"""Evaluates objects over time on labelled sequences, with and without the rule that an object must persist."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..objects import IgnoreMask, ObjectRules, ObjectTracker, TrackRules, find_o
 
 RESULTS = "sequences.json"
 CONFIRMED, AT_ONCE = "confirmed", "at once"
-"""Reports after the temporal rule, and of everything that a frame shows."""
+"""Names of the reports with the temporal rule and without it."""
 
 
 def evaluate_sequences(
@@ -31,13 +31,13 @@ def evaluate_sequences(
     """Find and track the objects of every sequence as the node does.
 
     Args:
-        rules: what counts as an object in one frame.
-        tracks: when an object is confirmed.
-        mask: where nothing may alarm.
+        rules: for objects in one frame.
+        tracks: rules by which an object is confirmed.
+        mask: pixels that may not alarm.
         progress: wraps the frames of a sequence; it is given the name and the number of frames.
 
     Returns:
-        figures for `CONFIRMED` objects, and for all that are seen `AT_ONCE`.
+        figures for `CONFIRMED` objects, and for all objects that are seen `AT_ONCE`.
     """
     metrics = {CONFIRMED: SequenceMetrics(), AT_ONCE: SequenceMetrics()}
     for sequence in sequences:
@@ -60,7 +60,7 @@ def write_results(path: Path, model: str, threshold: float, results: dict[str, S
 
 
 def table(results: dict[str, SequenceResult]) -> Table:
-    """The figures for the terminal."""
+    """Format the figures for the terminal."""
     rows = Table("reported", *results, title="Objects over time")
 
     def show(value: float | None, digits: int) -> str:

@@ -1,8 +1,8 @@
-"""What a benchmark knows so far: one small file per image, and the exact counts of scores in few larger ones.
+"""Stores the intermediate results of a benchmark: a small file per image, and exact counts of scores in larger files.
 
-Every file appears whole or not at all, so a run can be killed at any time and shared by any number of workers that
-see the folder. The worker that evaluates an image writes its counts first and its record last: an image is done when
-its record is there.
+Every file appears whole or not at all. A run can therefore be killed at any time, and any number of workers that see
+the folder can share it. The worker that evaluates an image writes its counts first and its record last, so an image is
+done when its record exists.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,18 @@ from ..files import being_written, write_atomically
 from ..metrics.pooled import PooledMetrics
 
 MERGED = 8
-"""Shards of one size that become one: disk and time for them grow with the logarithm of the number of images."""
+"""So many shards of one size are merged, so that their number and the time to merge grow with the logarithm of the
+number of images."""
 
 Arrays = Mapping[str, np.ndarray]
 
 
 @contextmanager
 def trusting(place: Path) -> Iterator[None]:
-    """What is read in this block comes from an earlier run; if another hand changed it, the place is named.
+    """Read files of an earlier run in this block; if they are damaged, the error names the place.
 
     Raises:
-        PebalError: something in it fails in the way that damaged files make things fail.
+        PebalError: an exception that damaged files cause was raised in the block.
     """
     try:
         yield
@@ -64,20 +66,20 @@ class Records:
         write_atomically(self._path(index, "failed"), reason.encode())
 
     def forget_failure(self, index: int) -> None:
-        """Before another try."""
+        """Delete the note of a failure before another try."""
         self._path(index, "failed").unlink(missing_ok=True)
 
     def read(self, index: int, prefix: str = "") -> dict[str, np.ndarray]:
-        """The arrays of a record whose names begin so."""
+        """The arrays of a record whose names begin with the prefix."""
         with trusting(self._path(index, "npz")), np.load(self._path(index, "npz")) as arrays:
             return {name: arrays[name] for name in arrays.files if name.startswith(prefix)}
 
     def done(self) -> list[int]:
-        """Images with a record, ascending."""
+        """Images with a record, in ascending order."""
         return self._list("npz")
 
     def failures(self) -> dict[int, str]:
-        """Images that failed and have no record → why."""
+        """The reasons why images failed, for those without a record."""
         done = set(self.done())
         return {
             index: self._path(index, "failed").read_text(errors="replace")
@@ -97,8 +99,8 @@ class Records:
 class CountShards:
     """The exact `PooledMetrics` of every score, in archives that each cover some images.
 
-    Of archives that overlap (a process was killed between writing a merged one and deleting its parts, or two did the
-    same image) the larger counts and the others are left out.
+    Archives overlap where a process was killed between writing a merged archive and deleting its parts, or where two
+    processes evaluated the same image. Then the largest archive counts, and the others are left out.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -107,7 +109,7 @@ class CountShards:
         self._origin = f"{socket.gethostname()}-{os.getpid()}"
 
     def add(self, index: int, metrics: Mapping[str, PooledMetrics]) -> None:
-        """Keep the counts of one image, by score; sometimes merges what this process wrote before."""
+        """Write the counts of one image, by score, and merge archives of this process once there are enough."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{index:06d}.zip"
         _write_archive(path, [index], metrics, metrics.__getitem__)
@@ -125,7 +127,7 @@ class CountShards:
             self._own.setdefault(level, []).append(merged)
 
     def covered(self) -> set[int]:
-        """Images whose counts are there."""
+        """Images whose counts exist."""
         return {image for _, images in _disjoint(self.folder.glob("*.zip")) for image in images}
 
     def total(self, score: str) -> PooledMetrics:
@@ -136,11 +138,49 @@ class CountShards:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+@dataclass(frozen=True)
+class Store:
+    """The results of one pass over the images of a set."""
+
+    records: Records
+    counts: CountShards | None = None
+    """None where the pass counts no pixels."""
+
+    def done(self) -> set[int]:
+        """Images that are done, counts included."""
+        done = set(self.records.done())
+        return done if self.counts is None or self.sums() is not None else done & self.counts.covered()
+
+    def missing(self) -> list[int]:
+        """Images that are neither done nor failed."""
+        return sorted(set(range(self.records.count)) - self.done() - set(self.records.failures()))
+
+    def sums(self) -> dict[str, Any] | None:
+        """The figures that `keep_sums` wrote, if they cover all images that are done; counts are then superfluous."""
+        if not self._sums.is_file():
+            return None
+        with trusting(self._sums):
+            values = json.loads(self._sums.read_text())
+            scores: dict[str, Any] = values["scores"]
+            return scores if values["images"] == len(self.records.done()) else None
+
+    def keep_sums(self, scores: Mapping[str, Any]) -> None:
+        """Write the figures of each score, and delete the counts once every image is done."""
+        done = len(self.records.done())
+        write_atomically(self._sums, json.dumps({"images": done, "scores": scores}).encode())
+        if self.counts is not None and done == self.records.count:
+            self.counts.clear()
+
+    @property
+    def _sums(self) -> Path:
+        return self.records.folder.with_name("figures.json")
+
+
 def write_once(path: Path, values: Mapping[str, Any], explain: Callable[[str, Any, Any], str]) -> None:
-    """Keep what has to stay the same in a JSON file; refuse a folder where it is something else.
+    """Write values that must not change to a JSON file, and refuse a folder whose file has other values.
 
     Args:
-        explain: sentence for a key, the stored value and the new one.
+        explain: makes the message from a key, the stored value and the new one.
 
     Raises:
         PebalError: the file holds another value.
@@ -168,7 +208,7 @@ def _merge(paths: Iterable[Path], score: str) -> PooledMetrics:
 
 
 def _disjoint(paths: Iterable[Path]) -> list[tuple[Path, list[int]]]:
-    """Archives that are there, of which no two cover the same image, with their images; large ones come first."""
+    """Existing archives with their images, the largest first, so chosen that no two cover the same image."""
     found = [(path, images) for path in sorted(set(paths)) if (images := _images(path))]
     found.sort(key=lambda item: -len(item[1]))
     covered: set[int] = set()
@@ -181,7 +221,7 @@ def _disjoint(paths: Iterable[Path]) -> list[tuple[Path, list[int]]]:
 
 
 def _images(path: Path) -> list[int] | None:
-    """Images that an archive covers; None where it is gone or damaged."""
+    """Images that an archive covers; None where it is missing or damaged."""
     try:
         with np.load(path) as archive:
             return [int(index) for index in np.atleast_1d(archive["images"])]
@@ -192,8 +232,7 @@ def _images(path: Path) -> list[int] | None:
 def _write_archive(
     path: Path, images: list[int], scores: Iterable[str], metrics_of: Callable[[str], PooledMetrics]
 ) -> None:
-    """One score after the other, so that memory holds only one."""
-
+    """Write one score after the other, so that memory holds only one."""
     with being_written(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         _write_array(archive, "images", np.array(images))
         for score in scores:

@@ -1,11 +1,11 @@
-"""Submission files for Fishyscapes and SegmentMeIfYouCan: frames to predict, files to write, checks to pass.
+"""Writes and checks submission files for Fishyscapes and SegmentMeIfYouCan.
 
 | format | files of a frame |
 |---|---|
 | fishyscapes | `FRAME_anomaly.npy` (float32), `FRAME_segmentation.npy` (uint8 trainIds) |
 | smiyc | `anomaly_p/METHOD/SET/FRAME.hdf5` with the data set `value` (float16) |
 
-Read by github.com/hermannsblum/fishyscapes and github.com/SegmentMeIfYouCan/road-anomaly-benchmark.
+The files are read by github.com/hermannsblum/fishyscapes and github.com/SegmentMeIfYouCan/road-anomaly-benchmark.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ SMIYC_SETS: dict[str, tuple[str, int | None]] = {
     "LostAndFound-train": ("leftImg8bit/train/*", 1036),
     "LostAndFound-test": ("leftImg8bit/test/*", 1203),
 }
-"""The sets that the official tool runs a method on: their images, and how many it insists on (None: it does not)."""
+"""Sets on which the official tool runs a method: their images, and how many there must be (None: any number)."""
 
 FISHYSCAPES_SIZE = (1024, 2048)
 FISHYSCAPES_CLASSES = 20
-"""The official tool takes class ids below this."""
+"""The official tool accepts class ids below this."""
 
 SAMPLE = 4_000_000
-"""Scores from which the float16 map of a set is made: at most this many, from all frames alike."""
+"""The float16 map of a set is made from at most so many scores, in equal numbers from all frames."""
 
 _HDF5_NAME = "value"
 _CODES = np.arange(0x0400, 0x3C00 + 1, dtype=np.uint16).view(np.float16)
-"""The normal float16 numbers up to 1, 2^-14 … 1, ascending."""
+"""The normal float16 numbers up to 1, 2^-14 … 1, in ascending order."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """An image and the name that the benchmark knows it by."""
+    """An image and its name in the benchmark."""
 
     name: str
     path: Path
@@ -80,19 +80,19 @@ def find_frames(source: Path, official_set: str | None = None) -> list[Frame]:
 
 
 class OrderKeepingFloat16:
-    """A rising map from scores to float16 in 0…1, one for all frames of a set.
+    """A monotonically rising map from scores to float16 in 0…1, the same for all frames of a set.
 
-    Benchmarks only use the order of the scores. float16 keeps it poorly where scores are far from 0: energies near -12
-    are rounded to 1/128 nats. Here each of the 14,337 float16 numbers in use stands for a small share of the pixels
-    instead. With p the share of all pixels that score higher, the number of a score on the way from 0 to 1 is
+    Benchmarks only use the order of the scores. float16 preserves it poorly where scores are far from 0: energies near
+    -12 are rounded to 1/128 nats. Here, each of the 14,337 float16 numbers in use stands for a small share of the
+    pixels instead. With p the share of all pixels that score higher, the position of a score between 0 and 1 is
 
         ½ (1 - p) + ½ log p / log p_min
 
-    The first half spreads by rank, the second the more finely the rarer higher scores are: the top of the scores, where
-    the anomalies are, keeps its order best.
+    The first term spreads the scores by rank. The second one resolves scores the more finely, the rarer higher scores
+    are, so that the highest scores, where the anomalies are, keep their order best.
 
     Args:
-        sample: scores of all frames in fair proportion, among them the lowest and the highest of all.
+        sample: scores from all frames in fair proportion, including the lowest and the highest of all.
     """
 
     def __init__(self, sample: np.ndarray) -> None:
@@ -105,19 +105,19 @@ class OrderKeepingFloat16:
         self._codes = (position - low) / (high - low) * (len(_CODES) - 1)
 
     def __call__(self, score: np.ndarray) -> np.ndarray:
-        """H×W float32 → H×W float16; never exchanges two scores, only merges neighbours."""
+        """H×W float32 → H×W float16; two scores never change their order, but neighbours may become equal."""
         codes: np.ndarray = _CODES[np.rint(np.interp(score, self._scores, self._codes)).astype(np.intp)]
         return codes
 
 
 def sample_scores(score: np.ndarray, number: int, seed: int) -> np.ndarray:
-    """At most ``number`` scores of a frame, drawn with replacement, and its lowest and highest."""
+    """At most ``number`` scores of a frame, drawn with replacement, and its lowest and highest score."""
     drawn = np.random.default_rng(seed).integers(0, score.size, min(number, score.size))
     return np.concatenate([score.ravel()[drawn], [score.min(), score.max()]])
 
 
 def require_finite(energy: np.ndarray, name: str) -> None:
-    """Refuse what the evaluation cannot rank.
+    """Refuse scores that the evaluation cannot rank.
 
     Raises:
         PebalError: a score is NaN or infinite.
@@ -134,7 +134,7 @@ def write_npy(path: Path, array: np.ndarray) -> None:
 
 
 def write_hdf5(path: Path, score: np.ndarray) -> None:
-    """H×W float16 as the official tool stores it."""
+    """Write scores H×W float16 as the official tool stores them."""
     buffer = io.BytesIO()
     with _h5py().File(buffer, "w") as file:
         file.create_dataset(_HDF5_NAME, data=score, compression=4)
@@ -142,7 +142,7 @@ def write_hdf5(path: Path, score: np.ndarray) -> None:
 
 
 def check_fishyscapes(folder: Path, frames: Sequence[Frame]) -> list[str]:
-    """What the official validation would reject or misread in a folder of submission files; empty: nothing."""
+    """Find everything that the official validation would reject or misread in a folder of submission files."""
     kinds = ("anomaly", "segmentation")
     problems = _check_files(folder, {f"{frame.name}_{kind}.npy" for frame in frames for kind in kinds}, ".npy")
     numbers: dict[int, str] = {}
@@ -176,7 +176,7 @@ def _fishyscapes_problems(path: Path, kind: str) -> list[str]:
 
 
 def check_smiyc(folder: Path, frames: Sequence[Frame]) -> list[str]:
-    """What the official evaluation would reject or misread in ``anomaly_p/METHOD/SET``; empty: nothing."""
+    """Find everything that the official evaluation would reject or misread in ``anomaly_p/METHOD/SET``."""
     problems = _check_files(folder, {f"{frame.name}.hdf5" for frame in frames}, ".hdf5")
     for frame in frames:
         path = folder / f"{frame.name}.hdf5"
@@ -209,7 +209,7 @@ def _score_problems(score: np.ndarray, dtype: type[np.floating[Any]]) -> list[st
 
 
 def _check_files(folder: Path, wanted: set[str], suffix: str) -> list[str]:
-    """Missing files, and files that belong to no frame: the official tools pair by position or name."""
+    """Find missing files and files that belong to no frame; the official tools pair files by position or name."""
     found = {path.name for path in folder.glob(f"*{suffix}")}
     missing = [f"{name}: missing" for name in sorted(wanted - found)]
     return missing + [f"{name}: belongs to no frame; remove it" for name in sorted(found - wanted)]

@@ -1,4 +1,4 @@
-"""The figures as Markdown and in the terminal."""
+"""Formats the figures as Markdown and for the terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NONE = "–"
 
 
 def percent(value: float | None) -> str:
-    """Two decimals, as the field prints its figures."""
+    """Two decimals, as is usual in publications."""
     return NONE if value is None else f"{100 * value:.2f}"
 
 
@@ -22,11 +22,11 @@ SCORE_HEAD = ("set", "images", "score", "AUROC", "AP", "FPR95", "best F1", "")
 
 
 def score_rows(results: Results, with_intervals: bool) -> list[list[str]]:
-    """A row for every score of every set, as `SCORE_HEAD` says."""
+    """A row for every score of every set, with the columns of `SCORE_HEAD`."""
     rows = []
     for name, score, figures in results.rows():
         if results.sets[name].segmentation is not None:
-            continue  # no outliers there
+            continue  # such a set has no outliers
         values = [_figure(figures, key, with_intervals) for key in ("auroc", "ap", "fpr95")]
         best_f1 = percent(figures.best_f1)
         rows.append([name, str(figures.images), score, *values, best_f1, figures.undefined or ""])
@@ -37,7 +37,7 @@ OBJECT_HEAD = ("set", "counted", "objects", "found", "false per frame", "FROC sc
 
 
 def object_rows(results: Results, with_intervals: bool) -> list[list[str]]:
-    """Two rows for every set, with pixels alone and after the object rules, as `OBJECT_HEAD` says."""
+    """Two rows for every set, with pixels alone and after the object rules, with the columns of `OBJECT_HEAD`."""
     rows = []
     for name, _, figures in results.rows():
         if figures.objects is None:
@@ -62,7 +62,7 @@ SIZE_HEAD = ("set", "counted", "pixels of the object", "objects", "found")
 
 
 def size_rows(results: Results) -> list[list[str]]:
-    """Recall by size at the stored threshold, as `SIZE_HEAD` says."""
+    """Recall by size at the stored threshold, with the columns of `SIZE_HEAD`."""
     return [
         [name, counted, size_range(size), str(size.objects), percent(size.recall)]
         for name, counted, stored in _stored(results)
@@ -79,7 +79,7 @@ ALARM_HEAD = ("set", "counted", "class", "share of its pixels", "false objects p
 
 
 def alarm_rows(results: Results) -> list[list[str]]:
-    """False alarms by known class at the stored threshold, as `ALARM_HEAD` says."""
+    """False alarms by known class at the stored threshold, with the columns of `ALARM_HEAD`."""
     return [
         [name, counted, label, percent(alarms.pixels), f"{alarms.objects_per_frame:.2f}"]
         for name, counted, stored in _stored(results)
@@ -99,7 +99,7 @@ CLASS_HEAD = ("set", "images", "mIoU", "mIoU, sliding windows", "accuracy", "ECE
 
 
 def class_rows(results: Results) -> list[list[str]]:
-    """A row for every set of classes, as `CLASS_HEAD` says."""
+    """A row for every set of classes, with the columns of `CLASS_HEAD`."""
     return [
         [name, str(s.images), percent(s.miou), percent(s.sliding_miou), percent(s.accuracy), percent(s.ece)]
         for name, result in results.sets.items()
@@ -115,7 +115,7 @@ OBJECT_NOTE = (
 
 
 def component_figures(score: str, figures: Score) -> Iterator[tuple[str, Components]]:
-    """The component metrics of a score and, where there are any, of the scores after the object rules."""
+    """The component metrics of a score and, where they exist, of the scores after the object rules."""
     if figures.components is not None:
         yield score, figures.components
     if figures.objects is not None and figures.objects.rules is not None and figures.objects.rules.components:

@@ -129,7 +129,7 @@ class EventFinder:
         rank = (event.with_objects, event.energy)
         if len(self._best) == self._top and rank <= self._best[0][0]:
             return
-        entry = (rank, next(self._numbers), event.kept(self._source))
+        entry = (rank, next(self._numbers), event.kept(self._source, *event.best))
         (heapq.heappush if len(self._best) < self._top else heapq.heappushpop)(self._best, entry)
 
 
@@ -162,9 +162,7 @@ class _Event:
             self.energy = energy
             self.best = frame, products
 
-    def kept(self, source: str) -> Kept:
-        assert self.best is not None
-        frame, products = self.best
+    def kept(self, source: str, frame: Frame, products: Products) -> Kept:
         confirmed = sorted((found for found, _ in products.sighting.confirmed), key=lambda found: -found.mean_energy)
         object_look = ""
         if confirmed:

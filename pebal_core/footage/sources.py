@@ -84,7 +84,7 @@ class FrameSource:
         if topic and not is_recording(path):
             raise PebalError(f"The topic {topic} was asked for, but {source} is no recording: leave the topic out.")
         if self.is_camera:
-            self.rate, self.count = self._probe(int(self.source), "The camera"), None
+            self.rate, self.count = _probe(int(self.source), "The camera")[0], None
         elif is_recording(path):
             self._bag = BagImages(path, topic)
             self.rate, self.count = self._bag.rate, self._bag.count
@@ -94,7 +94,7 @@ class FrameSource:
             self._files = [path]
         elif path.is_file():
             self.source = str(path)
-            self.rate = self._probe(self.source, "The video")
+            self.rate, self.count = _probe(self.source, "The video")
         else:
             raise PebalError(
                 f"The source {source} does not exist: give a video, a recording, a folder of images or a camera index."
@@ -138,19 +138,6 @@ class FrameSource:
             np.array(getattr(info, name if hasattr(info, name) else name.upper())) for name in ("k", "d")
         )
         return CameraModel(info.width, info.height, matrix.reshape(3, 3), distortion, info.distortion_model)
-
-    def _probe(self, source: str | int, kind: str) -> float:
-        """Rate of a capture that yields at least one frame."""
-        capture = cv2.VideoCapture(source)
-        try:
-            if not capture.isOpened() or not capture.grab():
-                reason = "cannot be opened" if not capture.isOpened() else "holds no readable frame"
-                raise PebalError(f"{kind} {source} {reason}; check the file or the device.")
-            self.count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) or None
-            rate = capture.get(cv2.CAP_PROP_FPS)
-            return rate if 0 < rate <= 1000 else 30.0
-        finally:
-            capture.release()
 
     def __iter__(self) -> Iterator[Frame]:
         if self._bag is not None:
@@ -215,3 +202,16 @@ class FrameSource:
                 f"The video {self.source} promises {count} frames, but only {read} can be read: it is truncated or "
                 f"damaged; copy it again."
             )
+
+
+def _probe(source: str | int, kind: str) -> tuple[float, int | None]:
+    """Rate and stated number of frames of a capture that yields at least one."""
+    capture = cv2.VideoCapture(source)
+    try:
+        if not capture.isOpened() or not capture.grab():
+            reason = "cannot be opened" if not capture.isOpened() else "holds no readable frame"
+            raise PebalError(f"{kind} {source} {reason}; check the file or the device.")
+        rate = capture.get(cv2.CAP_PROP_FPS)
+        return rate if 0 < rate <= 1000 else 30.0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) or None
+    finally:
+        capture.release()

@@ -240,7 +240,7 @@ class PretrainModule(TrainingModule):
         self.metrics.update(predicted[0].cpu().numpy(), labels, name=name)
 
     def on_validation_epoch_end(self) -> None:
-        miou = self.joint_labels(self.metrics).labelled_miou()
+        miou = self.joint(self.metrics).labelled_miou()
         self.log("val_miou", float("nan") if miou is None else miou, prog_bar=True, rank_zero_only=True)
 
     def configure_optimizers(self) -> Any:

@@ -1,11 +1,12 @@
-"""What every training shares: options of a run, the trainer, numbered samples, checkpoints, resuming.
+"""Code that every training shares: options of a run, the trainer, numbered samples, checkpoints, resuming.
 
-One process per device. For several, on one machine or many:
+There is one process per device. This command starts several, on one machine or many:
 
     torchrun --nproc-per-node N [--nnodes M --rdzv-endpoint HOST:PORT] -m pebal_core train …
 
-Sample ``i`` of a run and the dropout of step ``s`` follow from the seed alone, so a run that was killed continues
-from its last checkpoint as if nothing had happened; bit by bit on the same machine with as many threads.
+Sample ``i`` of a run and the dropout of step ``s`` depend on the seed alone. A run that was killed therefore continues
+from its last checkpoint as if it had not been interrupted. The results are bit-identical on the same machine with the
+same number of threads.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import numpy as np
@@ -29,6 +30,8 @@ from torch.utils.data import DataLoader
 
 from ..errors import PebalError
 from ..files import write_atomically
+from ..metrics.alarms import Alarms
+from ..metrics.pooled import PooledMetrics
 from ..metrics.segmentation import SegmentationMetrics
 from ..model_file import ModelInfo
 from ..networks import SegmentationNetwork
@@ -37,34 +40,36 @@ from .stream import NumberedScenes, Sample, SampleStream, stream_loader
 
 CHECKPOINT = "last.ckpt"
 RESTORED = ("state_dict", "loops", "optimizer_states", "lr_schedulers", "callbacks", "global_step")
-"""What a run needs to continue as if nothing had happened."""
+"""Entries of a checkpoint without which a run cannot continue identically."""
+
+Metric = TypeVar("Metric", PooledMetrics, SegmentationMetrics, Alarms)
 
 
 @dataclass(kw_only=True)
 class RunConfig:
-    """How long, on what, and how a run is logged and kept."""
+    """Length, hardware, logging and checkpoints of a run."""
 
     steps: int = 1000
     """Optimiser steps."""
     batch_size: int = 8
-    """Samples of one batch of one process."""
+    """Samples in a batch of one process."""
     accumulate: int = 1
-    """Batches whose gradients one step averages."""
+    """Number of batches whose gradients are averaged in one step."""
     clip: float = 0.0
-    """Greatest norm of the gradient; 0 = as it is."""
+    """Greatest norm of the gradient; 0: no clipping."""
     validate_every: int = 250
     """Steps between evaluations."""
     checkpoint_every: int = 100
     """Steps between checkpoints from which a run can be resumed."""
     stop_after: int | None = None
-    """Stop at this step, leaving a checkpoint to resume from; the schedule stays that of all steps."""
+    """Stop at this step and leave a checkpoint to resume from; the schedule is still for all steps."""
     workers: int = 1
-    """Processes that prepare samples, for each training process."""
+    """Number of processes that prepare samples, per training process."""
     seed: int = 1
     accelerator: str = "auto"
     devices: int | str = "auto"
     nodes: int = 1
-    """Both follow from torchrun where it started the process."""
+    """torchrun sets both where it started the process."""
     precision: str = "32-true"
     """Lightning's name; bf16-mixed halves the time on GPUs and CPUs with AVX-512 BF16 or AMX, and is slow on others."""
     resume: bool = False
@@ -90,13 +95,14 @@ class RunConfig:
 
 
 class TrainingData(pl.LightningDataModule, ABC):
-    """What one run learns from and is evaluated on: numbered samples, and numbered scenes.
+    """Numbered training samples and numbered validation scenes of a run.
 
-    The numbers are dealt to the processes of a run and continue where its checkpoint ends, so a sample belongs to a
-    step whatever the number of processes, workers and restarts. There is no state in it, and none in checkpoints.
+    The numbers are distributed over the processes of a run and continue where its checkpoint ends. A sample therefore
+    belongs to the same step, whatever the number of processes, workers and restarts. The module has no state, neither
+    in memory nor in checkpoints.
 
     Args:
-        run: gives the seed, the size of a batch, the number of steps and of workers.
+        run: gives the seed, the batch size, the number of steps and of workers.
     """
 
     def __init__(self, run: RunConfig) -> None:
@@ -104,35 +110,35 @@ class TrainingData(pl.LightningDataModule, ABC):
         self.run = run
 
     def __getstate__(self) -> dict[str, Any]:
-        # Workers that are not forked get a pickled copy; they need no trainer, and it cannot be pickled in every run.
+        # Workers that are not forked get a pickled copy. They need no trainer, and not every trainer can be pickled.
         return {**self.__dict__, "trainer": None}
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sample of this number: image h×w×3 uint8 RGB and labels h×w uint8."""
+        """Make the sample of this number: image h×w×3 uint8 RGB and labels h×w uint8."""
 
     @property
     @abstractmethod
     def evaluated(self) -> int:
-        """Number of scenes that an evaluation looks at."""
+        """Number of scenes in an evaluation."""
 
     @abstractmethod
     def load_evaluated(self, number: int) -> Any:
-        """Scene of this number, as the module's ``validation_step`` takes it."""
+        """Load the scene of this number in the form that the module's ``validation_step`` takes."""
 
     @property
     def attached(self) -> pl.Trainer:
-        """The trainer that is fed."""
+        """The trainer that uses this data."""
         assert self.trainer is not None
         return self.trainer
 
     @property
     def samples_per_step(self) -> int:
-        """Of all processes together."""
+        """Number of samples that all processes together use in one step."""
         return self.run.batch_size * self.run.accumulate * self.attached.world_size
 
     def batch_numbers(self, batch_index: int) -> range:
-        """The numbers of the samples in this process's current batch."""
+        """Numbers of the samples in this process's current batch."""
         trainer = self.attached
         batch = trainer.global_step * self.run.accumulate + batch_index % self.run.accumulate
         first = (batch * trainer.world_size + trainer.global_rank) * self.run.batch_size
@@ -156,7 +162,7 @@ class TrainingData(pl.LightningDataModule, ABC):
 
 
 class TrainingModule(pl.LightningModule, ABC):
-    """One network, fed with numbered samples by a `TrainingData`."""
+    """Trains one network on the numbered samples of a `TrainingData`."""
 
     mean: Tensor
     std: Tensor
@@ -166,47 +172,43 @@ class TrainingModule(pl.LightningModule, ABC):
         self.network = network.to(memory_format=torch.channels_last)
         self.run, self.info = run, info
         self.begun = False
-        """Whether the first batch was trained on, and with it all of a checkpoint restored."""
+        """Whether the first batch has begun; by then a checkpoint is restored completely."""
         self.register_buffer("mean", 255 * torch.tensor(info.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(info.std).view(1, 3, 1, 1), persistent=False)
 
     @property
     def data(self) -> TrainingData:
-        """What the trainer feeds the module with."""
+        """The data that the trainer uses."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, TrainingData)
         return data
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         self.begun = True
-        # Dropout is all that still draws from torch's generator; so it is the same after a restart.
+        # Only dropout still draws from torch's generator, so it is the same after a restart.
         torch.manual_seed(self.run.seed * 1_000_003 + self.data.batch_numbers(batch_index)[0])
 
     def normalise(self, images: Tensor) -> Tensor:
-        """B×3×H×W uint8 → what the network takes."""
+        """B×3×H×W uint8 → the input of the network."""
         return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def image_tensor(self, image: np.ndarray) -> Tensor:
         """H×W×3 uint8 → 1×3×H×W on the device, normalised."""
         return self.normalise(torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None])
 
-    def gather_states(self, metrics: Any) -> list[dict[str, Any]]:
-        """The `state_dict` of a metric of every rank."""
+    def joint(self, metrics: Metric) -> Metric:
+        """Merge a metric over all ranks."""
         if self.trainer.world_size == 1:
-            return [metrics.state_dict()]
+            return metrics
         states: list[Any] = [None] * self.trainer.world_size
         torch.distributed.all_gather_object(states, metrics.state_dict())
-        return states
-
-    def joint_labels(self, metrics: SegmentationMetrics) -> SegmentationMetrics:
-        """The metrics of all ranks together."""
-        total = SegmentationMetrics(metrics.classes)
-        for state in self.gather_states(metrics):
-            total.merge(SegmentationMetrics.from_state(state))
-        return total
+        every: list[Any] = [type(metrics).from_state(state) for state in states]
+        for other in every[1:]:
+            every[0].merge(other)
+        return every[0]
 
     def identity(self) -> dict[str, Any]:
-        """What has to be the same for a checkpoint to continue this run."""
+        """Properties that must be equal for a checkpoint to continue this run."""
         return {
             "network": f"{self.info.network} {self.info.network_args}",
             "class list": ", ".join(self.info.class_names),
@@ -219,7 +221,7 @@ class TrainingModule(pl.LightningModule, ABC):
         checkpoint["pebal"] = self.identity()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if missing := [key for key in RESTORED if key not in checkpoint]:  # Lightning would go on without some of them
+        if missing := [key for key in RESTORED if key not in checkpoint]:  # Lightning would go on without some
             raise PebalError(f"The checkpoint is damaged: it has no {missing[0]}; start anew without resume.")
         stored = checkpoint.get("pebal", {})
         for key, value in self.identity().items():
@@ -231,7 +233,7 @@ class TrainingModule(pl.LightningModule, ABC):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """A checkpoint appears whole or not at all, and a full disk is one clear sentence."""
+    """Writes checkpoints atomically, and reports a full disk in one clear sentence."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         buffer = io.BytesIO()
@@ -240,7 +242,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class AveragedWeights(EMAWeightAveraging):
-    """Averaged weights, which stay in the network until the module has seen the figures of an evaluation."""
+    """Keeps the averaged weights in the network until the module has seen the figures of an evaluation."""
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         pass
@@ -250,10 +252,10 @@ class AveragedWeights(EMAWeightAveraging):
 
 
 def make_trainer(run: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> pl.Trainer:
-    """The trainer of a run whose logs and checkpoints go to a folder.
+    """Make the trainer of a run that writes logs and checkpoints to a folder.
 
     Raises:
-        PebalError: Weights & Biases is asked for and not installed.
+        PebalError: Weights & Biases is requested but not installed.
     """
     loggers: list[Logger] = [CSVLogger(folder, "log", ""), TensorBoardLogger(folder, "log", "")]
     if run.wandb is not None:
@@ -288,7 +290,7 @@ def make_trainer(run: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
 
 
 def fit(trainer: pl.Trainer, module: TrainingModule, data: TrainingData, checkpoint: str | None) -> None:
-    """Train, from a checkpoint where one is given.
+    """Train, starting from a checkpoint if one is given.
 
     Raises:
         PebalError: the checkpoint is damaged, was crafted, or belongs to another run.
@@ -297,9 +299,9 @@ def fit(trainer: pl.Trainer, module: TrainingModule, data: TrainingData, checkpo
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except PebalError:
         raise
-    except SystemExit as end:  # by which Lightning answers Ctrl-C
+    except SystemExit as end:  # Lightning's response to Ctrl-C
         raise KeyboardInterrupt from end
-    except Exception as error:  # a damaged file fails in whatever way its content leads to
+    except Exception as error:  # a damaged file can raise anything
         if checkpoint is None or module.begun:
             raise
         reason = next(iter(str(error).splitlines()), "")
