@@ -1,7 +1,7 @@
 """PEBAL: pixel-wise energy-biased abstention learning for anomaly segmentation (ECCV 2022).
 
-The names below are the public interface; what lies in the modules beside them may change between versions. They are
-imported when they are first used, so ``import pebal_core`` itself is quick and needs no torch.
+The names below are the public interface; everything else in the submodules may change between versions. They are
+imported on first use, so ``import pebal_core`` itself is quick and needs no torch.
 
 Examples:
     >>> import pebal_core

@@ -1,4 +1,4 @@
-"""``python -m pebal_core`` is ``pebal``."""
+"""Makes ``python -m pebal_core`` the same as the command ``pebal``."""
 
 import sys
 

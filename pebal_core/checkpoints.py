@@ -1,13 +1,13 @@
-"""Third-party checkpoints, recognised by what they hold and turned once into model files (``pebal convert``).
+"""Recognises third-party checkpoints by their content and converts them to model files (``pebal convert``).
 
-===================================  ========================================================================
-NVIDIA, DeepLabV3+ WideResNet-38     ``{"state_dict": {"module.…"}}``, 19 classes: the abstention row is drawn
+===================================  ============================================================================
+NVIDIA, DeepLabV3+ WideResNet-38     ``{"state_dict": {"module.…"}}``, 19 classes; the abstention row is random
 PEBAL, DeepLabV3+ WideResNet-38      ``{"model": {"branch1.…"}}``, 19 classes and abstention
 EdgeNets, ESPNetv2 for Cityscapes    plain state dict, 19 classes and void, which serves as abstention
-===================================  ========================================================================
+===================================  ============================================================================
 
-Names may carry any stack of the prefixes that wrappers add. No pickle is executed: what is not a tensor or a
-plain value is refused.
+Names may carry any stack of the prefixes that wrappers add. No pickle is executed; a file that holds anything but
+tensors and plain values is refused.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from .networks import SegmentationNetwork, build_network
 CONTAINERS = ("state_dict", "model")
 """Keys under which training scripts keep the state dict beside their optimizer, epoch and so on."""
 PREFIXES = ("module.", "branch1.", "_orig_mod.", "model.")
-"""What DataParallel, PEBAL, torch.compile and Lightning modules put before a name."""
+"""Prefixes that DataParallel, PEBAL, torch.compile and Lightning modules add to a name."""
 UNUSED = ("criterion", "dsn", "final2")
-"""Parts of the training of other projects that inference has no use for."""
+"""Prefixes of weights that other projects use in training only."""
 
 CLASSES = len(CITYSCAPES_CLASSES)
 
@@ -47,15 +47,15 @@ class Family(NamedTuple):
     """Name for `build_network`."""
     title: str
     marker: str
-    """A weight that no other network has; its length gives the width of a scalable one."""
+    """Name of a weight that no other network has; its length gives the width of a scalable network."""
     classifier: str
-    """Weight with one row per output."""
+    """Name of the weight with one row per output."""
     outputs: tuple[int, ...]
-    """Numbers of outputs that can be used: K + 1, or K where the abstention row may be drawn."""
+    """Usable numbers of outputs: K + 1, or K where the abstention row may be drawn at random."""
     extra_output: str
-    """What output K is, where there is one."""
+    """Meaning of output K, if there is one."""
     input_size: list[int] | None
-    """[height, width] it was trained for; None: no size of its own."""
+    """[height, width] that it was trained for; None if it has no size of its own."""
 
 
 WIDE_RESNET38 = Family(
@@ -87,7 +87,7 @@ _SAFE_GLOBALS: list[Any] = [
 
 
 class Checkpoint(NamedTuple):
-    """Weights under the names of a network of this project, and what they were recognised as."""
+    """Weights under the names that this project's network uses, and the kind of checkpoint they come from."""
 
     state_dict: dict[str, Tensor]
     family: Family
@@ -99,19 +99,23 @@ class Checkpoint(NamedTuple):
 def load_checkpoint(
     path: str | Path, source: str = "", licence: str = "", seed: int = 0
 ) -> tuple[SegmentationNetwork, ModelInfo]:
-    """Network in eval mode on the CPU and its description, which keeps the file's name and SHA-256.
+    """Load a third-party checkpoint.
 
     Args:
-        source: where the file came from (an address, say); kept in the description.
-        licence: of the weights; kept in the description.
-        seed: of the abstention row, where the checkpoint has none.
+        path: the checkpoint file.
+        source: where the file came from, for example an address; kept in the description.
+        licence: licence of the weights; kept in the description.
+        seed: seed of the random abstention row, if the checkpoint has none.
+
+    Returns:
+        The network in eval mode on the CPU, and its description, which keeps the file's name and SHA-256.
 
     Raises:
-        PebalError: as `read_checkpoint`.
+        PebalError: as for `read_checkpoint`.
     """
     path = Path(path)
     state_dict, family, arguments, layout = read_checkpoint(path, seed)
-    with torch.device("meta"):  # every tensor is overwritten: initialising them would be for nothing
+    with torch.device("meta"):  # skips the initialisation, because every tensor is overwritten
         network = build_network(family.network, num_outputs=CLASSES + 1, **arguments)
     network.to_empty(device="cpu").load_state_dict(state_dict)
     origin = {
@@ -131,15 +135,16 @@ def load_checkpoint(
 
 
 def read_checkpoint(path: str | Path, seed: int = 0) -> Checkpoint:
-    """Recognise a checkpoint and bring its names and outputs into this project's form.
+    """Recognise a checkpoint and convert its names and outputs to this project's form.
 
-    The tensors of a zip-format file stay mapped to it until they are copied.
+    The tensors of a zip-format file stay memory-mapped until they are copied.
 
     Args:
-        seed: of the abstention row, where the checkpoint has none.
+        path: the checkpoint file.
+        seed: seed of the random abstention row, if the checkpoint has none.
 
     Raises:
-        PebalError: the file is missing, truncated, refers to code, or is of another network or class count.
+        PebalError: the file is missing or truncated, refers to code, or holds another network or number of classes.
     """
     path = Path(path)
     state = _strip_prefixes(_find_state_dict(_read(path), path), path)
@@ -173,9 +178,9 @@ def _read(path: Path) -> object:
         raise PebalError(f"There is no checkpoint '{path}'.")
     try:
         with torch.serialization.safe_globals(_SAFE_GLOBALS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what there is to say is said below
+            warnings.simplefilter("ignore")  # the errors below say everything that a user needs
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a damaged file fails in whatever way its bytes lead to
+    except Exception as error:  # a damaged file can raise any exception
         code = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if code:
             raise PebalError(
@@ -188,7 +193,7 @@ def _read(path: Path) -> object:
 
 
 def _find_state_dict(content: object, path: Path) -> dict[str, Tensor]:
-    """The tensors by name, out of the dictionaries a training script put around them."""
+    """Find the tensors by name inside the dictionaries that a training script put around them."""
     while isinstance(content, Mapping):
         inner = next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
@@ -201,7 +206,7 @@ def _find_state_dict(content: object, path: Path) -> dict[str, Tensor]:
 
 
 def _strip_prefixes(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Names without what wrappers put before them."""
+    """Remove the prefixes that wrappers add to the names."""
     prefixes = re.compile(f"^({'|'.join(map(re.escape, PREFIXES))})+")
     stripped = {prefixes.sub("", name): tensor for name, tensor in state.items()}
     if len(stripped) != len(state):
@@ -210,14 +215,14 @@ def _strip_prefixes(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
 
 
 def _rows(state: dict[str, Tensor], name: str) -> int:
-    """First dimension of a weight; 0 where it is missing or a scalar."""
+    """First dimension of a weight; 0 if it is missing or a scalar."""
     return state[name].shape[0] if name in state and state[name].dim() else 0
 
 
 def _fit(
     state: dict[str, Tensor], family: Family, arguments: dict[str, Any], outputs: int, path: Path
 ) -> dict[str, Tensor]:
-    """Exactly the entries that the network has; PebalError where names or shapes differ."""
+    """Keep exactly the entries that the network has; raise PebalError if names or shapes differ."""
     with torch.device("meta"):
         expected = build_network(family.network, num_outputs=outputs, **arguments).state_dict()
     missing = [key for key in expected if key not in state]

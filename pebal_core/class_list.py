@@ -1,8 +1,8 @@
-"""Lists of classes: which things a network knows, by which ids label files name them, and what they are to a vehicle.
+"""Class lists define the classes of a network, their ids in label files, and their role for a vehicle.
 
 A class list is a small YAML file:
 
-    void: [255]                # ids of pixels that take no part
+    void: [255]                # ids of pixels that are ignored
     anomaly: [30]              # optional: ids of labelled anomalies
     classes:                   # in the order of the network's outputs
       - {name: floor, ids: [1, 2], color: [128, 64, 128], group: flat, carries_objects: true}
@@ -27,9 +27,9 @@ from .files import user_path
 from .labels import CITYSCAPES_CLASSES, MOST_CLASSES, OUTLIER, VOID
 
 FOLDER = Path(__file__).parent / "class_lists"
-"""Lists that ship with the package."""
+"""Folder of the lists that ship with the package."""
 NAME = re.compile(r"[\w .,:;/&()'+-]{1,64}")
-"""What a class may be called: what any terminal, log and message can show."""
+"""Pattern of a class name, which every terminal, log and message can show."""
 FLAGS = ("carries_objects", "stays_calm", "movable")
 
 
@@ -43,13 +43,13 @@ class KnownClass:
     color: tuple[int, int, int]
     """RGB."""
     group: str = ""
-    """Classes of one group are also evaluated together."""
+    """Name of the group; the classes of one group are also evaluated together."""
     carries_objects: bool = False
     """Whether an object can stand on it."""
     stays_calm: bool = False
-    """Whether fine-tuning gives it the weight of `Emphasis.calm`."""
+    """Whether fine-tuning weights it by `Emphasis.calm`."""
     movable: bool = False
-    """Whether a part of it that is pasted into another scene remains what it is, as a car does and a road does not."""
+    """Whether a cut-out of it keeps its class when it is pasted into another scene; a car does, a road does not."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,20 @@ class ClassList:
     """Classes in the order of a network's outputs.
 
     Raises:
-        PebalError: a name, an id or a colour is not possible, or used twice.
+        PebalError: a name, an id or a colour is invalid, or a name or an id is used twice.
+
+    Examples:
+        >>> floor = KnownClass("floor", (1, 2), (90, 90, 90), carries_objects=True)
+        >>> worker = KnownClass("worker", (7,), (220, 20, 60), movable=True)
+        >>> hall = ClassList("hall", (floor, worker), anomaly=(30,))
+        >>> hall.names, hall.flagged("movable"), hall.table[[1, 2, 7, 30, 255]].tolist()
+        (('floor', 'worker'), (1,), [0, 0, 1, 254, 255])
     """
 
     name: str
     classes: tuple[KnownClass, ...]
     void: tuple[int, ...] = (VOID,)
-    """Ids of pixels that take no part."""
+    """Ids of pixels that are ignored."""
     anomaly: tuple[int, ...] = ()
     """Ids of labelled anomalies."""
 
@@ -106,7 +113,10 @@ class ClassList:
 
     @property
     def table(self) -> np.ndarray:
-        """256 uint8: value in the label files → class, `OUTLIER` for labelled anomalies, `VOID` for all else."""
+        """Lookup table, 256 uint8, from a value in the label files to its class.
+
+        Labelled anomalies map to `OUTLIER`, and all values that are not listed map to `VOID`.
+        """
         table = np.full(256, VOID, np.uint8)
         table[list(self.anomaly)] = OUTLIER
         for number, one in enumerate(self.classes):
@@ -119,17 +129,17 @@ class ClassList:
         return tuple(sorted({*self.void, *self.anomaly, *(number for one in self.classes for number in one.ids)}))
 
     def flagged(self, flag: str) -> tuple[int, ...]:
-        """Classes with one of `FLAGS`."""
+        """Numbers of the classes for which a flag (one of `FLAGS`) is set."""
         return tuple(number for number, one in enumerate(self.classes) if getattr(one, flag))
 
     def numbered(self) -> ClassList:
-        """The same classes, in label files that hold the numbers of the classes."""
+        """The same classes, for label files whose values are the class numbers."""
         classes = tuple(replace(one, ids=(number,)) for number, one in enumerate(self.classes))
         return ClassList(self.name, classes, (VOID,) if len(classes) <= VOID else ())
 
     @property
     def groups(self) -> dict[str, tuple[int, ...]]:
-        """The classes of each group that is named."""
+        """Class numbers by the name of their group."""
         groups: dict[str, tuple[int, ...]] = {}
         for number, one in enumerate(self.classes):
             if one.group:
@@ -137,18 +147,19 @@ class ClassList:
         return groups
 
     def as_dict(self) -> dict[str, Any]:
-        """In JSON's types; `from_dict` reads it."""
+        """The list as JSON types, which `from_dict` reads."""
         return {"name": self.name, **_plain(asdict(self))}
 
     @classmethod
     def from_dict(cls, values: object, where: str) -> ClassList:
-        """The list that a YAML file or a model file holds.
+        """Read the content of a YAML file or of a model file's entry.
 
         Args:
-            where: names the source in errors; also the list's name where it has none.
+            values: the content as `as_dict` gives it.
+            where: name of the source for error messages; also the list's name if it has none.
 
         Raises:
-            PebalError: a key that is unknown or missing, or a value of another type.
+            PebalError: a key is unknown or missing, or a value has the wrong type.
         """
         content = _mapping(values, where, {"name", "classes", "void", "anomaly"}, {"classes"})
         if not isinstance(content["classes"], list):
@@ -178,7 +189,7 @@ _REGISTERED: dict[str, ClassList] = {}
 
 
 def register_class_list(classes: ClassList) -> None:
-    """Make a class list known by its name, in place of a shipped one of that name.
+    """Register a class list under its name; it takes precedence over a shipped list of that name.
 
     >>> floor = KnownClass("floor", (0,), (90, 90, 90), carries_objects=True)
     >>> register_class_list(ClassList("hall", (floor,)))
@@ -189,13 +200,13 @@ def register_class_list(classes: ClassList) -> None:
 
 
 def load_class_list(name: str | Path) -> ClassList:
-    """The class list of this name (registered or shipped), or of this YAML file.
+    """Load a class list by its name (registered or shipped) or from a YAML file.
 
     >>> load_class_list("camvid").names[:3]
     ('sky', 'building', 'pole')
 
     Raises:
-        PebalError: there is none, or its file cannot be used.
+        PebalError: there is no such list, or its file cannot be used.
     """
     if str(name) in _REGISTERED:
         return _REGISTERED[str(name)]
@@ -211,12 +222,12 @@ def load_class_list(name: str | Path) -> ClassList:
 
 @lru_cache(maxsize=16)
 def cityscapes_classes() -> ClassList:
-    """The 19 classes by their trainIds, as which Cityscapes' layouts are read."""
+    """The 19 Cityscapes classes, whose ids are the trainIds."""
     return _read(FOLDER / "cityscapes.yaml").numbered()
 
 
 def described(names: Sequence[str], palette: Sequence[Sequence[int]]) -> ClassList:
-    """The list of a network of which only names and colours are known; ids are the numbers of the classes."""
+    """Class list of a network of which only names and colours are known; the ids are the class numbers."""
     if tuple(names) == CITYSCAPES_CLASSES:
         return cityscapes_classes()
     filled = [*palette, *([128, 128, 128] for _ in names)]
@@ -228,13 +239,13 @@ def described(names: Sequence[str], palette: Sequence[Sequence[int]]) -> ClassLi
 
 
 def read_mapping(path: str | Path, source: ClassList, target: ClassList) -> np.ndarray:
-    """A file that maps the classes of one list on those of another: ``name: name``, or ``name: void``.
+    """Read a file that maps the classes of one list to those of another, by ``name: name`` or ``name: void``.
 
     Returns:
-        256 uint8: class of `source` → class of `target` or `VOID`; other values stay as they are.
+        Lookup table, 256 uint8, from a class of `source` to a class of `target` or `VOID`; other values are unchanged.
 
     Raises:
-        PebalError: the file cannot be read, names an unknown class, or leaves a class of `source` out.
+        PebalError: the file cannot be read, names an unknown class, or omits a class of `source`.
     """
     path = user_path(path)
     content = _mapping(_load(path), str(path), None, set())
@@ -291,7 +302,7 @@ def _repeated(names: Sequence[str]) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, as JSON gives them back."""
+    """Convert tuples to lists, as JSON does."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value

@@ -1,4 +1,4 @@
-"""The detector: image in, class labels and anomaly energy out. The node and every command go through it.
+"""The detector computes class labels and anomaly energy from an image. The node and all commands use it.
 
 detector = AnomalyDetector.load("starter")
 result = detector(image)      # H×W×3 uint8 RGB
@@ -29,31 +29,38 @@ MIN_SIDE = 16
 
 @dataclass(frozen=True)
 class Result:
-    """What the detector says of one image."""
+    """The detector's output for one image."""
 
     labels: np.ndarray
-    """H×W uint8: trainId of the most probable inlier class."""
+    """H×W uint8, the number (trainId) of the most probable inlier class."""
     energy: np.ndarray
-    """H×W float32: free energy in nats, higher = more anomalous."""
+    """H×W float32, free energy in nats; a higher value is more anomalous."""
 
 
 class AnomalyDetector:
     """A model, loaded on one engine and device.
 
-    Threads may share it: one after the other gets its answer. A forked process may not, and is told so.
+    Threads may share a detector; their calls are serialised. A process that was forked after loading cannot use it and
+    gets an error.
 
     Args:
         engine: runs the network.
         info: description of the model.
-        model_path: the file it was loaded from.
-        reason: why this engine runs, where there was a choice.
+        model_path: the file that the model was loaded from.
+        reason: why this engine was chosen, if there was a choice.
+
+    Examples:
+        >>> image = np.full((96, 160, 3), 128, np.uint8)
+        >>> result = AnomalyDetector.load("starter", engine="torch", device="cpu")(image)
+        >>> result.labels.shape, result.energy.shape, result.energy.dtype
+        ((96, 160), (96, 160), dtype('float32'))
     """
 
     def __init__(self, engine: Engine, info: ModelInfo, model_path: Path, reason: str = "") -> None:
         self.engine, self.info, self.model_path, self.reason = engine, info, model_path, reason
         self.model_sha256 = file_sha256(model_path)
-        self._process = os.getpid()
-        self._turn = threading.Lock()  # engines reuse their buffers from call to call
+        self._process_id = os.getpid()
+        self._lock = threading.Lock()  # engines reuse their buffers between calls
 
     @classmethod
     def load(
@@ -68,17 +75,18 @@ class AnomalyDetector:
         """Load a model file or a shipped model.
 
         Args:
-            model: path, or bare name of a shipped model.
-            engine: ``torch`` (.safetensors), ``onnxruntime`` (.onnx, or what was exported from a .safetensors file
-                and lies beside it), or ``auto``, the faster of the engines that can run the file.
-            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, with onnxruntime also ``tensorrt`` or ``tensorrt:N``; a
-                named device that is missing is an error.
-            precision: ``auto``, ``fp32``, ``fp16`` or ``bf16``; an .onnx file has one and takes no other.
-            input_size: (height, width) at which the network runs; None = as the model says, (0, 0) = the image's own.
-            smoothing: 7×7 Gaussian on the energy; None = as the model says.
+            model: path, or name of a shipped model.
+            engine: ``torch`` runs .safetensors files; ``onnxruntime`` runs .onnx files, or the export that is stored
+                beside a .safetensors file; ``auto`` picks the fastest engine that can run the file.
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, with onnxruntime also ``tensorrt`` or ``tensorrt:N``. A
+                device that is named but missing is an error.
+            precision: ``auto``, ``fp32``, ``fp16`` or ``bf16``. The precision of an .onnx file is fixed.
+            input_size: (height, width) at which the network runs. None takes the model's input size; (0, 0) keeps the
+                size of the image.
+            smoothing: whether the energy is smoothed by a 7×7 Gaussian; None takes the model's setting.
 
         Raises:
-            PebalError: no such model, engine, device or precision, or a damaged file.
+            PebalError: the model, engine, device or precision does not exist, or the file is damaged.
         """
         if engine not in ENGINES:
             raise PebalError(f"There is no engine '{engine}'; choose one of: {', '.join(ENGINES)}.")
@@ -91,22 +99,22 @@ class AnomalyDetector:
 
     @property
     def engine_name(self) -> str:
-        """Runtime really in use."""
+        """Runtime that is actually in use."""
         return self.engine.name
 
     @property
     def device_name(self) -> str:
-        """Device really in use."""
+        """Device that is actually in use."""
         return self.engine.device_name
 
     @property
     def notes(self) -> list[str]:
-        """What runs slower on this machine than it could, and why, one sentence each."""
+        """Accelerations that are unavailable on this machine and the reasons, one sentence each."""
         return self.engine.notes
 
     @property
     def timings(self) -> dict[str, float]:
-        """Seconds of the last call: preprocess, inference, postprocess."""
+        """Seconds that the last call spent in preprocess, inference and postprocess."""
         return self.engine.timings
 
     @overload
@@ -114,12 +122,15 @@ class AnomalyDetector:
     @overload
     def __call__(self, images: Sequence[np.ndarray]) -> list[Result]: ...
     def __call__(self, images: np.ndarray | Sequence[np.ndarray]) -> Result | list[Result]:
-        """Labels and energy of one image H×W×3 uint8 RGB, or of a list of images of one size as one batch.
+        """Compute labels and energy of one image, or of a batch of images of one size.
+
+        Args:
+            images: H×W×3 uint8 RGB, or a sequence of such images.
 
         Raises:
-            PebalError: wrong type or shape, sides under 16 pixels, images of different sizes, or a process that was
-                forked after loading.
-            EngineError: energies that are not finite, or an answer of another shape.
+            PebalError: an image has the wrong type or shape or a side under 16 pixels, the images differ in size, or
+                the process was forked after loading.
+            EngineError: the engine returns energies that are not finite or arrays of the wrong shape.
         """
         batch = [images] if isinstance(images, np.ndarray) else list(images)
         if not batch:
@@ -134,24 +145,28 @@ class AnomalyDetector:
             if image.shape != batch[0].shape:
                 raise PebalError(f"Images of one batch must have one size; got {batch[0].shape} and {image.shape}.")
         stacked = batch[0][None] if len(batch) == 1 else np.stack(batch)
-        if os.getpid() != self._process:  # whose threads and GPU contexts this one has not: it would hang
+        if os.getpid() != self._process_id:  # a fork lacks the threads and GPU context, so the call would hang
             raise PebalError("The detector was loaded before this process was forked; load it here, or start by spawn.")
-        with self._turn:
+        with self._lock:
             labels, energy = self.engine(np.require(stacked, requirements=["C", "W"]))
         _check(labels, energy, stacked.shape[:3])
         results = [Result(*pair) for pair in zip(labels, energy)]
         return results[0] if isinstance(images, np.ndarray) else results
 
     def warm_up(self, height: int, width: int) -> None:
-        """Run once at this size, so that the first real frame is not the slow one."""
+        """Run once at this size (in pixels), so that the first real frame is not delayed by initialisation."""
         self(np.zeros((height, width, 3), np.uint8))
 
 
 def check_input_size(size: tuple[int, int]) -> None:
-    """Refuse a (height, width) at which no network runs.
+    """Refuse a (height, width) at which no network can run.
 
     Raises:
-        PebalError: it is neither (0, 0), the image's own size, nor two sides within `SIDES`.
+        PebalError: the size is neither (0, 0), which keeps the image's size, nor two sides within `SIDES`.
+
+    Examples:
+        >>> check_input_size((0, 0))
+        >>> check_input_size((512, 1024))
     """
     low, high = SIDES
     if list(size) != [0, 0] and (
@@ -164,9 +179,10 @@ def check_input_size(size: tuple[int, int]) -> None:
 
 
 def _check(labels: np.ndarray, energy: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Refuse an answer that cannot be one; a sum tells of NaN and infinity in a hundredth of the time of a frame.
+    """Refuse outputs of the wrong shape, and energies that are not finite.
 
-    A comparison with NaN is false, so it would raise no alarm anywhere.
+    A NaN compares as false and would never raise an alarm. The sum reveals NaN and infinity in a hundredth of the time
+    that a frame takes.
     """
     if labels.shape != shape or energy.shape != shape:
         raise EngineError(f"The engine answers {labels.shape} and {energy.shape} to images {shape}; check the model.")

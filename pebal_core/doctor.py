@@ -1,6 +1,6 @@
-"""Whether an installation is fit: each check says what it found and, where something is wrong, what to do.
+"""Checks an installation; each check reports its finding and, if something is wrong, a remedy.
 
-ROS and PyTorch are imported by processes of their own, so a broken installation is a finding and not a crash.
+ROS and PyTorch are imported in separate processes, so that a broken installation is reported and does not crash.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from .installation import PROJECT, Requirement, installed_version, pip_line, req
 OK, NOTE, WARNING, ERROR = "ok", "note", "warning", "error"
 PYTHONS = ((3, 10), (3, 12))
 CONSTRAINED = ("humble", "iron", "jazzy")
-"""Distributions whose Fast DDS knows the old name of its variable only."""
+"""Distributions whose Fast DDS knows only the old name of the variable for its profile."""
 OLD_PROFILE, NEW_PROFILE = "FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"
 SEGMENT_NEEDED = 16 << 20
-"""Bytes of shared memory that a process needs to send images; the profile of config/fastdds.xml takes 64 MiB."""
+"""Bytes of shared memory that a process needs to send images; the profile in config/fastdds.xml uses 64 MiB."""
 FILES_NEEDED = 256
 DISK_NEEDED = 2e9
 LOADING = 120.0
-"""Seconds that an import may take."""
+"""Longest time in seconds that an import may take."""
 EXTRAS = {
     "train": "training",
     "onnx": "export and ONNX Runtime",
@@ -45,7 +45,7 @@ EXTRAS = {
     "rerun": "'pebal triage --rerun'",
     "ray": "more than one process or machine (--ray)",
 }
-"""Extras of the package that are looked for, and what for."""
+"""Extras of the package that are checked, and their purpose."""
 TRIED = {
     "torch": "import torch, torchvision; print(torch.__version__, 'CUDA', torch.version.cuda, "
     "torch.cuda.is_available(), *(torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())))",
@@ -54,7 +54,7 @@ TRIED = {
     "vision_msgs": "from vision_msgs.msg import Detection2DArray, LabelInfo; print('found')",
     "tf2_ros": "import tf2_ros; print('found')",
 }
-"""What is imported in a process of its own, and what it prints."""
+"""Code by module that a separate process runs to import it and to print its version or a note."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def examine(
     datasets: Sequence[str] = (),
     scenes: Sequence[str] = (),
 ) -> Iterator[Check]:
-    """Every check, one after the other.
+    """Run all checks and yield their findings.
 
     Args:
         model, engine, device, precision, input_size: as for `AnomalyDetector.load`.
@@ -108,7 +108,7 @@ def check_python() -> Check:
 
 
 def check_packages() -> Iterator[Check]:
-    """The requirements of the package and of its extras, and packages that must not lie side by side."""
+    """Check the requirements of the package and its extras, and packages that must not be installed together."""
     declared = {requirement.extra for requirement in requirements()}
     if not declared:
         yield Check(
@@ -145,7 +145,7 @@ def _named(wrong: Sequence[Requirement]) -> str:
 
 
 def check_machine() -> Check:
-    """Cores, memory that processes share, files, and room on the disk."""
+    """Check CPU cores, shared memory, open files and disk space."""
     cores, files = allotted_cores(), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     free = shutil.disk_usage(Path.cwd()).free
     shared = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
@@ -165,14 +165,14 @@ def check_torch() -> Iterator[Check]:
             "torch", NOTE, "not installed; only .onnx models run", "If you need it: pip install torch torchvision"
         )
         return
-    works, said = _try("torch")
+    works, output = _try_import("torch")
     if not works:
         remedy = "pip install --force-reinstall torch torchvision; a CPU without a GPU needs no CUDA packages."
-        yield Check("torch", ERROR, f"cannot be imported: {said}", remedy)
+        yield Check("torch", ERROR, f"cannot be imported: {output}", remedy)
         return
-    version, cuda, available = re.match(r"(\S+) CUDA (\S+) (True|False)", said).groups()  # type: ignore[union-attr]
+    version, cuda, available = re.match(r"(\S+) CUDA (\S+) (True|False)", output).groups()  # type: ignore[union-attr]
     if available == "True":
-        yield Check("torch", OK, f"PyTorch {said.replace(' True', ' on')}")
+        yield Check("torch", OK, f"PyTorch {output.replace(' True', ' on')}")
     elif cuda != "None" and shutil.which("nvidia-smi"):
         yield Check(
             "torch", WARNING, f"PyTorch {version} for CUDA {cuda} sees no GPU, although nvidia-smi is there",
@@ -188,45 +188,45 @@ def check_onnx_runtime() -> Iterator[Check]:
             "onnxruntime", NOTE, "not installed", "If you need it: pip install onnxruntime (or onnxruntime-gpu)"
         )
         return
-    works, said = _try("onnxruntime")
+    works, output = _try_import("onnxruntime")
     if not works:
-        yield Check("onnxruntime", ERROR, f"cannot be imported: {said}", "pip install --force-reinstall onnxruntime")
-    elif shutil.which("nvidia-smi") and "CUDAExecutionProvider" not in said:
+        yield Check("onnxruntime", ERROR, f"cannot be imported: {output}", "pip install --force-reinstall onnxruntime")
+    elif shutil.which("nvidia-smi") and "CUDAExecutionProvider" not in output:
         yield Check(
-            "onnxruntime", WARNING, f"ONNX Runtime {said}: there is a GPU, but this package does not use it",
+            "onnxruntime", WARNING, f"ONNX Runtime {output}: there is a GPU, but this package does not use it",
             "pip uninstall onnxruntime, then pip install onnxruntime-gpu",
         )  # fmt: skip
     else:
-        yield Check("onnxruntime", OK, f"ONNX Runtime {said}")
+        yield Check("onnxruntime", OK, f"ONNX Runtime {output}")
 
 
 def check_ros(environment: Mapping[str, str]) -> Iterator[Check]:
-    """rclpy, the packages beside it, and what the environment says of the middleware."""
+    """Check rclpy, the ROS packages that the node uses, and the environment variables of the middleware."""
     distribution = environment.get("ROS_DISTRO", "")
-    works, said = _try("rclpy")
+    works, output = _try_import("rclpy")
     if not works:
         if distribution:
             yield Check(
-                "ros", ERROR, f"ROS 2 {distribution} is sourced, but rclpy cannot be imported: {said}",
+                "ros", ERROR, f"ROS 2 {distribution} is sourced, but rclpy cannot be imported: {output}",
                 "Use the Python of the distribution: python3 -m venv --system-site-packages, or source "
                 "scripts/environment.sh in this shell.",
             )  # fmt: skip
         else:
             yield Check(
-                "ros", NOTE, f"no rclpy ({said}); the offline commands need none",
+                "ros", NOTE, f"no rclpy ({output}); the offline commands need none",
                 "For the node: source /opt/ros/DISTRO/setup.bash, or without ROS 2 source scripts/environment.sh.",
             )  # fmt: skip
         return
-    yield Check("ros", OK, f"ROS 2 {distribution or 'as wheels'} with {said}")
+    yield Check("ros", OK, f"ROS 2 {distribution or 'as wheels'} with {output}")
     yield _check_index(environment)
     for module, purpose in (("vision_msgs", "objects and label_info"), ("tf2_ros", "mounting: tf")):
-        works, said = _try(module)
+        works, output = _try_import(module)
         if not works:
             yield Check(
                 module, NOTE, f"not installed; {purpose} needs it",
                 f"If you need it: apt install ros-{distribution or 'DISTRO'}-{module.replace('_', '-')}",
             )  # fmt: skip
-    if "fastrtps" in (environment.get("RMW_IMPLEMENTATION") or said):
+    if "fastrtps" in (environment.get("RMW_IMPLEMENTATION") or output):
         yield check_transport(environment, distribution)
     yield check_discovery(environment)
 
@@ -242,7 +242,7 @@ def _check_index(environment: Mapping[str, str]) -> Check:
 
 
 def check_transport(environment: Mapping[str, str], distribution: str) -> Check:
-    """The Fast DDS profile, without which images between processes get lost."""
+    """Check the Fast DDS profile, without which images between processes get lost."""
     name = "transport profile"
     ours = Path(__file__).parents[1] / "config" / "fastdds.xml"
     path = ours if ours.is_file() else Path("…/share/pebal_ros/config/fastdds.xml")
@@ -268,7 +268,7 @@ def check_transport(environment: Mapping[str, str], distribution: str) -> Check:
 
 
 def check_discovery(environment: Mapping[str, str]) -> Check:
-    """Domain and range: why nodes do not see each other."""
+    """Check the discovery settings, which can keep nodes from finding each other."""
     domain, reach = environment.get("ROS_DOMAIN_ID", "0"), environment.get("ROS_AUTOMATIC_DISCOVERY_RANGE", "")
     if not (domain.isdecimal() and int(domain) <= 232):
         return Check("discovery", ERROR, f"ROS_DOMAIN_ID is '{domain}'", "Set it to a number from 0 to 101.")
@@ -289,7 +289,7 @@ def check_discovery(environment: Mapping[str, str]) -> Check:
 def check_model(
     model: str, engine: str, device: str, precision: str, input_size: tuple[int, int] | None = None
 ) -> Check:
-    """The model loaded as asked for, and one image through it."""
+    """Load the model with the given settings and run it on one image."""
     try:
         detector = AnomalyDetector.load(model, engine, device, precision, input_size)
         height, width = detector.info.input_size or (96, 160)
@@ -298,7 +298,7 @@ def check_model(
         sentence, _, remedy = str(error).partition(": ")
         remedy = remedy[:1].upper() + remedy[1:]
         return Check("model", ERROR, sentence, remedy or "Choose another with --model.")
-    except Exception as error:  # an engine that loads but cannot compute is a finding as well
+    except Exception as error:  # an engine that loads but cannot compute must be reported as well
         first = next(iter(str(error).splitlines()), "no reason given")
         return Check("model", ERROR, f"{model} cannot be run: {type(error).__name__}: {first}", "Try --device cpu.")
     milliseconds = 1e3 * sum(detector.timings.values())
@@ -327,8 +327,8 @@ def _count_scenes(layout: str, folder: str) -> int:
     return len(open_scenes(layout, folder, split or "val"))
 
 
-def _try(module: str) -> tuple[bool, str]:
-    """Whether the lines of `TRIED` run, and what they print or why they do not."""
+def _try_import(module: str) -> tuple[bool, str]:
+    """Run the code of `TRIED` in a separate process; returns whether it succeeds, and its output or the error."""
     try:
         done = subprocess.run([sys.executable, "-c", TRIED[module]], capture_output=True, text=True, timeout=LOADING)
     except subprocess.TimeoutExpired:

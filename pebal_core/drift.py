@@ -1,11 +1,12 @@
-"""When a guarantee no longer holds: a test that is valid at any time, on alarms and on what the images look like.
+"""Detects when a guarantee no longer holds, by an anytime-valid test on the alarms and the appearance of the images.
 
-The model file keeps a `Profile` of its calibration frames. In use, two numbers in [0, 1] are watched: the alarmed share
-of a frame, clipped and divided by its bound, and whether the frame looks unlike every calibration frame. Under the
-hypothesis that their conditional means stay at or below those of the worst calibration unit, the wealth of a gambler
-who bets on larger values is a supermartingale, so it exceeds 1 / level with a probability of at most `level`, however
-long one watches (Ville). Bets that start at every time are mixed with weights 1 / (j (j + 1)), so that a change after a
-long calm is seen as well. Each frame takes constant time and memory.
+The model file stores a `Profile` of its calibration frames. At run time two numbers in [0, 1] are monitored: the
+alarmed share of a frame, clipped and divided by its bound, and whether the frame looks unlike every calibration frame.
+Under the hypothesis that their conditional means stay at or below those of the worst calibration unit, the wealth of a
+gambler who bets on larger values is a supermartingale. It therefore exceeds 1 / level with a probability of at most
+`level`, however long the test runs (Ville's inequality). Bets that start at every time are mixed with weights
+1 / (j (j + 1)), so that a change after a long calm period is detected as well. Each frame takes constant time and
+memory.
 
     monitor = DriftMonitor(detector.info)
     state = monitor.update(result.energy, image)
@@ -30,34 +31,38 @@ from .model_file import ModelInfo
 from .objects import IgnoreMask
 
 LEVEL = 0.001
-"""Chance that a camera without drift is ever reported."""
+"""Probability that drift is ever reported for a camera without drift."""
 GROUP = 5
-"""Frames whose mean is one bet: neighbours resemble each other."""
+"""Number of frames that are averaged for one bet, because neighbouring frames are alike."""
 STAKES = (0.3, 0.6, 0.9)
-"""Shares of the greatest possible stake; a third of the wealth each."""
+"""Bets as shares of the greatest possible stake; each gets a third of the wealth."""
 FEATURES = ("brightness", "contrast", "sharpness", "saturated")
 TOLERANCE = (12.0, 8.0, 0.8, 0.03)
-"""By how much a feature must leave the range of the calibration frames."""
+"""Margins by which each of `FEATURES` must leave the range of the calibration frames."""
 UNLIKE = 0.2
-"""Share of unlike frames that is no drift: few calibration frames do not show everything."""
+"""Share of unlike frames that is tolerated, because the calibration frames cannot show everything."""
 LEAST_SHARP = 0.1
-"""Place in the range of the calibration frames' sharpness below which a frame counts as blurred."""
+"""A frame counts as blurred below this position in the range of the calibration frames' sharpness."""
 GRID = (18, 32)
+"""Rows and columns of the map of alarms from which the reason is guessed."""
 DAMPING = 0.9
-"""Of the running means from which the reason is guessed: about ten frames."""
+"""Decay per frame of the running means from which the reason is guessed, which span about ten frames."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What the model file keeps of its calibration frames."""
+    """Statistics of the calibration frames, which the model file stores."""
 
     alarmed: float
-    """Largest mean of the clipped alarmed share of any calibration unit."""
+    """Largest mean, over the calibration units, of the clipped alarmed share."""
     bound: float
+    """Alarmed share at which a frame is clipped."""
     low: list[float]
+    """Smallest value of each of `FEATURES`."""
     high: list[float]
-    """Range of each of `FEATURES`."""
+    """Largest value of each of `FEATURES`."""
     frames: int
+    """Number of calibration frames."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -65,13 +70,13 @@ class Profile:
 
 @dataclass(frozen=True)
 class DriftState:
-    """What is known after a frame."""
+    """State of the test after a frame."""
 
     drifted: bool
     reason: str
-    """night, glare, fog, blur, dirt, or another place or camera; empty without drift."""
+    """Likely reason (night, glare, fog, blur, dirt, or another place or camera); empty without drift."""
     evidence: float
-    """Wealth of the gambler: 1 at the start; drift from 1 / level on."""
+    """Wealth of the gambler, which starts at 1; drift is reported from 1 / level on."""
 
     @property
     def text(self) -> str:
@@ -92,11 +97,12 @@ def features(image: np.ndarray) -> np.ndarray:
 
 
 def make_profile(shares: dict[str, list[float]], seen: Sequence[np.ndarray], bound: float) -> Profile:
-    """The profile of the calibration frames.
+    """Compute the profile of the calibration frames.
 
     Args:
         shares: alarmed share of each frame, by unit.
         seen: `features` of each frame.
+        bound: alarmed share at which a frame is clipped.
 
     Examples:
         >>> seen = [features(np.full((64, 64, 3), grey, np.uint8)) for grey in (90, 110)]
@@ -110,7 +116,7 @@ def make_profile(shares: dict[str, list[float]], seen: Sequence[np.ndarray], bou
 
 
 class Gambler:
-    """The wealth of bets on a mean above m, of values in [0, 1]; `wealth` is an e-process.
+    """Bets that the mean of values in [0, 1] exceeds `mean`; `wealth` is an e-process.
 
     Examples:
         >>> gambler = Gambler(mean=0.1)
@@ -125,7 +131,7 @@ class Gambler:
         self._running = [0.0] * len(STAKES)
 
     def bet(self, value: float) -> float:
-        """One value; returns the wealth after it."""
+        """Bet on one value and return the wealth afterwards."""
         self.bets += 1
         start = 1 / (self.bets * (self.bets + 1))
         for i, stake in enumerate(STAKES):
@@ -136,10 +142,14 @@ class Gambler:
 
 
 class DriftMonitor:
-    """Watches the frames of one camera.
+    """Monitors the frames of one camera for drift.
+
+    Args:
+        info: description of a calibrated model.
+        level: probability of ever reporting a drift where there is none.
 
     Raises:
-        PebalError: the model has no profile.
+        PebalError: the model has no profile, or the profile is damaged.
     """
 
     def __init__(self, info: ModelInfo, level: float = LEVEL) -> None:
@@ -160,18 +170,22 @@ class DriftMonitor:
         self._low, self._high = np.array(self.profile.low) - margin, np.array(self.profile.high) + margin
         self._mask = IgnoreMask.decode(info.ego_mask)
         self._alarms = Gambler(1.5 * self.profile.alarmed / self.profile.bound)
-        self._looks = Gambler(UNLIKE)
+        self._appearance = Gambler(UNLIKE)
         self._group: list[tuple[float, float]] = []
         self._recent = np.zeros(len(FEATURES))
-        self._place = np.zeros(GRID, np.float32)
+        self._alarm_map = np.zeros(GRID, np.float32)
         self._frames = 0
         self.state = DriftState(False, "", 1.0)
 
     def update(self, energy: np.ndarray, image: np.ndarray) -> DriftState:
-        """Take one frame: energy H×W float32 and image H×W×3 uint8 RGB of any size.
+        """Add one frame and return the state after it.
 
-        A drift that was reported stays reported; make a new monitor to start anew. Images of other proportions than
-        the ego mask come from another camera, which is a drift at once.
+        A reported drift stays reported; create a new monitor to start again. An image that differs in aspect ratio from
+        the ego mask comes from another camera, which counts as drift immediately.
+
+        Args:
+            energy: H×W float32 in nats.
+            image: H×W×3 uint8 RGB, of any size.
         """
         try:
             ignore = None if self._mask is None else self._mask.at(*energy.shape).view(np.uint8)
@@ -193,41 +207,41 @@ class DriftMonitor:
         self._frames += 1
         weight = max(1 / self._frames, 1 - DAMPING)
         self._recent += weight * (seen - self._recent)
-        self._place += weight * (
-            cv2.resize(alarm.astype(np.float32), GRID[::-1], interpolation=cv2.INTER_AREA) - self._place
+        self._alarm_map += weight * (
+            cv2.resize(alarm.astype(np.float32), GRID[::-1], interpolation=cv2.INTER_AREA) - self._alarm_map
         )
         self._group.append((share, float(unlike)))
         if len(self._group) == GROUP:
             shares, looks = np.mean(self._group, axis=0).tolist()
             self._group.clear()
-            # Half of the level for each of the two.
-            evidence = max(self._alarms.bet(shares), self._looks.bet(looks)) / 2
+            # Each of the two tests gets half of the level.
+            evidence = max(self._alarms.bet(shares), self._appearance.bet(looks)) / 2
             drifted = self.state.drifted or evidence >= 1 / self.level
             reason = self.state.reason or (self._guess() if drifted else "")
             self.state = DriftState(drifted, reason, max(evidence, self.state.evidence) if drifted else evidence)
         return self.state
 
     def _guess(self) -> str:
-        """The likeliest reason, from the mean of the recent frames."""
+        """Guess the most likely reason from the mean of the recent frames."""
         below, above = self._recent < self._low, self._recent > self._high
-        # Where in the range of the calibration frames each feature lies: 0 at its lower end, 1 at its upper.
+        # Position of each feature in the range of the calibration frames, 0 at the lower and 1 at the upper end.
         low, high = np.array(self.profile.low), np.array(self.profile.high)
-        place = (self._recent - low) / np.maximum(high - low, 1e-6)
+        position = (self._recent - low) / np.maximum(high - low, 1e-6)
         if below[0]:
             return "the images are darker than those of the calibration, as at night"
-        if below[1] or (above[0] and not above[3] and max(place[1], place[2]) < 0.5):
+        if below[1] or (above[0] and not above[3] and max(position[1], position[2]) < 0.5):
             return "the images have less contrast than those of the calibration, as in fog"
         if above[3] or above[0]:
             return "the images are brighter or more saturated than those of the calibration, as in glare"
-        # Alarms that stay on the same cells frame after frame, in few of them.
-        fixed = self._place > 0.6
+        # Most alarms stay in the same cells of the map, frame after frame.
+        fixed = self._alarm_map > 0.6
         if (
             fixed.any()
-            and place[2] >= LEAST_SHARP
-            and self._alarms.wealth > self._looks.wealth
-            and math.isclose(float(self._place[fixed].sum()), float(self._place.sum()), rel_tol=0.5)
+            and position[2] >= LEAST_SHARP
+            and self._alarms.wealth > self._appearance.wealth
+            and math.isclose(float(self._alarm_map[fixed].sum()), float(self._alarm_map.sum()), rel_tol=0.5)
         ):
             return "the same places alarm in every frame, as behind a dirty or blocked lens"
-        if below[2] or place[2] < LEAST_SHARP:
+        if below[2] or position[2] < LEAST_SHARP:
             return "the images are less sharp than those of the calibration, as by blur, rain or a dirty lens"
         return "there are more alarms than at the calibration, as in another place or with another camera"

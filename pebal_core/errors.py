@@ -1,19 +1,20 @@
-"""The one exception that means: the user can mend this."""
+"""Exceptions that report failures which the user can fix."""
 
 
 class PebalError(Exception):
-    """A failure with a cause outside the program: its text names the file, topic or option and says what to do.
+    """A failure with a cause outside the program.
 
-    Commands print the text alone and exit with status 1; the node logs it and reports it in its diagnostics.
+    The text names the file, topic or option and says what to do. Commands print only the text and exit with status 1;
+    the node logs it and reports it in its diagnostics.
     """
 
 
 class CutShortError(PebalError):
-    """A recording ended before all that it promises was read; what came before is good."""
+    """A recording ended before all announced frames were read; the frames up to that point are valid."""
 
 
 class EngineError(PebalError):
-    """The engine's answer cannot be right, whatever the image: an overflow, a faulty device or a foreign graph.
+    """The engine's output is impossible for any image, because of an overflow, a faulty device or a foreign graph.
 
-    The node counts it like any other failure of its engine, and ends when it repeats.
+    The node counts it like any other failure of its engine and exits if it repeats.
     """

@@ -1,4 +1,4 @@
-"""A model as ONNX: the whole path from an image's bytes to labels and energy in one graph."""
+"""Exports a model to ONNX, with the whole path from an image's bytes to labels and energy in one graph."""
 
 from __future__ import annotations
 
@@ -22,50 +22,58 @@ from .networks import SegmentationNetwork, upsample
 from .networks.folding import fold, round_kernels
 
 OPSET = 18
-"""The first in which Resize shrinks with antialiasing."""
+"""The first operator set whose Resize downscales with antialiasing."""
 EXAMPLE = (2, 360, 500, 3)
-"""Batch and image of which the graph is traced; it holds for any other."""
+"""Shape of the batch with which the graph is traced; the graph accepts other shapes as well."""
 
 Labelled = tuple[np.ndarray, np.ndarray]
-"""Image H×W×3 uint8 RGB and H×W uint8: 0 inlier, 1 anomaly, 255 void."""
+"""Image (H×W×3 uint8 RGB) and target (H×W uint8; 0 inlier, 1 anomaly, 255 void)."""
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far an exported model may be from PyTorch in fp32."""
+    """Largest allowed deviations of an exported model from PyTorch in fp32."""
 
     energy_max: float
-    """Nats, of any pixel."""
+    """Largest difference in energy of any pixel, in nats."""
     energy_mean: float
+    """Largest mean absolute difference in energy, in nats."""
     labels_equal: float
-    """Share of the pixels."""
+    """Smallest share of pixels with equal labels."""
     ap: float = 0.005
+    """Largest difference in average precision."""
 
 
 TOLERANCES = {
     "fp32": Tolerance(energy_max=5e-3, energy_mean=1e-4, labels_equal=0.9995),
-    # fp16 keeps 11 bits: at edges, where the network is undecided, energies move by far more than on average.
+    # fp16 has 11 significant bits, so energies at edges, where the network is undecided, change far above average.
     "fp16": Tolerance(energy_max=np.inf, energy_mean=0.05, labels_equal=0.99),
 }
 
 
 @dataclass(frozen=True)
 class Parity:
-    """Exported model beside PyTorch in fp32, over all pixels of the images that were tried."""
+    """Deviations of an exported model from PyTorch in fp32, over all pixels of the compared images."""
 
     images: int
+    """Number of compared images."""
     energy_max: float
     """Greatest difference of the energies in nats."""
     energy_mean: float
-    """Mean of the absolute differences."""
+    """Mean of the absolute differences in nats."""
     labels_equal: float
-    """Share of the pixels."""
+    """Share of pixels with equal labels."""
     ap_torch: float | None = None
+    """Average precision of PyTorch on the labelled images; None if there are none."""
     ap: float | None = None
-    """Average precision of the two on the labelled images, None without."""
+    """Average precision of the exported model on the labelled images; None if there are none."""
 
     def faults(self, allowed: Tolerance) -> list[str]:
-        """What exceeds the tolerance, in words."""
+        """Describe each deviation that exceeds the tolerance.
+
+        >>> Parity(1, energy_max=0.2, energy_mean=0.0, labels_equal=1.0).faults(TOLERANCES["fp32"])
+        ['an energy differs by 0.2 nats (0.005 are allowed)']
+        """
         found = []
         if not self.energy_max <= allowed.energy_max:
             found.append(f"an energy differs by {self.energy_max:.2g} nats ({allowed.energy_max:g} are allowed)")
@@ -79,7 +87,7 @@ class Parity:
 
 
 class Network(nn.Module):
-    """Padded images → logits in fp32, at the network's own resolution."""
+    """Computes fp32 logits, at the network's own resolution, from padded images."""
 
     def __init__(self, network: SegmentationNetwork, dtype: torch.dtype) -> None:
         super().__init__()
@@ -93,11 +101,12 @@ class Network(nn.Module):
 
 
 class WholePath(nn.Module):
-    """What `TorchEngine` does, written for a graph.
+    """The computation of `TorchEngine` in a form that can be exported as a graph.
 
     Args:
-        network: taken over: folded and brought to the precision.
-        info: normalisation, input size and smoothing; without an input size the network sees the image's own.
+        network: the network, which is taken over, folded and converted to the precision.
+        info: normalisation, input size and smoothing; without an input size the network runs at the size of the image.
+        precision: ``fp32`` or ``fp16``.
     """
 
     def __init__(self, network: SegmentationNetwork, info: ModelInfo, precision: str) -> None:
@@ -110,7 +119,7 @@ class WholePath(nn.Module):
         self.ones = nn.Buffer(torch.ones(1, info.num_outputs - 1))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images N×H×W×3 uint8 RGB → labels N×H×W uint8, energies N×H×W float32."""
+        """Compute labels (N×H×W uint8) and energies (N×H×W float32) of images (N×H×W×3 uint8 RGB)."""
         height, width = images.shape[1:3]
         pixels = images.float().permute(0, 3, 1, 2)
         if self.input_size is not None:
@@ -124,14 +133,14 @@ class WholePath(nn.Module):
         if self.input_size is not None:
             labels = labels.index_select(1, _nearest(rows, height)).index_select(2, _nearest(columns, width))
             energy = F.interpolate(energy[:, None], (height, width), mode="bilinear")[:, 0]
-        # torchvision's, not that of `scores`: one convolution is one node of the graph.
+        # torchvision's Gaussian is one convolution and thus one node of the graph, unlike the one in `scores`.
         return labels, gaussian_blur(energy[:, None], [7, 7], [1.0, 1.0])[:, 0] if self.smoothing else energy
 
     def read(self, logits: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
-        """Logits N×K×h×w of the inlier classes → labels and energies at this size.
+        """Compute labels and energies at a size from the inlier logits N×K×h×w.
 
-        The highest logit is taken off before the upsampling, which is linear: afterwards no exponential exceeds 1. The
-        sum is a product with ones, as ONNX Runtime multiplies matrices far faster than it sums over channels.
+        The highest logit is subtracted before the upsampling, which is linear, so that no exponential exceeds 1. The
+        sum is a product with ones, because ONNX Runtime multiplies matrices far faster than it sums over channels.
         """
         highest = logits.amax(1, keepdim=True)
         below = upsample(logits - highest, size)
@@ -141,12 +150,15 @@ class WholePath(nn.Module):
 
 
 def _nearest(source: int, target: int) -> Tensor:
-    """For each of ``target`` positions the nearest of ``source``: nearest-exact, which the exporter writes badly."""
+    """Index of the nearest of ``source`` positions for each of ``target`` positions.
+
+    This is the mode nearest-exact, which the exporter translates badly.
+    """
     return ((torch.arange(target) + 0.5) * (source / target)).long()
 
 
 def to_onnx(network: SegmentationNetwork, info: ModelInfo, precision: str) -> bytes:
-    """The whole path as an ONNX model of any batch and image size, checked by `onnx.checker`."""
+    """Convert the whole path to an ONNX model for any batch and image size, verified by `onnx.checker`."""
     import onnx
 
     from .onnx_pooling import TRANSLATIONS
@@ -166,7 +178,7 @@ def to_onnx(network: SegmentationNetwork, info: ModelInfo, precision: str) -> by
     assert program is not None
     model = program.model_proto
     for described in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
-        del described.metadata_props[:]  # where in which file each operation was written
+        del described.metadata_props[:]  # they hold the source location of each operation
         described.ClearField("doc_string")
     content = model.SerializeToString()
     onnx.checker.check_model(content, full_check=True)
@@ -181,18 +193,21 @@ def export(
     input_size: tuple[int, int] | None = None,
     precision: str = "fp32",
 ) -> Parity:
-    """Write a model as ONNX if it says the same as the PyTorch engine.
+    """Write a model as ONNX if its outputs agree with the PyTorch engine.
 
     Args:
         model: model file, or name of a shipped model.
         out: the .onnx file.
-        images: H×W×3 uint8 RGB, on which the two are compared; real ones, because of noise networks are unsure.
-        labelled: images on which AP is compared as well.
-        input_size: (height, width) at which the network runs; None = as the model says, (0, 0) = the image's own.
-        precision: of the network, ``fp32`` or ``fp16``; all else is fp32.
+        images: H×W×3 uint8 RGB, on which the two are compared. They should be real photographs, because networks are
+            unsure on noise.
+        labelled: images with targets, on which AP is compared as well.
+        input_size: (height, width) at which the network runs. None takes the model's input size; (0, 0) keeps the size
+            of the image.
+        precision: precision of the network, ``fp32`` or ``fp16``; everything else is fp32.
 
     Raises:
-        PebalError: the exported model is too far from PyTorch, nothing to compare with, or an unwritable file.
+        PebalError: the exported model deviates too much from PyTorch, there are no images, or the file cannot be
+            written.
     """
     from .engines.onnx import OnnxEngine
 
@@ -216,7 +231,7 @@ def export(
 
 
 def compare(torch_engine: Any, exported: Any, images: Sequence[np.ndarray], labelled: Sequence[Labelled]) -> Parity:
-    """Both engines on the same images; each goes in with its mirror image, as a batch."""
+    """Compare both engines on the same images; each image is paired with its mirror image in a batch of two."""
     energy_max = energy_sum = 0.0
     equal = pixels = 0
     metrics = PooledMetrics(), PooledMetrics()

@@ -1,4 +1,4 @@
-"""Files that are whole: written under another name first, and images that were cut short recognised."""
+"""Writes files atomically, reads images with a check for truncation, and resolves paths that users give."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ import numpy as np
 from .errors import PebalError
 
 MOST_PIXELS = 8192 * 8192
-"""Of an image: a few kilobytes can be an image that takes all memory."""
+"""Most pixels of an image; a file of a few kilobytes can decode to an image that fills the memory."""
 
 
 @contextlib.contextmanager
 def being_written(path: Path, durable: bool = False) -> Iterator[Path]:
-    """A temporary name beside the target; what is written there becomes the target at the end.
+    """Yield a temporary path beside the target; the file written there replaces the target at the end.
+
+    Any exception other than OSError, including KeyboardInterrupt, propagates. In all cases of failure the temporary
+    file is removed.
 
     Args:
-        durable: wait until the disk has it, so that it outlasts a loss of power too.
+        path: the target.
+        durable: whether to wait until the disk has stored the file, so that it survives a loss of power.
 
     Raises:
         PebalError: the folder cannot be written or the disk is full.
-
-    Whatever else is raised, Ctrl-C among it, passes, and leaves neither name behind.
     """
-    # With the name of the host, because workers of several machines may write into one folder, and without the
-    # target's suffix, so that nothing takes what a killed process left for an image.
+    # The name contains the host, because workers on several machines may write into one folder. It lacks the target's
+    # suffix, so that a file left by a killed process is not mistaken for an image.
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,16 +52,19 @@ def being_written(path: Path, durable: bool = False) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
-    """Write a file whole or not at all, as `being_written` does."""
+    """Write a file completely or not at all; see `being_written`."""
     with being_written(path, durable) as temporary:
         temporary.write_bytes(content)
 
 
 def read_pixels(path: Path, flags: int) -> np.ndarray | None:
-    """Pixels of an image file as OpenCV's `flags` ask for them; None: it is missing, cut short or no image.
+    """Read the pixels of an image file in the format that OpenCV's `flags` select.
+
+    Returns:
+        The pixels; None if the file is missing, truncated or no image.
 
     Raises:
-        PebalError: it has more than `MOST_PIXELS`.
+        PebalError: the image has more than `MOST_PIXELS` pixels.
     """
     try:
         pixels = decode_pixels(path.read_bytes(), flags)
@@ -71,19 +76,26 @@ def read_pixels(path: Path, flags: int) -> np.ndarray | None:
 
 
 def decode_pixels(content: bytes | memoryview, flags: int) -> np.ndarray | None:
-    """OpenCV's decoding, but None for a JPEG or PNG that is cut short: OpenCV would make up the missing part."""
+    """Decode an image with OpenCV; None if it is no image or truncated.
+
+    OpenCV alone would fill the missing part of a truncated JPEG or PNG with arbitrary pixels.
+    """
     if not is_whole(content):
         return None
     try:
         return cv2.imdecode(np.frombuffer(content, np.uint8), flags)
-    except cv2.error:  # at sizes beyond all sense
+    except cv2.error:  # raised for absurd sizes
         return None
 
 
 def is_whole(content: bytes | memoryview) -> bool:
-    """Whether an encoded image has an end: the mark of a JPEG, the last chunk of a PNG, a byte of any other.
+    """Whether an encoded image is complete.
 
-    OpenCV takes as much memory for a chunk of a PNG as it says that it is long, up to gigabytes for a few bytes.
+    A JPEG must contain its end marker and a PNG its last chunk; other formats must not be empty. The check also guards
+    against PNG chunks with a wrong length, for which OpenCV would allocate up to gigabytes.
+
+    >>> is_whole(b"\\xff\\xd8 JPEG without an end"), is_whole(b"\\xff\\xd8 JPEG \\xff\\xd9")
+    (False, True)
     """
     if bytes(content[:2]) == b"\xff\xd8":
         return b"\xff\xd9" in bytes(content[-4096:])
@@ -99,10 +111,13 @@ def is_whole(content: bytes | memoryview) -> bool:
 
 
 def user_path(name: str | Path) -> Path:
-    """A path as a user writes it, with ``~``.
+    """Resolve a path that a user gives, in which ``~`` stands for the home folder.
 
     Raises:
-        PebalError: no file system can have it, or it leads through a folder that cannot be looked into.
+        PebalError: the path is invalid, or leads through a folder that may not be read.
+
+    >>> user_path("/data/drive.mcap").name
+    'drive.mcap'
     """
     try:
         path = Path(name).expanduser()

@@ -1,4 +1,4 @@
-"""The promise at a threshold: what is asked for, what can be promised with so many drives, and its words.
+"""Guarantees on false alarms at a threshold: the request, the guarantees that the data support, and their wording.
 
 promised = guarantee(losses, Request(alpha=0.01), unit="drives", frames=1200, source="town.mp4")
 promised.threshold, promised.text
@@ -26,7 +26,10 @@ Risk = Literal["pixels", "objects"]
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be promised.
+    """The guarantees to be given.
+
+    Raises:
+        PebalError: a value is out of range.
 
     Examples:
         >>> Request(alpha=0.02, object_alpha=0.1, clip=0.2).risks
@@ -36,15 +39,15 @@ class Request:
     alpha: float = 0.01
     """Expected share of falsely alarmed pixels."""
     object_alpha: float | None = None
-    """Chance that a frame shows a false object; None: nothing is promised about it."""
+    """Probability that a frame shows a false object; None if it need not be bounded."""
     object_size: int = 100
-    """Pixels of a false object, at least."""
+    """Smallest area of a false object in pixels."""
     clip: float = CLIP
-    """A unit with a larger share of falsely alarmed pixels counts as this one."""
+    """A unit's share of falsely alarmed pixels is clipped to this value."""
     confidence: float = 0.95
-    """Of the second statement."""
+    """Confidence of the second statement."""
     confident: bool = False
-    """Whether the threshold fulfils the second statement, too; else it is told where that threshold lies."""
+    """Whether the threshold must satisfy the second statement as well; otherwise only its threshold is reported."""
 
     def __post_init__(self) -> None:
         shares = {"alpha": self.alpha, "object_alpha": self.object_alpha, "clip": self.clip}
@@ -61,42 +64,43 @@ class Request:
 
     @property
     def risks(self) -> dict[Risk, tuple[float, float]]:
-        """Promised risk and bound of the loss, for each loss that something is promised about."""
+        """Requested bound on the risk and upper bound of the loss, for each loss that is to be bounded."""
         pixels: dict[Risk, tuple[float, float]] = {"pixels": (self.alpha, self.clip)}
         return pixels if self.object_alpha is None else {**pixels, "objects": (self.object_alpha, 1.0)}
 
 
 @dataclass(frozen=True)
 class Statement:
-    """One promise, and from which threshold on it holds."""
+    """One guarantee, and the smallest threshold at which it holds."""
 
     risk: Risk
     alpha: float
+    """Bound on the risk."""
     confidence: float | None
-    """None: the promise is about the mean over repetitions of the calibration."""
+    """Probability that the bound holds; None if it holds for the mean over repetitions of the calibration."""
     threshold: float | None
-    """Nats; None: out of reach with so many units."""
+    """Smallest threshold in nats; None if there are too few units."""
     needed: int
-    """Units from which on it is within reach."""
+    """Smallest number of units with which the guarantee can be given."""
     text: str
 
 
 @dataclass(frozen=True)
 class Guarantee:
-    """The threshold and what is promised for it."""
+    """The threshold and the guarantees that hold at it."""
 
     threshold: float
     statements: tuple[Statement, ...]
     units: int
     unit: str
-    """What a unit is, in the plural: drives, blocks of 5 s, …"""
+    """Name of the units in the plural, such as drives or blocks of 5 s."""
     frames: int
     source: str
     request: Request
 
     @property
     def text(self) -> str:
-        """Everything in words: the promises that hold at the threshold, those that do not, and the assumption."""
+        """The guarantees that hold at the threshold, those that do not, and the assumption, in words."""
         reached = [s for s in self.statements if s.threshold is not None and s.threshold <= self.threshold]
         missed = [s for s in self.statements if s not in reached]
         sentences = [s.text for s in reached]
@@ -120,7 +124,7 @@ class Guarantee:
         return " ".join([f"1 {first.removesuffix('s')}", *rest])
 
     def as_dict(self) -> dict[str, Any]:
-        """What the model file keeps."""
+        """The content that the model file stores."""
         return {
             "text": self.text,
             "threshold": self.threshold,
@@ -136,24 +140,26 @@ class Guarantee:
 def guarantee(
     losses: dict[Risk, list[Loss]], request: Request, unit: str, frames: int, source: str, relax: bool = False
 ) -> Guarantee:
-    """The smallest threshold that keeps the promises, and the promises in words.
+    """Find the smallest threshold that satisfies a request, and state the guarantees in words.
 
-    The largest of the thresholds of several promises keeps them all, because no loss rises with the threshold.
+    The largest of the thresholds of several guarantees satisfies them all, because no loss rises with the threshold.
 
     Args:
         losses: for each risk of the request, one loss per unit.
-        unit: what a unit is, in the plural.
-        source: where the units come from.
-        relax: where a promise about the mean is out of reach, promise the smallest risk that is not.
+        request: the guarantees to be given.
+        unit: name of the units in the plural.
+        frames: number of calibration frames.
+        source: name of the data from which the units come.
+        relax: if there are too few units to bound the mean risk as requested, use the smallest bound that they allow.
 
     Raises:
-        PebalError: the promise is out of reach; the sentence has the number of units needed, and what can be promised.
+        PebalError: there are too few units; the message states the number needed, and the smallest possible bound.
 
     Examples:
         >>> import numpy as np
         >>> blocks = [Loss(np.array([energy], np.float32), np.array([0.05])) for energy in np.linspace(-6, -4, 40)]
         >>> found = guarantee({'pixels': blocks}, Request(alpha=0.02), 'blocks of 10 images', 400, 'drive.mp4')
-        >>> round(found.threshold, 2)  # that of the mean; a promise with 95 % confidence needs a higher one
+        >>> round(found.threshold, 2)  # bounds the mean risk; 95 % confidence needs a higher threshold
         -4.77
         >>> found.statements[0].threshold == found.threshold, found.statements[1].threshold > found.threshold
         (True, True)
@@ -180,7 +186,7 @@ def guarantee(
             required.append(statement.threshold)
     threshold = max(required)
     if not math.isfinite(threshold):
-        # No energy is low enough to break the promise; the threshold still has to be a number.
+        # Any threshold satisfies the request, but the threshold still has to be finite.
         threshold = float(min(loss.energies[-1] for loss in losses["pixels"]))
     return Guarantee(threshold, tuple(statements), len(losses["pixels"]), unit, frames, source, request)
 
@@ -188,10 +194,10 @@ def guarantee(
 def _state(
     risk: Risk, alpha: float, bound: float, losses: list[Loss], confidence: float | None, unit: str, request: Request
 ) -> Statement:
-    """One promise at the smallest threshold that keeps it."""
+    """Find the smallest threshold for one guarantee, and state it in words."""
     units = len(losses)
     if confidence is None:
-        # Rounding must not take away a promise that holds exactly.
+        # The number of units decides first, so that rounding cannot reject a guarantee that holds exactly.
         largest = largest_mean_risk(alpha, bound, units) if units >= units_needed(alpha, bound) else -1.0
         text = "On average over calibrations, "
     else:
@@ -211,6 +217,6 @@ def _state(
 
 
 def _round_up(value: float) -> float:
-    """To two significant digits."""
+    """Round up to two significant digits."""
     digit = 10.0 ** (math.floor(math.log10(value)) - 1)
     return math.ceil(value / digit - 1e-9) * digit

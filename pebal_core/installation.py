@@ -1,4 +1,4 @@
-"""One sentence in place of a traceback where an installed package is missing, too old, or made for another NumPy.
+"""Replaces the traceback for a package that is missing, too old, or built for another NumPy by one sentence.
 
 with explained_imports():
     import torch
@@ -19,17 +19,24 @@ from .errors import PebalError
 
 PROJECT = "pebal_ros"
 MODULES = {"opencv-python-headless": "cv2", "pyyaml": "yaml"}
-"""Modules that are not named as their package is."""
+"""Modules whose name differs from the name of their package."""
 ROS_PACKAGE = r"rclpy|\w+_(msgs|srvs|interfaces)"
 
 
 @dataclass(frozen=True)
 class Requirement:
-    """A package that the project or one of its extras asks for.
+    """A package that the project or one of its extras requires.
 
     Args:
-        operator: ``>=``, ``==``, or "" where any version does.
-        extra: "" where the project itself asks for it.
+        package: name of the package.
+        operator: ``>=``, ``==``, or "" if any version will do.
+        version: the required version.
+        extra: name of the extra; "" for a requirement of the project itself.
+
+    Examples:
+        >>> numpy = Requirement("numpy", ">=", "1.24", "")
+        >>> str(numpy), numpy.met_by("2.1.0"), numpy.met_by("1.9")
+        ('numpy>=1.24', True, False)
     """
 
     package: str
@@ -38,22 +45,22 @@ class Requirement:
     extra: str
 
     def __str__(self) -> str:
-        """As pip takes it."""
+        """The requirement in pip's notation."""
         return f"{self.package}{self.operator}{self.version}"
 
     @property
     def module(self) -> str:
-        """What is imported of it."""
+        """Name of the module that the package provides."""
         return MODULES.get(self.package.lower(), self.package.lower().replace("-", "_"))
 
     def met_by(self, version: str) -> bool:
-        """Whether an installed version fulfils it; "" is none."""
+        """Whether an installed version satisfies the requirement; "" stands for no installed version."""
         found, needed = _numbers(version), _numbers(self.version)
         return bool(version) and (found == needed if self.operator == "==" else found >= needed)
 
 
 def load(module: str) -> ModuleType:
-    """Import the module of a program; where a package stands in the way, exit with one sentence and status 1."""
+    """Import the module of a program; if a package prevents it, exit with one sentence and status 1."""
     try:
         with explained_imports():
             return importlib.import_module(module)
@@ -63,9 +70,9 @@ def load(module: str) -> ModuleType:
 
 @contextmanager
 def explained_imports() -> Iterator[None]:
-    """Turn what goes wrong with the packages that are imported inside into one sentence.
+    """Convert failures of the packages that are imported inside the block into one sentence.
 
-    Only what was imported counts: an old PyTorch does no harm where ONNX Runtime runs the model.
+    Only imported packages are checked. An old PyTorch, for example, does no harm if ONNX Runtime runs the model.
 
     Raises:
         PebalError: a package is missing or too old, or does not load.
@@ -73,7 +80,7 @@ def explained_imports() -> Iterator[None]:
     try:
         yield
     except (ImportError, AttributeError) as error:
-        _check_versions()  # an old package fails in many ways
+        _check_versions()  # an old package can fail in many ways
         if isinstance(error, ImportError):
             raise PebalError(_explanation(error)) from error
         raise
@@ -107,7 +114,7 @@ def _explanation(error: ImportError) -> str:
 
 
 def requirements() -> list[Requirement]:
-    """As the installed project declares them; none where pip did not install it."""
+    """The requirements that the installed project declares; empty if pip did not install it."""
     try:
         lines = importlib.metadata.requires(PROJECT) or []
     except importlib.metadata.PackageNotFoundError:
@@ -122,12 +129,12 @@ def requirements() -> list[Requirement]:
 
 
 def unmet(extra: str = "") -> list[Requirement]:
-    """Requirements of an extra ("": of the project itself) whose package is missing or has another version."""
+    """Requirements of an extra, or of the project itself (""), that the installed packages do not satisfy."""
     return [one for one in requirements() if one.extra == extra and not one.met_by(installed_version(one.package))]
 
 
 def installed_version(package: str) -> str:
-    """ "" where it is not installed."""
+    """Installed version of a package; "" if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -135,7 +142,7 @@ def installed_version(package: str) -> str:
 
 
 def pip_line(*requirements: str) -> str:
-    """The line that installs packages; it keeps NumPy 1 where that is what a distribution of ROS was built with."""
+    """The command that installs packages; it keeps NumPy 1 if that is installed, as some ROS distributions need it."""
     numpy = _imported_version("numpy", "numpy")
     kept = ["numpy<2"] if numpy.startswith("1.") and "numpy<2" not in requirements else []
     where = " in a virtual environment (docs/install.md)" if sys.prefix == sys.base_prefix else ""
@@ -147,11 +154,11 @@ def _by_module() -> dict[str, Requirement]:
 
 
 def _imported_version(module: str, package: str) -> str:
-    """Of what was imported, which may come from another package of the same module; "" where it is not to be had."""
+    """Version of an imported module, which another package may provide, or else of the package; "" if unknown."""
     version = getattr(sys.modules.get(module), "__version__", "")
     return version if isinstance(version, str) and version else installed_version(package)
 
 
 def _numbers(version: str) -> list[int]:
-    """The first three numbers of a version: of 2.4.0rc1+cu130 these are 2, 4 and 0."""
+    """The first three numbers of a version, such as 2, 4 and 0 for 2.4.0rc1+cu130."""
     return [int(number) for number in [*re.findall(r"\d+", version.partition("+")[0]), 0, 0, 0][:3]]

@@ -1,6 +1,6 @@
-"""Whether a model file is what was written: types, digest and plausibility of its tensors, and its description.
+"""Verifies model files: types, digest and plausibility of the tensors, and the values of the description.
 
-No value of a file is taken on trust: each has its type and range, and is refused by name outside them.
+No value of a file is trusted. Each has a type and a range, and the error for a bad value names its field.
 """
 
 from __future__ import annotations
@@ -19,17 +19,22 @@ if TYPE_CHECKING:
     from .model_file import ModelInfo
 
 DIGEST_KEY = "pebal.tensors.sha256"
-"""Metadata beside the description: `tensors_sha256`."""
+"""Key in the metadata under which `tensors_sha256` is stored."""
 TYPES = ("F32", "F16", "I64")
-"""Types in which tensors are stored."""
+"""Types in which tensors may be stored."""
 SIDES = (16, 8192)
-"""Least and greatest side of what a network is given, in pixels."""
+"""Smallest and largest side of a network's input in pixels."""
 GREATEST = 1e6
-"""Bound of every number in a description, in whatever unit."""
+"""Largest magnitude of any number in a description."""
 
 
 def tensors_sha256(tensors: Mapping[str, np.ndarray]) -> str:
-    """Hexadecimal SHA-256 of names, types, shapes and values, whatever their order in the file."""
+    """Hexadecimal SHA-256 of names, types, shapes and values, independent of their order in the file.
+
+    >>> one, two = np.zeros(2, np.float32), np.ones((1, 3), np.float32)
+    >>> tensors_sha256({"a": one, "b": two}) == tensors_sha256({"b": two, "a": one})
+    True
+    """
     digest = hashlib.sha256()
     for name in sorted(tensors):
         values = np.ascontiguousarray(tensors[name])
@@ -39,11 +44,14 @@ def tensors_sha256(tensors: Mapping[str, np.ndarray]) -> str:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], bool]:
-    """All tensors of a .safetensors file, and whether a digest confirms them.
+    """Read all tensors of a .safetensors file.
+
+    Returns:
+        The tensors by name, and whether a stored digest confirms them.
 
     Raises:
-        PebalError: a damaged file; a type in which weights are not stored; values that are not finite; another digest
-            than the stored one; in files without a digest, values that no trained network has.
+        PebalError: the file is damaged, a tensor has an unexpected type, values are not finite, or the digest differs
+            from the stored one. For a file without a digest, a tensor holds values that no trained network has.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -79,13 +87,16 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], bool]:
 
 
 def check_fit(path: Path, network: str, tensors: Mapping[str, np.ndarray], expected: Mapping[str, Any]) -> None:
-    """Refuse tensors that are not exactly those of a network.
+    """Refuse tensors that do not match a network exactly.
 
     Args:
-        expected: state dict of the network, which may lie on PyTorch's meta device.
+        path: the file, for messages.
+        network: name of the network, for messages.
+        tensors: the tensors of the file.
+        expected: state dict of the network, which may be on PyTorch's meta device.
 
     Raises:
-        PebalError: a tensor is missing, unknown, or of another shape or kind.
+        PebalError: a tensor is missing or unknown, or differs in shape or kind.
     """
     for keys, fault in ((expected.keys() - tensors, "is missing"), (tensors.keys() - expected, "is unknown to it")):
         if keys:
@@ -100,10 +111,10 @@ def check_fit(path: Path, network: str, tensors: Mapping[str, np.ndarray], expec
 
 
 def check_info(info: ModelInfo, source: Path) -> None:
-    """Refuse a description with a value of another type, or out of its range.
+    """Refuse a description with a value of the wrong type or out of its range.
 
     Raises:
-        PebalError: the message names the field.
+        PebalError: a value is invalid; the message names the field.
     """
     faults = {
         "network": _text(info.network),
@@ -133,7 +144,7 @@ def check_info(info: ModelInfo, source: Path) -> None:
 
 
 def _same_classes(info: ModelInfo) -> bool:
-    """Whether the class list, where there is one, is whole and of the classes that the file names."""
+    """Whether the class list, if there is one, is valid and names the same classes as the description."""
     try:
         return not info.class_list or list(info.classes.names) == info.class_names
     except PebalError:
@@ -147,7 +158,7 @@ def _text(value: object) -> bool:
 def _numbers(
     values: object, count: int, low: float = -GREATEST, high: float = GREATEST, kind: type[int] | type[float] = float
 ) -> bool:
-    """Whether this is a list of as many numbers within bounds; NaN lies within none."""
+    """Whether this is a list of `count` numbers within bounds; NaN is outside all bounds."""
     kinds = (int,) if kind is int else (int, float)
     return (
         isinstance(values, list)

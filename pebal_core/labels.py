@@ -1,7 +1,7 @@
 """Class names, palettes and the maps from each data set's ids to Cityscapes trainIds.
 
-The named layouts of public data sets are read into the ids of the Cityscapes evaluation (19 classes,
-https://www.cityscapes-dataset.com). Other classes come as a `class_list.ClassList`.
+The named layouts of public data sets are converted to the ids of the Cityscapes evaluation (19 classes,
+https://www.cityscapes-dataset.com). Other classes are defined by a `class_list.ClassList`.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from __future__ import annotations
 import numpy as np
 
 VOID = 255
-"""Unlabelled pixel: takes no part in any loss or metric."""
+"""Label of an unlabelled pixel, which all losses and metrics ignore."""
 
 OUTLIER = 254
-"""Pixel of a pasted outlier: a training target, never a class."""
+"""Label of a pasted outlier's pixel, which is a training target and never a class."""
 
 LABELLED_OUTLIER = 253
-"""Pixel of a labelled anomaly, which training may weigh in another way than a pasted one."""
+"""Label of a labelled anomaly's pixel, whose weight in training may differ from that of a pasted outlier."""
 
 FIRST_GROUP = 243
-"""From here to `LABELLED_OUTLIER` stand training labels that name several classes (see `data.partial_labels`)."""
+"""Labels from here up to `LABELLED_OUTLIER` stand for several classes in training (see `data.partial_labels`)."""
 
 BESIDE_ROAD, VEHICLES, ROADSIDE, FAR, CARS, RIDERS, SIGNS, GREEN, WALLS, ANYTHING = range(FIRST_GROUP, LABELLED_OUTLIER)
 
 MOST_CLASSES = 254
-"""Classes that labels of 8 bits hold beside `OUTLIER` and `VOID`; with partial labels or labelled anomalies,
-`FIRST_GROUP`."""
+"""Most classes that 8-bit labels can hold beside `OUTLIER` and `VOID`; with group labels or labelled anomalies, the
+limit is `FIRST_GROUP`."""
 
 CITYSCAPES_CLASSES: tuple[str, ...] = (
     "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",
@@ -42,7 +42,7 @@ _CITYSCAPES_LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 2
 CAMVID_CLASSES: tuple[str, ...] = (
     "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",
 )  # fmt: skip
-"""The 11 evaluated classes in the order of the SegNet label files (id 11 is void)."""
+"""The 11 evaluated classes of CamVid in the order of the SegNet label files (id 11 is void)."""
 
 _CAMVID_TRAIN_IDS = (10, 2, 5, 0, 1, 8, 7, 4, 13, 11, 12)
 

@@ -1,4 +1,4 @@
-"""A folder of results belongs to one run at a time."""
+"""Locks a folder of results, so that only one run at a time writes to it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import IO
 from .errors import PebalError
 
 LOCK = ".lock"
-"""File within the folder. A run that was killed leaves it behind, and it binds nobody then."""
+"""Name of the lock file within the folder. A killed run leaves it behind, but without a lock on it."""
 
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder for as long as the context lasts.
+    """Lock a folder for the duration of the context.
 
-    The folder is made where it is missing, and removed in the end if it stayed empty.
+    A missing folder is created; it is removed at the end if it stayed empty.
 
     Example::
 
@@ -45,7 +45,7 @@ def held(folder: Path) -> Iterator[None]:
         finally:
             path.unlink(missing_ok=True)
             if new:
-                with suppress(OSError):  # it holds results
+                with suppress(OSError):  # raised if the folder holds results
                     folder.rmdir()
 
 
@@ -59,7 +59,7 @@ def _locked(path: Path) -> IO[str]:
         except BlockingIOError:
             file.close()
             raise
-        except FileNotFoundError:  # the run before removed it just now
+        except FileNotFoundError:  # the previous run has just removed it
             pass
         except OSError as error:
             reason = error.strerror

@@ -5,9 +5,9 @@ E = -log Σ_{k<K} exp f_k in nats. Labels are trainIds; 254 marks outlier pixels
 
     total = abstention + 0.1 · energy            energy = hinges + smoothness + sparsity
 
-Every mean is pooled over all pixels of a group, not first per image, so each term is a ratio of sums that add
-up over images. That is how the terms are computed: image by image, which bounds the scratch memory, and where
-wanted summed over processes, which makes distributed training equal to one process on the joined batch.
+Every mean is pooled over all pixels of a group rather than averaged per image first, so each term is a ratio of
+sums over images. The sums are computed image by image, which bounds the scratch memory. They can also be summed over
+processes, which makes distributed training equivalent to a single process on the joined batch.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ from .scores import gaussian_blur
 
 OUTLIER_ABSTENTION_WEIGHT = 0.1
 MIN_PROBABILITY = 1e-7
-"""Floor under the logarithm on outlier pixels, as in the public code; their gradient ends there."""
+"""Lower bound of the logarithm's argument on outlier pixels, as in the public code; below it the gradient is zero."""
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Which terms are trained, and their weights; the defaults are those of the public code.
+    """The terms of the objective and their weights; the defaults are those of the public code.
 
-    The ablation of the paper in these terms (each without regularisers: both weights 0):
+    The variants of the paper's ablation are selected as follows; both regulariser weights at 0 give each variant
+    without regularisers.
 
     =====================  =====================================================================
     entropy maximisation   ``classification="cross_entropy", entropy_weight=…, energy_weight=0``
@@ -53,24 +54,24 @@ class LossConfig:
     """
 
     classification: Literal["abstention", "abstention_eq3", "cross_entropy"] = "abstention"
-    """The abstention loss as the public code has it; as eq. 3 of the paper prints it (logits in place of
-    probabilities, nothing on outlier pixels); or cross-entropy of the inlier pixels over the K classes."""
+    """The abstention loss as in the public code; the loss as printed in eq. 3 of the paper (logits in place of
+    probabilities, and no term on outlier pixels); or cross-entropy of the inlier pixels over the K classes."""
     penalty: float | None = None
-    """A fixed abstention penalty a > 0; None: adaptive, from the energy."""
+    """A fixed abstention penalty a > 0; None computes it adaptively from the energy."""
     penalty_floor: float = 1e-6
-    """Floor of the adaptive penalty. The public code's objective has, like this default, no bound below: wherever
-    a < 1 the loss -log(p_y + p_K / a) rewards abstaining everywhere at an energy of zero. A floor of 1 takes that
-    minimum away, and changes nothing where |E| > 1."""
+    """Lower bound of the adaptive penalty. With this default, as in the public code, the objective is not bounded from
+    below: for a < 1 the loss -log(p_y + p_K / a) rewards abstaining everywhere at an energy of zero. A floor of 1
+    removes that minimum and changes nothing where |E| > 1."""
     entropy_weight: float = 0.0
-    """Entropy maximisation on outlier pixels (Chan et al., ICCV 2021)."""
+    """Weight of entropy maximisation on outlier pixels (Chan et al., ICCV 2021)."""
     energy_weight: float = 0.1
-    """Weight of the energy loss, its regularisers included."""
+    """Weight of the energy loss, including its regularisers."""
     hinge_weight: float = 1.0
     """Weight of the squared hinges inside the energy loss."""
     inlier_margin: float = -12.0
-    """Inlier energies above it are pressed down, in nats."""
+    """Inlier energies above this margin, in nats, are pushed down."""
     outlier_margin: float = -6.0
-    """Outlier energies below it are lifted, in nats."""
+    """Outlier energies below this margin, in nats, are pushed up."""
     smoothness_weight: float = 3e-6
     sparsity_weight: float = 5e-4
 
@@ -97,25 +98,25 @@ class LossConfig:
 
 
 class LossTerms(NamedTuple):
-    """Scalars. `total` is what is to be minimised; the mean energies are detached, for the log."""
+    """Terms of the objective as scalars. Training minimises `total`; the mean energies are detached, for logging."""
 
     total: Tensor
     classification: Tensor
-    """Abstention loss, or cross-entropy, with entropy maximisation where asked for."""
+    """Abstention loss or cross-entropy, including entropy maximisation if it is enabled."""
     energy: Tensor
     """Energy loss with its regularisers, before `LossConfig.energy_weight`."""
     smoothness: Tensor
     sparsity: Tensor
     mean_inlier_energy: Tensor
-    """Nats; NaN in a batch without inlier pixels."""
+    """Mean in nats; NaN in a batch without inlier pixels."""
     mean_outlier_energy: Tensor
-    """Nats; NaN in a batch without outlier pixels."""
+    """Mean in nats; NaN in a batch without outlier pixels."""
 
 
 class LossSums(NamedTuple):
-    """What the terms are made of: sums over pixels, and pixel counts, that add up over images and processes.
+    """Sums over pixels and pixel counts from which the terms are computed; they add up over images and processes.
 
-    Clean images hold no outlier pixel, mixed images do: the abstention loss averages over each kind apart.
+    Clean images hold no outlier pixel; mixed images do. The abstention loss averages over each kind separately.
     """
 
     clean_pixels: Tensor
@@ -140,33 +141,34 @@ def pebal_loss(
     sum_over_processes: Callable[[Tensor], Tensor] | None = None,
     weights: Tensor | None = None,
 ) -> LossTerms:
-    """The objective on a batch, in float32 whatever the precision of the logits (float64 stays).
+    """Compute the objective on a batch, in float32 for any precision of the logits except float64, which is kept.
 
-    An empty group contributes zero: a batch without outliers, without inliers, or all void has finite terms.
+    An empty group contributes zero, so a batch without outliers, without inliers, or with only void has finite terms.
 
     Args:
-        logits: B×(K+1)×h×w. Where h×w differs from H×W they are upsampled here, image by image, which takes
-            less memory than to upsample the batch beforehand.
-        target: B×H×W integers: trainIds below K, 254 outlier, 255 void; both sides at least 4. Not modified.
+        logits: B×(K+1)×h×w. If h×w differs from H×W, they are upsampled here, image by image, which takes less memory
+            than upsampling the whole batch first.
+        target: B×H×W integers, which are trainIds below K, 254 for outliers and 255 for void; H and W are at least 4.
+            It is not modified.
         config: terms and weights.
         sum_over_processes: differentiable sum of a vector over processes, such as
-            `torch.distributed.nn.functional.all_reduce`; every process then gets the joined batch's terms.
-        weights: B×H×W positive weights of the pixels in every mean over a group; None: all weigh the same. The
+            `torch.distributed.nn.functional.all_reduce`; every process then gets the terms of the joined batch.
+        weights: B×H×W positive weights of the pixels in every mean over a group; None weights all equally. The
             regularisers are not weighted.
 
     Raises:
-        PebalError: a label that the logits have no class for.
+        PebalError: the target holds a label for which the logits have no class.
 
     Examples:
         >>> import torch
         >>> logits = torch.zeros(1, 4, 4, 4)  # three classes and the abstention
         >>> logits[:, 0] = 15
         >>> target = torch.zeros(1, 4, 4, dtype=torch.long)
-        >>> terms = pebal_loss(logits, target)  # sure, and right
+        >>> terms = pebal_loss(logits, target)  # confident and correct
         >>> round(terms.mean_inlier_energy.item(), 3), round(terms.energy.item(), 3)
         (-15.0, 0.0)
         >>> target[0, :2] = OUTLIER
-        >>> terms = pebal_loss(logits, target)  # as sure about outliers: ½ (-6 + 15)² and the sparsity
+        >>> terms = pebal_loss(logits, target)  # equally confident on outliers, ½ (-6 + 15)² plus the sparsity
         >>> round(terms.energy.item(), 2)
         40.52
     """
@@ -186,7 +188,14 @@ def pebal_loss(
 
 
 def image_sums(logits: Tensor, target: Tensor, config: LossConfig, weights: Tensor | None = None) -> Tensor:
-    """`LossSums` of one image, stacked. Shapes (K+1)×h×w and H×W, of the weights H×W."""
+    """Compute the `LossSums` of one image, stacked to a vector.
+
+    Args:
+        logits: (K+1)×h×w.
+        target: H×W integers.
+        config: terms and weights.
+        weights: H×W weights of the pixels; None weights all equally.
+    """
     with torch.autocast(logits.device.type, enabled=False):
         f = logits[None] if logits.dtype == torch.float64 else logits[None].float()
         f, y = upsample(f, target.shape), target[None]
@@ -230,7 +239,7 @@ def image_sums(logits: Tensor, target: Tensor, config: LossConfig, weights: Tens
 
 
 def combine(sums: LossSums, config: LossConfig) -> LossTerms:
-    """The terms of a batch from its sums."""
+    """Compute the terms of a batch from its sums."""
     inlier_pixels = sums.clean_pixels + sums.mixed_pixels
     has_outliers = sums.outlier_pixels > 0
 
@@ -242,10 +251,10 @@ def combine(sums: LossSums, config: LossConfig) -> LossTerms:
     )
     hinges = mean(sums.inlier_hinge, inlier_pixels) + mean(sums.outlier_hinge, sums.outlier_pixels)
     smoothness = config.smoothness_weight * 0.5 * sums.squared_differences
-    # β ‖E_out‖₂, one norm over all outlier pixels. The floor keeps the root's gradient finite at zero.
+    # β ‖E_out‖₂ is one norm over all outlier pixels. The lower bound keeps the gradient of the root finite at zero.
     norm = sums.squared_outlier_energy.clamp_min(torch.finfo(sums.squared_outlier_energy.dtype).tiny).sqrt()
     sparsity = config.sparsity_weight * norm.where(has_outliers, 0.0)
-    # The public code halves the hinges only in the presence of outliers.
+    # Like the public code, halve the hinges only if there are outliers.
     energy = config.hinge_weight * torch.where(has_outliers, 0.5 * hinges, hinges) + smoothness + sparsity
     return LossTerms(
         total=classification + config.energy_weight * energy,
@@ -259,67 +268,76 @@ def combine(sums: LossSums, config: LossConfig) -> LossTerms:
 
 
 def log_penalty(energy: Tensor, config: LossConfig) -> Tensor:
-    """log a: of the fixed penalty, or of a = Gaussian(E²), 7×7, σ 1. The gradient flows through a. B×H×W."""
+    """Logarithm of the penalty a, B×H×W.
+
+    a is the fixed penalty, or E² smoothed by a 7×7 Gaussian with σ = 1. The gradient flows through a.
+    """
     if config.penalty is not None:
         return torch.full_like(energy, math.log(config.penalty))
     return gaussian_blur(energy.square()).clamp_min(config.penalty_floor).log()
 
 
 def abstention(f_y: Tensor, log_others: Tensor, reserve: Tensor) -> Tensor:
-    """-log(p_y + p_K / a) per pixel.
+    """Abstention loss -log(p_y + p_K / a) per pixel.
 
-    Written as log(1 + Σ_{k≠y} exp(f_k - f_y)) - log(1 + exp(f_K - log a - f_y)), which keeps the small losses
-    and gradients of confident pixels exact.
+    It is computed as log(1 + Σ_{k≠y} exp(f_k - f_y)) - log(1 + exp(f_K - log a - f_y)), which keeps the small losses
+    and gradients of confident pixels exact. All tensors have the same shape.
 
     Args:
         f_y: logit of the label.
-        log_others: log Σ exp f_k over every other channel, the abstention included.
+        log_others: log Σ exp f_k over all other channels, including the abstention.
         reserve: f_K - log a.
     """
     return F.softplus(log_others - f_y) - F.softplus(reserve - f_y)
 
 
 def floored_abstention(f: Tensor, reserve: Tensor) -> Tensor:
-    """-1/K Σ_{k<K} log max(p_k + p_K / a, 1e-7) of N outlier pixels. Shapes N×(K+1) and N."""
+    """Abstention loss -1/K Σ_{k<K} log max(p_k + p_K / a, 1e-7) of N outlier pixels.
+
+    `f` is N×(K+1), and `reserve` (f_K - log a) and the result have N elements.
+    """
     log_gain = torch.logaddexp(f[:, :-1], reserve[:, None]) - f.logsumexp(1, keepdim=True)
     return -log_gain.clamp_min(math.log(MIN_PROBABILITY)).mean(1)
 
 
 def abstention_eq3(f_y: Tensor, f_abstain: Tensor, log_a: Tensor) -> Tensor:
-    """-log(f_y + f_K / a) per pixel, as printed: undefined where the sum is not positive, there floored."""
+    """Loss -log(f_y + f_K / a) per pixel, as printed in the paper; sums that are not positive are clamped."""
     return -(f_y + f_abstain * torch.exp(-log_a)).clamp_min(MIN_PROBABILITY).log()
 
 
 def cross_entropy(f_y: Tensor, log_others: Tensor) -> Tensor:
-    """-log softmax(f[0..K-1])_y per pixel; `log_others` is over the K - 1 other inlier classes."""
+    """Cross-entropy -log softmax(f[0..K-1])_y per pixel; `log_others` covers the K - 1 other inlier classes."""
     return F.softplus(log_others - f_y)
 
 
 def uniform_cross_entropy(f: Tensor) -> Tensor:
-    """-1/K Σ_{k<K} log softmax(f[0..K-1])_k of N outlier pixels, N×(K+1): least at the greatest entropy."""
+    """Cross-entropy with the uniform distribution, -1/K Σ_{k<K} log softmax(f[0..K-1])_k, of N outlier pixels.
+
+    `f` is N×(K+1). The loss is smallest where the entropy is greatest.
+    """
     return -f[:, :-1].log_softmax(1).mean(1)
 
 
 def squared_differences(energy: Tensor) -> Tensor:
-    """Σ over all pixels, void included, of the squared vertical and horizontal forward differences of E."""
+    """Sum of the squared vertical and horizontal forward differences of E (…×H×W) over all pixels, including void."""
     return energy.diff(dim=-2).square().sum() + energy.diff(dim=-1).square().sum()
 
 
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
-    """Sum over a group of pixels, without a synchronising gather."""
+    """Sum over a group of pixels, without a gather, which would synchronise with the device."""
     return values.where(mask, 0.0).sum()
 
 
 def mean(total: Tensor, count: Tensor) -> Tensor:
-    """Mean over a group; zero where the group is empty."""
+    """Mean over a group; zero if the group is empty."""
     return total / count.clamp_min(1)
 
 
 class PixelMaps(torch.autograd.Function):
-    """The four maps every inlier term is made of, with one pass over the channels in each direction.
+    """The four maps from which all inlier terms are computed, in one pass over the channels in each direction.
 
-    forward(f B×(K+1)×H×W, label B×1×H×W) gives, each B×H×W: E; log Σ_{k<K, k≠y} exp f_k; f_y; f_K. It keeps
-    one copy of f for the backward pass; autograd would keep or allocate several for each map.
+    forward(f B×(K+1)×H×W, label B×1×H×W) returns E, log Σ_{k<K, k≠y} exp f_k, f_y and f_K, each B×H×W. It keeps one
+    copy of f for the backward pass, where autograd would keep or allocate several for each map.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""One file that explains itself: weights as safetensors (or a whole graph as ONNX), and how to use them as metadata."""
+"""Reads and writes model files, which hold weights (safetensors) or a graph (ONNX), and a description as metadata."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from .labels import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
 METADATA_KEY = "pebal"
 FORMAT_VERSION = 1
 ONNX = ".onnx"
-"""Suffix of exported models; all others are safetensors."""
+"""Suffix of exported models; all other models are safetensors files."""
 MODELS_FOLDER = Path(__file__).parent / "models"
-"""Models that ship with the package, loaded by their bare name."""
+"""Folder of the models that ship with the package and are loaded by name."""
 
 
 @dataclass
 class ModelInfo:
-    """What a model file says of itself."""
+    """The description that a model file carries."""
 
     network: str
     """Name for `build_network`."""
@@ -38,38 +38,39 @@ class ModelInfo:
     palette: list[list[int]] = field(default_factory=lambda: [list(color) for color in CITYSCAPES_PALETTE])
     """RGB per class."""
     class_list: dict[str, Any] = field(default_factory=dict)
-    """What the classes are to a vehicle: `ClassList.as_dict`; empty: only names and colours are known."""
+    """The class list as `ClassList.as_dict`; empty if only names and colours are known."""
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    """Mean of RGB / 255 for the normalisation."""
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
-    """Normalisation of RGB / 255."""
+    """Standard deviation of RGB / 255 for the normalisation."""
     input_size: list[int] | None = None
-    """[height, width] at which the network runs best; None: at the image's own size."""
+    """[height, width] at which the network runs best; None runs it at the size of the image."""
     smoothing: bool = True
-    """Whether the energy is published after the 7×7 Gaussian."""
+    """Whether the energy is smoothed by the 7×7 Gaussian."""
     threshold: float | None = None
-    """Alarm threshold in nats, or None where none was chosen."""
+    """Alarm threshold in nats; None if none was chosen."""
     threshold_note: str = ""
     """How the threshold was chosen."""
     guarantee: dict[str, Any] = field(default_factory=dict)
-    """What is promised at the threshold, in words and figures: `guarantee.Guarantee.as_dict`."""
+    """The guarantees at the threshold, in words and figures, as `guarantee.Guarantee.as_dict`."""
     ego_mask: str = ""
-    """What moves with the camera and raises no alarm: a PNG in base64 (`IgnoreMask.encode`), or nothing."""
+    """Mask of the pixels that move with the camera and raise no alarm, as PNG in base64 (`IgnoreMask.encode`)."""
     profile: dict[str, Any] = field(default_factory=dict)
-    """What the energies of the camera's own scenes look like: `drift.Profile`."""
+    """Statistics of the calibration frames, as `drift.Profile`."""
     energy_range: list[float] = field(default_factory=lambda: [-15.0, 0.0])
-    """Energies in nats that are shown as 0 and 255."""
+    """Energies in nats that are displayed as 0 and 255."""
     training: dict[str, Any] = field(default_factory=dict)
     """Data, command and figures of the training."""
     licence: str = ""
     """Licence of the weights, which follows from their data."""
     origin: dict[str, Any] = field(default_factory=dict)
-    """Where imported weights came from: file name, SHA-256, layout."""
+    """Origin of imported weights, with file name, SHA-256 and layout."""
     export: dict[str, Any] = field(default_factory=dict)
-    """Of an ONNX model: precision, SHA-256 of the model file that it was made from, and how far it is from that."""
+    """For an ONNX model, its precision, the SHA-256 of the exported model file, and the deviation from it."""
 
     @property
     def num_outputs(self) -> int:
-        """K + 1."""
+        """Number of output channels, K + 1."""
         return len(self.class_names) + 1
 
     @property
@@ -80,7 +81,14 @@ class ModelInfo:
         return described(self.class_names, self.palette)
 
     def use_classes(self, classes: ClassList) -> None:
-        """Describe a network of these classes."""
+        """Set names, colours and class list to those of a class list.
+
+        >>> from pebal_core.class_list import load_class_list
+        >>> info = ModelInfo("deeplabv3plus")
+        >>> info.use_classes(load_class_list("camvid"))
+        >>> info.class_names[:2], info.num_outputs
+        (['sky', 'building'], 12)
+        """
         self.class_names, self.palette = list(classes.names), classes.palette
         self.class_list = {} if classes == cityscapes_classes() else classes.as_dict()
 
@@ -91,8 +99,12 @@ class ModelInfo:
     def from_json(cls, text: str, source: Path) -> ModelInfo:
         """Parse the metadata of a model file.
 
+        Args:
+            text: the metadata.
+            source: the file, for messages.
+
         Raises:
-            PebalError: not ours, damaged, written by a newer version, or with a value that cannot be.
+            PebalError: the metadata are foreign or damaged, were written by a newer version, or hold an invalid value.
         """
         try:
             values = json.loads(text)
@@ -108,10 +120,14 @@ class ModelInfo:
 
 
 def resolve_model(name: str | Path) -> Path:
-    """Path of a model given as a file or as the bare name of a shipped model.
+    """Path of a model that is given as a file or by the name of a shipped model.
 
     Raises:
         PebalError: there is no such model; the message lists the shipped ones.
+
+    Examples:
+        >>> resolve_model("starter").name
+        'starter.safetensors'
     """
     path = user_path(name)
     if path.is_file():
@@ -135,10 +151,16 @@ def file_sha256(path: Path) -> str:
 
 
 def read_info(path: Path) -> ModelInfo:
-    """Metadata of a .safetensors file, without reading weights (`engines.selection.model_info` takes .onnx files, too).
+    """Read the description of a .safetensors file without its weights.
+
+    `engines.selection.model_info` does the same for both .safetensors and .onnx files.
 
     Raises:
-        PebalError: the file is truncated, is no safetensors file, or carries no metadata of ours.
+        PebalError: the file is truncated, is no safetensors file, or carries no metadata of this project.
+
+    Examples:
+        >>> read_info(resolve_model("starter")).class_names[:2]
+        ['road', 'sidewalk']
     """
     from safetensors import SafetensorError, safe_open
 
@@ -156,16 +178,21 @@ def read_info(path: Path) -> ModelInfo:
 
 
 def load_model(name: str | Path) -> tuple[Any, ModelInfo]:
-    """Network in eval mode on the CPU and its description.
+    """Load a model as a network for training or inspection; `AnomalyDetector.load` loads one for inference.
 
     Args:
-        name: path of a model file, or bare name of a shipped model.
+        name: path of a .safetensors file, or name of a shipped model.
 
     Returns:
-        (`SegmentationNetwork`, `ModelInfo`)
+        The `SegmentationNetwork` in eval mode on the CPU, and its `ModelInfo`.
 
     Raises:
-        PebalError: missing, truncated, altered or foreign file, or weights that do not fit the network it names.
+        PebalError: the file is missing, truncated, altered or foreign, or its weights do not fit the network it names.
+
+    Examples:
+        >>> network, info = load_model("starter")
+        >>> network.training, info.num_outputs
+        (False, 20)
     """
     import torch
 
@@ -176,7 +203,7 @@ def load_model(name: str | Path) -> tuple[Any, ModelInfo]:
         raise PebalError(f"{path} is an exported model; this needs the .safetensors file that it was made from.")
     info = read_info(path)
     tensors, _ = read_tensors(path)
-    # Before a network of that size is made: a few bytes of metadata must not take all memory.
+    # Checked before the network is built, so that a few bytes of metadata cannot exhaust the memory.
     check_fit(path, info.network, tensors, describe_network(info.network, info.num_outputs, **info.network_args))
     if info.network == "kept_classes":
         warnings.warn(
@@ -190,13 +217,25 @@ def load_model(name: str | Path) -> tuple[Any, ModelInfo]:
 
 
 def save_model(path: str | Path, network: Any, info: ModelInfo, half: bool = False) -> None:
-    """Write weights and description; the file appears whole or not at all.
+    """Write weights and description to a .safetensors file, which appears complete or not at all.
 
     Args:
-        half: store the convolution kernels as float16, which halves the file; statistics and biases stay float32.
+        path: the file to write.
+        network: the `SegmentationNetwork`.
+        info: its description.
+        half: whether to store the convolution kernels as float16, which halves the file; statistics and biases stay
+            float32.
 
     Raises:
         PebalError: the folder cannot be written or the disk is full.
+
+    Examples:
+        >>> import tempfile
+        >>> network, info = load_model("starter")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_model(Path(folder) / "copy.safetensors", network, info)
+        ...     read_info(Path(folder) / "copy.safetensors") == info
+        True
     """
     path = Path(path)
     tensors = {key: value.detach().cpu().contiguous().numpy() for key, value in network.state_dict().items()}
@@ -206,14 +245,19 @@ def save_model(path: str | Path, network: Any, info: ModelInfo, half: bool = Fal
 
 
 def _serialised(tensors: dict[str, np.ndarray], info: ModelInfo) -> bytes:
-    """The content of a .safetensors file."""
+    """Build the content of a .safetensors file."""
     from safetensors.numpy import save
 
     return save(tensors, metadata={METADATA_KEY: info.to_json(), DIGEST_KEY: tensors_sha256(tensors)})
 
 
 def rewrite_info(source: str | Path, target: str | Path, info: ModelInfo) -> None:
-    """Copy a model with another description; the weights stay as they are stored.
+    """Copy a model and replace its description; the stored weights are not changed.
+
+    Args:
+        source: path of a model file, or name of a shipped model.
+        target: the file to write, of the same kind.
+        info: the new description.
 
     Raises:
         PebalError: the source is no model, source and target are of different kinds, or the target cannot be written.
@@ -229,7 +273,7 @@ def rewrite_info(source: str | Path, target: str | Path, info: ModelInfo) -> Non
 
 
 def onnx_with_info(content: bytes, info: ModelInfo) -> bytes:
-    """An ONNX model with this description.
+    """Replace the description of an ONNX model, given and returned as the content of a file.
 
     Raises:
         PebalError: the package onnx is not installed.

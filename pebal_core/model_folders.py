@@ -1,11 +1,11 @@
-"""Models as other libraries publish them, in a folder or on the Hugging Face Hub, turned once into model files.
+"""Converts models that other libraries publish, in a folder or on the Hugging Face Hub, to model files.
 
 ===========================  ==================================================================================
 transformers                 ``config.json``, ``model.safetensors``, ``preprocessor_config.json``
 segmentation-models-pytorch  ``config.json`` and ``model.safetensors``, as its ``save_pretrained`` writes them
 ===========================  ==================================================================================
 
-Weights are read from safetensors alone, and no code of a folder runs. The abstention row is drawn.
+Weights are read only from safetensors, and no code in a folder is run. The abstention row is drawn at random.
 """
 
 from __future__ import annotations
@@ -35,26 +35,33 @@ from .networks.transformers import described, import_transformers, published_con
 HUB = re.compile(r"hf:(\w[\w.-]*/\w[\w.-]*)")
 CONFIG, WEIGHTS, PROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
 SMP_IGNORED = ("classes", "encoder_name", "encoder_weights", "upsampling")
-"""Entries of a folder of segmentation-models-pytorch that are said in another way, or concern the enlargement of the
+"""Entries of a segmentation-models-pytorch folder that are handled separately, or that concern the upsampling of the
 logits, which the engines do."""
 
 
 def is_folder(name: str) -> bool:
-    """Whether this names a folder or a model of the Hub, and no checkpoint file."""
+    """Whether a name stands for a folder or a model on the Hub rather than for a checkpoint file.
+
+    >>> is_folder("hf:nvidia/segformer-b0-finetuned-cityscapes-512-1024"), is_folder("pebal.pth")
+    (True, False)
+    """
     return name.startswith("hf:") or user_path(name).is_dir()
 
 
 def load_folder(
     name: str, source: str = "", licence: str = "", seed: int = 0, classes: ClassList | None = None
 ) -> tuple[SegmentationNetwork, ModelInfo]:
-    """Network in eval mode on the CPU and its description, which keeps where it came from.
+    """Load a model that another library published.
 
     Args:
-        name: a folder, or ``hf:ORG/NAME``, which downloads what is needed from the Hub.
+        name: a folder, or ``hf:ORG/NAME``, which downloads the necessary files from the Hub.
         source: where the folder came from; kept in the description.
-        licence: of the weights; kept in the description.
-        seed: of the abstention row.
-        classes: what the outputs are, for folders that do not say it.
+        licence: licence of the weights; kept in the description.
+        seed: seed of the random abstention row.
+        classes: classes of the outputs, for folders that do not name them.
+
+    Returns:
+        The network in eval mode on the CPU, and its description, which keeps its origin.
 
     Raises:
         PebalError: a file is missing or damaged, or describes a network that cannot be used.
@@ -89,10 +96,10 @@ def load_folder(
 
 
 def download(name: str) -> Path:
-    """The folder into which the files of ``hf:ORG/NAME`` were downloaded, in the cache of the Hub's own client.
+    """Download the files of ``hf:ORG/NAME`` into the cache of the Hub's client, and return their folder.
 
     Raises:
-        PebalError: no such name, no connection, or a model without these files.
+        PebalError: the name is invalid, there is no connection, or the model does not have these files.
     """
     found = HUB.fullmatch(name)
     if found is None:
@@ -100,14 +107,14 @@ def download(name: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it remarks on every attempt
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs a warning at every attempt
     path = Path()
     for file in (CONFIG, WEIGHTS, PROCESSOR):
         try:
             path = Path(hf_hub_download(found[1], file))
         except Exception as error:  # the client, its network library and the Hub fail in many ways
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-                if file == PROCESSOR:  # a folder of segmentation-models-pytorch has none
+                if file == PROCESSOR:  # folders of segmentation-models-pytorch have none
                     continue
                 raise PebalError(f"{name} has no {file}, and other forms of a model are not read.") from error
             reason = " ".join(str(error).split())
@@ -119,10 +126,10 @@ def download(name: str) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The content of a JSON file.
+    """Read a JSON file that holds a dictionary.
 
     Raises:
-        PebalError: it is missing, or no JSON.
+        PebalError: the file is missing or no JSON.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -136,10 +143,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of ``model.safetensors`` in float32, whole numbers as they are.
+    """Read the tensors of ``model.safetensors``; floats are converted to float32, and integers are kept.
 
     Raises:
-        PebalError: it is missing or damaged, or there are other forms of the weights alone.
+        PebalError: the file is missing or damaged, or the weights are stored only in another format.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -170,7 +177,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 def from_smp(
     raw: dict[str, Any], weights: dict[str, Tensor], classes: ClassList | None
 ) -> tuple[ModelInfo, dict[str, Tensor]]:
-    """Description and weights of a folder of segmentation-models-pytorch, before the abstention is drawn."""
+    """Description and weights of a segmentation-models-pytorch folder, without the abstention row."""
     if raw.get("in_channels", 3) != 3:
         raise PebalError(f"its images have {raw['in_channels']!r:.20} channels, and cameras here give 3")
     for name, meaning in (
@@ -201,13 +208,13 @@ def from_smp(
 def from_transformers(
     folder: Path, raw: dict[str, Any], weights: dict[str, Tensor], classes: ClassList | None
 ) -> tuple[ModelInfo, dict[str, Tensor]]:
-    """Description and weights of a folder of transformers, before the abstention is drawn."""
+    """Description and weights of a transformers folder, without the abstention row."""
     library = import_transformers()
     names = label_names(raw.get("id2label"))
     settings = published_configuration(raw)
     arguments: dict[str, Any] = {"config": described(settings)}
     settings.num_labels = len(names)
-    # Of a network larger than its weights, nothing is made.
+    # A network that is much larger than its weights is refused before it is built.
     described_parameters = sum(math.prod(like.shape) for like in shapes(arguments, len(names)))
     if described_parameters > 2 * sum(tensor.numel() for tensor in weights.values()) + 10**6:
         raise PebalError(
@@ -238,15 +245,19 @@ def from_transformers(
 
 
 def shapes(arguments: dict[str, Any], outputs: int) -> list[Tensor]:
-    """The tensors of a network of transformers, without values."""
+    """The tensors of a transformers network, without values."""
     return list(describe_network("transformers", outputs, **arguments).values())
 
 
 def label_names(labels: Any) -> list[str]:
-    """The names of ``id2label`` in the order of the logits, as a class may be called here.
+    """The names in ``id2label`` in the order of the logits, converted to valid class names.
 
     Raises:
-        PebalError: there are none, there are holes between the numbers, or there are too many.
+        PebalError: there are no names or too many, or a number is missing.
+
+    Examples:
+        >>> label_names({"0": "road", "1": "car"})
+        ['road', 'car']
     """
     if not isinstance(labels, dict) or not labels:
         raise PebalError(f"{CONFIG} has no id2label, so nothing says what the logits are")
@@ -264,7 +275,7 @@ def label_names(labels: Any) -> list[str]:
 
 
 def named_classes(names: Any) -> ClassList:
-    """Classes of these names. Those of Cityscapes keep what is known of them; the others get colours far apart."""
+    """Class list for names; Cityscapes classes keep their properties, and the others get well-separated colours."""
     known = {one.name: one for one in cityscapes_classes().classes}
     if tuple(names) == CITYSCAPES_CLASSES:
         return cityscapes_classes()
@@ -281,10 +292,10 @@ def named_classes(names: Any) -> ClassList:
 
 
 def take_classes(info: ModelInfo, classes: ClassList, outputs: int) -> None:
-    """Describe what the outputs are.
+    """Set the classes of a description.
 
     Raises:
-        PebalError: there are more or fewer outputs than classes.
+        PebalError: the numbers of outputs and classes differ.
     """
     if len(classes.names) != outputs:
         raise PebalError(f"it has {outputs} outputs, and {classes.name} has {len(classes.names)} classes")
@@ -292,12 +303,13 @@ def take_classes(info: ModelInfo, classes: ClassList, outputs: int) -> None:
 
 
 def preprocessing(folder: Path, library: Any) -> dict[str, Any]:
-    """Normalisation, size and order of the channels that the processor of a folder of transformers asks for.
+    """Normalisation, input size and channel order that the processor of a transformers folder requires.
 
-    Whether it reduces labels (``do_reduce_labels``) concerns label files that count a background; the logits have none.
+    Its option ``do_reduce_labels`` is ignored, because it concerns label files with a background class, which the
+    logits do not have.
 
     Raises:
-        PebalError: it does something to the images that is not done here.
+        PebalError: the processor needs an operation that is not supported here.
     """
     read_json(folder / PROCESSOR)
     try:
@@ -305,7 +317,7 @@ def preprocessing(folder: Path, library: Any) -> dict[str, Any]:
             processor = library.AutoImageProcessor.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
-    except Exception as error:  # it fails at what the file says in many ways
+    except Exception as error:  # a bad file can raise any exception
         reason = " ".join(str(error).split())
         raise PebalError(f"{PROCESSOR} describes no processor of transformers ({reason:.150})") from error
 
@@ -333,7 +345,7 @@ def preprocessing(folder: Path, library: Any) -> dict[str, Any]:
 
 
 def _three(values: Any) -> list[float]:
-    """Three finite numbers, or nothing."""
+    """Three finite numbers, or an empty list if the values are invalid."""
     if not isinstance(values, list | tuple) or len(values) != 3:
         return []
     fine = all(isinstance(value, int | float) and abs(value) <= 1e3 for value in values)
@@ -341,7 +353,7 @@ def _three(values: Any) -> list[float]:
 
 
 def _size(processor: Any) -> list[int] | None:
-    """[height, width] that a processor brings images to, or None where it keeps their proportions."""
+    """[height, width] to which a processor scales images; None if it keeps their aspect ratio."""
     if getattr(processor, "do_center_crop", None):
         given = getattr(processor, "crop_size", None)
     else:
@@ -355,10 +367,13 @@ def _size(processor: Any) -> list[int] | None:
 
 
 def with_abstention(state: dict[str, Tensor], info: ModelInfo, seed: int) -> tuple[dict[str, Tensor], str]:
-    """The weights with one more output, and how it was drawn: Kaiming normal as in `checkpoints`, its bias zero.
+    """Add a random abstention row to the weights (Kaiming normal as in `checkpoints`, with zero bias).
+
+    Returns:
+        The weights, and a text that describes how the row was drawn.
 
     Raises:
-        PebalError: the weights are not those of the network.
+        PebalError: the weights do not fit the network.
     """
     plain, more = (describe_network(info.network, len(info.class_names) + n, **info.network_args) for n in (0, 1))
     arrays = {key: tensor.numpy() for key, tensor in state.items()}
@@ -377,14 +392,14 @@ def with_abstention(state: dict[str, Tensor], info: ModelInfo, seed: int) -> tup
 
 @contextlib.contextmanager
 def quiet(library: Any) -> Iterator[None]:
-    """No progress bars and no remarks of transformers: what there is to say is said by us."""
-    remarks = library.utils.logging
-    level, bars = remarks.get_verbosity(), remarks.is_progress_bar_enabled()
-    remarks.set_verbosity_error()
-    remarks.disable_progress_bar()
+    """Suppress the progress bars and log messages of transformers, because errors are reported here."""
+    library_logging = library.utils.logging
+    level, bars = library_logging.get_verbosity(), library_logging.is_progress_bar_enabled()
+    library_logging.set_verbosity_error()
+    library_logging.disable_progress_bar()
     try:
         yield
     finally:
-        remarks.set_verbosity(level)
+        library_logging.set_verbosity(level)
         if bars:
-            remarks.enable_progress_bar()
+            library_logging.enable_progress_bar()

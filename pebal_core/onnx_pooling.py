@@ -1,4 +1,4 @@
-"""Adaptive average pooling in ONNX operators: ONNX has none, and PyTorch's exporter writes hundreds of nodes for it."""
+"""Adaptive average pooling in ONNX operators; ONNX has none, and PyTorch's exporter writes hundreds of nodes for it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import Any
 import onnxscript
 import torch
 
-op: Any = onnxscript.opset18  # its annotations do not fit values that are traced
+op: Any = onnxscript.opset18  # its annotations do not fit traced values
 
 
 def adaptive_average(x: Any, output_size: Sequence[Any]) -> Any:
-    """Means over the windows [⌊i·n/m⌋, ⌈(i+1)·n/m⌉) of each axis, n → m values.
+    """Average over the windows [⌊i·n/m⌋, ⌈(i+1)·n/m⌉) of each axis, which reduces n values to m.
 
-    A window of the plane is a window of rows by one of columns, so the mean over it is a product with one matrix from
-    the left and with another from the right. Equal windows without overlap are a plain pooling.
+    A window of the plane is the product of a window of rows and a window of columns, so the mean over it is a product
+    with one matrix from the left and another from the right. Equal windows without overlap are a plain pooling.
 
     Args:
-        x: N×C×h×w; its sides and the wanted ones are numbers, or values of the graph.
+        x: N×C×h×w, whose sides are numbers or values of the graph.
+        output_size: height and width of the result, also numbers or values of the graph.
     """
     if list(output_size) == [1, 1]:
         return op.GlobalAveragePool(x)
@@ -34,7 +35,7 @@ def adaptive_average(x: Any, output_size: Sequence[Any]) -> Any:
 
 
 def _windows(n: Any, m: Any) -> Any:
-    """Matrix m×n whose row i holds 1 / length of window i inside it, and 0 elsewhere."""
+    """Matrix m×n whose row i holds 1 / (length of window i) inside window i, and 0 elsewhere."""
     zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
     m = op.Constant(value_int=m) if isinstance(m, int) else m
     i = op.Unsqueeze(op.Range(zero, m, one), [1])
@@ -49,4 +50,4 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.adaptive_avg_pool2d.default: adaptive_average,
     torch.ops.aten._adaptive_avg_pool2d.default: adaptive_average,
 }
-"""For `torch.onnx.export`."""
+"""Translations for `torch.onnx.export`."""

@@ -1,7 +1,7 @@
-"""What an ONNX file refers to, read from its bytes before ONNX Runtime sees it; needs neither onnx nor protobuf.
+"""Scans the bytes of an ONNX file for references before ONNX Runtime loads it, without onnx or protobuf.
 
-A file of this format may name other files, in which tensors or compiled parts lie: ONNX Runtime would open them. Field
-numbers are those of onnx.proto, the encoding is that of Protocol Buffers.
+An ONNX file may refer to other files that hold tensors or compiled parts, which ONNX Runtime would open. Field numbers
+follow onnx.proto, and the encoding is Protocol Buffers.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ import numpy as np
 from .errors import PebalError
 
 DIGEST_KEY = "pebal.graph.sha256"
-"""Metadata beside the description: `Scan.sha256`."""
+"""Key in the metadata under which `Scan.sha256` is stored."""
 METADATA_PROPS = 14
+"""Field number of the metadata."""
 REFERRING = (b"EPContext",)
-"""Operations that load what another file holds, or hand compiled code to a GPU."""
+"""Operations that load the content of another file, or run compiled code on a GPU."""
 FLOATS: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 10: np.dtype("<f2"), 11: np.dtype("<f8")}
-"""Data types of TensorProto by number."""
+"""Floating-point data types of TensorProto by number."""
 DEEPEST = 32
-"""Graphs within graphs."""
+"""Deepest nesting of graphs within graphs."""
 
-# Where messages lie within messages: field number → kind of the message.
+# Nested messages of each kind of message, by field number.
 _FIELDS: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
@@ -38,22 +39,23 @@ _FIELDS: dict[str, dict[int, str]] = {
 
 
 class Scan(NamedTuple):
-    """What was found in a file that refers to no other."""
+    """Digest and metadata of a file without references to others."""
 
     sha256: str
-    """Of all but the metadata."""
+    """Digest of everything except the metadata."""
     metadata: dict[str, str]
 
 
 def scan(content: bytes, title: str) -> Scan:
-    """Look through a model.
+    """Scan a model.
 
     Args:
-        title: the model in messages.
+        content: the content of the file.
+        title: name of the model in messages.
 
     Raises:
-        PebalError: damaged bytes, a reference to another file, a compiled part, weights that are not finite, or another
-            digest than the stored one.
+        PebalError: the file is damaged, refers to another file or holds a compiled part, its weights are not finite, or
+            its digest differs from the stored one.
     """
     digest, metadata = hashlib.sha256(), dict[str, str]()
     view = memoryview(content)
@@ -65,7 +67,7 @@ def scan(content: bytes, title: str) -> Scan:
             else:
                 digest.update(view[start:stop])
                 if (kind := _FIELDS["model"].get(number)) is not None:
-                    _look(value, kind, title, 0)
+                    _check_message(value, kind, title, 0)
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise PebalError(f"{title} is damaged or no ONNX model ({error}); copy or export it again.") from error
     if metadata.get(DIGEST_KEY, digest.hexdigest()) != digest.hexdigest():
@@ -76,20 +78,20 @@ def scan(content: bytes, title: str) -> Scan:
     return Scan(digest.hexdigest(), metadata)
 
 
-def _look(message: Any, kind: str, title: str, depth: int) -> None:
-    """Refuse what must not be in a message of this kind, and in those that it holds."""
+def _check_message(message: Any, kind: str, title: str, depth: int) -> None:
+    """Refuse forbidden content in a message of this kind and in its nested messages."""
     if depth > DEEPEST:
         raise ValueError(f"more than {DEEPEST} levels of graphs")
     if kind == "tensor":
-        return _look_at_tensor(message, title)
+        return _check_tensor(message, title)
     for number, value, *_ in _fields(message):
         if kind == "node" and number == 4 and bytes(value) in REFERRING:
             raise PebalError(f"{title} holds a compiled part ({_word(value)}), which is never loaded; export it again.")
         if (inner := _FIELDS[kind].get(number)) is not None:
-            _look(value, inner, title, depth + 1)
+            _check_message(value, inner, title, depth + 1)
 
 
-def _look_at_tensor(message: Any, title: str) -> None:
+def _check_tensor(message: Any, title: str) -> None:
     dimensions, kind, raw, name = 0, 0, None, ""
     for number, value, *_ in _fields(message):
         if number == 13 or (number == 14 and value == 1):
@@ -105,7 +107,7 @@ def _look_at_tensor(message: Any, title: str) -> None:
             name = _word(value)
         elif number == 9:
             raw = value
-    # Bounds and fill values may be infinite, weights may not.
+    # Bounds and fill values may be infinite, but weights may not; they have more than one dimension.
     values = FLOATS.get(kind) if isinstance(kind, int) else None
     if (
         raw is not None
@@ -117,7 +119,7 @@ def _look_at_tensor(message: Any, title: str) -> None:
 
 
 def _fields(message: Any) -> Iterator[tuple[int, Any, int, int]]:
-    """Number, value, and first and last byte of each field; values are integers or parts of the message."""
+    """Yield number, value, start and end of each field; values are integers or parts of the message."""
     position, end = 0, len(message)
     while position < end:
         start = position

@@ -1,4 +1,4 @@
-"""Every number that a user gives has its range; outside it is refused with the range, before anything runs."""
+"""Ranges of all numbers that users give; a number out of range is refused before anything runs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .errors import PebalError
 from .integrity import SIDES
 
 Range = tuple[float, float]
-"""Least and greatest value."""
+"""Smallest and largest value."""
 COUNT: Range = (1, 1_000_000_000)
 SHARE: Range = (0, 1)
 RATE: Range = (0, 10)
-"""Of learning."""
+"""Range of learning rates."""
 WEIGHT: Range = (0, 1e6)
 NATS: Range = (-1000, 1000)
 SIDE: Range = SIDES
@@ -23,15 +23,15 @@ SEED: Range = (0, 2**32 - 1)
 
 
 def check_ranges(config: Any, lengths: dict[str, int] | None = None, **ranges: Range) -> None:
-    """Refuse fields of a configuration that lie outside their ranges; None and words stay as they are.
+    """Refuse fields of a configuration that are out of range; None and strings are not checked.
 
     Args:
         config: a dataclass.
-        lengths: of lists that have a fixed one.
-        ranges: of numbers and of the items of lists, by the name of the field.
+        lengths: lengths of lists with a fixed length, by the name of the field.
+        ranges: ranges of numbers and of the items of lists, by the name of the field.
 
     Raises:
-        PebalError: the message names field, range and value.
+        PebalError: a value is out of range; the message names field, range and value.
     """
     for name, (low, high) in ranges.items():
         value = getattr(config, name)
@@ -46,7 +46,11 @@ def check_ranges(config: Any, lengths: dict[str, int] | None = None, **ranges: R
 
 @dataclass(frozen=True)
 class Whole:
-    """Type of an option that takes a whole number within bounds, for `ArgumentParser.add_argument`."""
+    """Type of an option that takes an integer within bounds, for `ArgumentParser.add_argument`.
+
+    >>> Whole(1, 10)("7")
+    7
+    """
 
     low: int
     high: int

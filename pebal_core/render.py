@@ -1,4 +1,4 @@
-"""Energies and labels as pictures."""
+"""Renders energies, labels and objects as images and videos."""
 
 from __future__ import annotations
 
@@ -14,19 +14,23 @@ from .errors import PebalError
 from .objects import RoadObject
 
 CONFIRMED_COLOR, CANDIDATE_COLOR = (0, 255, 255), (160, 160, 160)
-"""RGB of the outline of an object that is confirmed, and of one that is not yet."""
+"""RGB of the outlines of confirmed objects and of objects that are not confirmed yet."""
 
 
 def score_map(energy: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Energy H×W in nats → H×W uint8: ``low`` and below is 0, ``high`` and above is 255, linear between."""
+    """Map energies H×W in nats linearly to H×W uint8, with ``low`` and below as 0 and ``high`` and above as 255.
+
+    >>> score_map(np.array([[-20.0, -12.0, 0.0]]), -15.0, 0.0).tolist()
+    [[0, 51, 255]]
+    """
     return cv2.convertScaleAbs(np.clip(energy, low, high) - low, alpha=255 / (high - low))
 
 
 def overlay(image: np.ndarray, score: np.ndarray, alpha: float = 0.8) -> np.ndarray:
-    """Camera image H×W×3 RGB blended with a heat map of the score H×W uint8.
+    """Blend a camera image (H×W×3 RGB) with a heat map of the score (H×W uint8).
 
-    The heat is the more opaque the higher the score (at most ``alpha``): where nothing is anomalous, the driver's
-    view stays as it was.
+    The opacity of the heat map rises with the score, up to ``alpha``. Where nothing is anomalous, the image is
+    unchanged.
     """
     opacity = cv2.LUT(score, _opacity(alpha))[..., None].astype(np.uint16)
     heat = cv2.applyColorMap(score, cv2.COLORMAP_HOT)[..., ::-1]
@@ -34,7 +38,7 @@ def overlay(image: np.ndarray, score: np.ndarray, alpha: float = 0.8) -> np.ndar
 
 
 def draw_objects(picture: np.ndarray, objects: Sequence[RoadObject]) -> np.ndarray:
-    """The picture H×W×3 RGB with the outline of every object, and number and distance of those that are confirmed."""
+    """Draw the outlines of all objects, and number and distance of the confirmed ones, into an image H×W×3 RGB."""
     picture = np.ascontiguousarray(picture)
     thickness = max(1, round(picture.shape[1] / 640))
     size = max(0.4, picture.shape[1] / 1600)
@@ -49,32 +53,34 @@ def draw_objects(picture: np.ndarray, objects: Sequence[RoadObject]) -> np.ndarr
 
 
 def _opacity(alpha: float) -> np.ndarray:
-    """Opacity 0–255 per score: nothing below a quarter of the range, then rising linearly."""
+    """Opacity (0–255) by score, which is zero below a quarter of the range and then rises linearly."""
     share = np.clip((np.arange(256) / 255 - 0.25) / 0.5, 0, 1)
     return (255 * alpha * share).astype(np.uint8)
 
 
 def label_colors(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
-    """Labels H×W uint8 → H×W×3 uint8 RGB; ids outside the palette are black."""
+    """Map labels H×W uint8 to colours H×W×3 uint8 RGB; ids outside the palette are black."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(palette)] = palette
     return table[labels]
 
 
 class VideoWriter:
-    """A video of RGB frames; the size follows from the first. The file appears, whole, when it is closed.
+    """Writes a video of RGB frames, whose size follows from the first; the complete file appears when it is closed.
 
     Args:
+        path: the file to write.
+        rate: frames per second.
         codec: ``mp4v`` for .mp4, or ``VP80`` for .webm.
 
     Raises:
-        PebalError: the file cannot be written, or a frame has another size than the first.
+        PebalError: the file cannot be written, or a frame differs in size from the first.
     """
 
     def __init__(self, path: Path, rate: float, codec: str = "mp4v") -> None:
         self.path, self.rate, self.codec = path, rate, codec
         self.shape: tuple[int, ...] = ()
-        """Of the first frame, once there is one."""
+        """Shape of the first frame; empty before it is written."""
         self._part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
         self._writer: cv2.VideoWriter | None = None
         self._count = 0
@@ -82,7 +88,7 @@ class VideoWriter:
     def write(self, image: np.ndarray) -> None:
         if self._writer is None:
             self.shape, size = image.shape, (image.shape[1], image.shape[0])
-            with _silent():  # OpenCV remarks on the container's name for VP80
+            with _silent():  # OpenCV prints a warning about the container's name for VP80
                 self._writer = cv2.VideoWriter(str(self._part), cv2.VideoWriter.fourcc(*self.codec), self.rate, size)
             if not self._writer.isOpened():
                 raise PebalError(f"The video {self.path} cannot be written; choose another folder.")
@@ -95,13 +101,13 @@ class VideoWriter:
         if self._writer is None:
             return
         self._writer.release()
-        if self._readable() != self._count:  # OpenCV does not tell of a full disk
+        if self._readable() != self._count:  # OpenCV does not report a full disk
             self._part.unlink(missing_ok=True)
             raise PebalError(f"The video {self.path} could not be written; free space or choose another place.")
         self._part.replace(self.path)
 
     def _readable(self) -> int:
-        """Frames in the file: an .mp4 states them in its end, of a .webm that was cut off only the frames tell."""
+        """Number of readable frames in the file; an .mp4 stores it at its end, and for a .webm they are counted."""
         with _silent():
             capture = cv2.VideoCapture(str(self._part))
             found = 0
@@ -116,7 +122,7 @@ class VideoWriter:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Nothing that a library writes to the standard error is seen."""
+    """Suppress everything that libraries write to the standard error."""
     kept = os.dup(2)
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 2)

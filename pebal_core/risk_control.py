@@ -1,15 +1,15 @@
-"""Conformal risk control over drives, and its counterpart that holds with confidence: exact thresholds for a risk.
+"""Computes exact thresholds that bound a risk, by conformal risk control over drives or with a given confidence.
 
-A unit is a drive, or a block of time where there are too few drives. Frames of one drive resemble each other, so it is
-units that are taken to be exchangeable with what comes later. A loss says how bad one threshold is for one unit; it
-lies in [0, bound] and never rises with the threshold. Two losses are offered:
+A unit is a drive, or a block of time if there are too few drives. Frames of one drive resemble each other, so the units
+rather than the frames are assumed to be exchangeable with later data. A loss measures how bad a threshold is for one
+unit. It lies in [0, bound] and never rises with the threshold. There are two losses:
 
 - *pixels*: share of the unit's known pixels with an energy at or above the threshold, clipped at the bound;
-- *objects*: share of the unit's frames with at least one connected region of alarmed pixels of some size. (The number
-  of regions is no such loss: it can rise with the threshold, when one region falls apart.)
+- *objects*: share of the unit's frames with at least one connected region of alarmed pixels of a given size. (The
+  number of regions cannot be used as a loss, because it can rise with the threshold when a region falls apart.)
 
-Alarms are energies ≥ threshold in float32. The losses therefore change only just above energies that occur, and the
-thresholds below are exact: one float32 step lower, their condition fails.
+Pixels with an energy ≥ threshold in float32 are alarmed. The losses therefore change only just above energies that
+occur, and the thresholds computed here are exact; one float32 step lower, their condition is violated.
 
     losses = [object_loss([2.0, 3.5, 1.0]), object_loss([2.5, 0.5, 1.5])]      # one per unit
     threshold = smallest_threshold(losses, largest_mean_risk(0.5, 1.0, len(losses)))
@@ -30,15 +30,15 @@ import numpy as np
 from .metrics.score_counts import ScoreCounts
 
 CLIP = 0.05
-"""Bound of the loss *pixels*: a unit with a larger share of false alarms counts as this one."""
+"""Bound of the loss *pixels*, at which a unit's share of false alarms is clipped."""
 
 
 @dataclass(frozen=True)
 class Loss:
     """The loss of one unit as a step function of the threshold.
 
-    The loss at t is ``losses[i]`` for the lowest listed energy ``energies[i]`` ≥ t, and 0 above all of them. Below the
-    last listed energy it is ``losses[-1]``.
+    The loss at t is ``losses[i]``, where ``energies[i]`` is the lowest listed energy ≥ t. It is 0 above all listed
+    energies, and ``losses[-1]`` below all of them.
 
     Examples:
         >>> loss = Loss(np.array([-2.0, -5.0], np.float32), np.array([0.1, 0.3]))
@@ -47,9 +47,9 @@ class Loss:
     """
 
     energies: np.ndarray
-    """n distinct float32 energies, falling."""
+    """n distinct float32 energies in nats, in descending order."""
     losses: np.ndarray
-    """n float64, rising."""
+    """n float64, in ascending order."""
 
     def at(self, threshold: float) -> float:
         """The loss at one threshold."""
@@ -62,12 +62,20 @@ def pixel_loss(counts: ScoreCounts, bound: float = CLIP) -> Loss:
 
     Args:
         counts: energies of the unit's known pixels, added as the second argument of `ScoreCounts.add`.
+        bound: the bound.
+
+    Examples:
+        >>> counts = ScoreCounts()
+        >>> counts.add(np.empty(0, np.float32), np.array([-8, -8, -8, -2], np.float32))
+        >>> loss = pixel_loss(counts, bound=0.5)
+        >>> loss.at(0), loss.at(-2), loss.at(-9)
+        (0.0, 0.25, 0.5)
     """
     total = int(counts.page_totals()[1].sum())
     energies, losses = [], []
     for stretch in counts.outlier_scores():
         share = stretch.tp / total
-        # One energy beyond the bound, because from there on the loss is the bound.
+        # The list ends with the first energy at which the loss reaches the bound.
         end = int(np.searchsorted(share, bound, "left")) + 1
         energies.append(stretch.score[:end])
         losses.append(np.minimum(share[:end], bound))
@@ -81,6 +89,11 @@ def object_loss(critical: Sequence[float]) -> Loss:
 
     Args:
         critical: `critical_energy` of each frame, in any order.
+
+    Examples:
+        >>> loss = object_loss([-3.0, -5.0, -7.0, -9.0])
+        >>> loss.at(-2), loss.at(-5), loss.at(-9)
+        (0.0, 0.5, 1.0)
     """
     values, number = np.unique(np.asarray(critical, np.float32), return_counts=True)
     shown = np.isfinite(values)
@@ -88,18 +101,22 @@ def object_loss(critical: Sequence[float]) -> Loss:
 
 
 def critical_energy(energy: np.ndarray, size: int, ignore: np.ndarray | None = None) -> float:
-    """The highest threshold at which a frame shows so many connected alarmed pixels (8 neighbours).
+    """The highest threshold at which a frame shows a connected region (8 neighbours) of at least `size` alarmed pixels.
 
     It is one of the frame's energies. A higher threshold leaves subsets of the alarmed regions, so the frame shows such
-    a region exactly at the thresholds up to this one.
+    a region at exactly the thresholds up to this one.
 
     Args:
-        energy: H×W float32.
-        size: pixels of a region that counts.
+        energy: H×W float32 in nats.
+        size: smallest area of a region in pixels.
         ignore: H×W bool, pixels that raise no alarm.
 
     Returns:
-        an energy, or -inf where fewer connected pixels than that are left.
+        An energy, or -inf if no region is large enough at any threshold.
+
+    Examples:
+        >>> critical_energy(np.array([[-9, -3, -4], [-9, -9, -5]], np.float32), size=2)
+        -4.0
     """
     energy = energy if ignore is None else np.where(ignore, np.float32(-np.inf), energy)
     values = np.unique(energy[np.isfinite(energy)])
@@ -113,7 +130,7 @@ def critical_energy(energy: np.ndarray, size: int, ignore: np.ndarray | None = N
     if not shows(values[0]):
         return -math.inf
     low, high = 0, len(values)
-    # Regions of this size are found in the upper tail; so steps that double from the top come first.
+    # Regions of this size occur in the upper tail, so the search starts there with steps that double.
     step = 2 * size
     while len(values) - step > 0 and not shows(values[len(values) - step]):
         high, step = len(values) - step, 2 * step
@@ -129,13 +146,13 @@ def smallest_threshold(losses: Sequence[Loss], risk: float) -> float:
 
     Args:
         losses: one per unit.
-        risk: as `largest_mean_risk` or `largest_confident_risk` gives it.
+        risk: mean loss as returned by `largest_mean_risk` or `largest_confident_risk`.
 
     Returns:
-        -inf where the losses stay below the risk at every threshold.
+        The threshold, or -inf if the mean loss is at most the risk at every threshold.
 
     Raises:
-        ValueError: the risk is negative: no threshold can promise it.
+        ValueError: the risk is negative, so no threshold can satisfy it.
 
     Examples:
         >>> one = Loss(np.array([-2.0, -5.0], np.float32), np.array([0.1, 0.3]))
@@ -153,7 +170,7 @@ def smallest_threshold(losses: Sequence[Loss], risk: float) -> float:
     energies, mean = energies[order], np.cumsum(steps[order]) / len(losses)
     last = np.append(energies[1:] != energies[:-1], True) if len(energies) else np.zeros(0, bool)
     energies, mean = energies[last], mean[last]
-    # Rounding errors of the sums are far below the weight of one pixel of one unit.
+    # The tolerance exceeds the rounding errors, and is far below the weight of one pixel of one unit.
     above = np.flatnonzero(mean > risk + 1e-12)
     return float(np.nextafter(energies[above[0]], np.float32(np.inf))) if len(above) else -math.inf
 
@@ -164,7 +181,9 @@ def mean_risk(losses: Sequence[Loss], threshold: float) -> float:
 
 
 def largest_mean_risk(alpha: float, bound: float, units: int) -> float:
-    """The mean loss R of the units up to which (n·R + bound) / (n + 1) ≤ alpha; negative: out of reach.
+    """The largest mean loss R of the n units with (n·R + bound) / (n + 1) ≤ alpha; negative if there are too few units.
+
+    Source: Conformal risk control, theorem 1.
 
     Examples:
         >>> round(largest_mean_risk(alpha=0.01, bound=0.1, units=99), 4)
@@ -174,10 +193,15 @@ def largest_mean_risk(alpha: float, bound: float, units: int) -> float:
 
 
 def largest_confident_risk(alpha: float, bound: float, units: int, confidence: float) -> float:
-    """The mean loss of the units up to which a risk above alpha is rejected at level 1 - confidence; -1: out of reach.
+    """The largest mean loss for which a risk above alpha is rejected at level 1 - confidence; -1 for too few units.
 
-    All float32 thresholds, from the highest down, are one fixed sequence of tests, which ends at the first one that
-    does not reject; the losses never rise with the threshold, so that is the first with a larger mean loss than this.
+    All float32 thresholds, from the highest down, form a fixed sequence of tests that ends at the first test without
+    rejection. Because the losses never rise with the threshold, this is the first threshold whose mean loss exceeds the
+    returned value.
+
+    Examples:
+        >>> round(largest_confident_risk(alpha=0.01, bound=0.05, units=99, confidence=0.95), 4)
+        0.0056
     """
     level = 1 - confidence
     low, high = 0.0, alpha
@@ -192,7 +216,9 @@ def largest_confident_risk(alpha: float, bound: float, units: int, confidence: f
 
 
 def hoeffding_bentkus(mean: float, alpha: float, units: int) -> float:
-    """p-value of "the risk exceeds alpha", from the mean of independent losses in [0, 1] (Learn then test, eq. 8).
+    """p-value for the hypothesis that the risk exceeds alpha, from the mean of independent losses in [0, 1].
+
+    Source: Learn then test, eq. 8.
 
     Examples:
         >>> round(hoeffding_bentkus(mean=0.0, alpha=0.05, units=100), 4)
@@ -202,13 +228,17 @@ def hoeffding_bentkus(mean: float, alpha: float, units: int) -> float:
         return 0.0
     mean = min(mean, alpha)
     divergence = (mean * math.log(mean / alpha) if mean > 0 else 0.0) + (1 - mean) * math.log((1 - mean) / (1 - alpha))
-    # ⌈n·mean⌉, except that a sum of losses that is whole but for rounding stays that whole number.
+    # ⌈n·mean⌉ with a tolerance, so that rounding errors do not raise a whole number to the next.
     successes = math.ceil(units * mean - 1e-9)
     return min(1.0, math.exp(-units * divergence), math.e * binomial_tail(successes, units, alpha))
 
 
 def binomial_tail(successes: int, trials: int, chance: float) -> float:
-    """Probability of at most so many successes."""
+    """Probability of at most `successes` successes in independent trials.
+
+    >>> round(binomial_tail(1, 2, 0.5), 12)
+    0.75
+    """
     if chance <= 0:
         return 1.0
     terms = (
@@ -225,10 +255,12 @@ def binomial_tail(successes: int, trials: int, chance: float) -> float:
 
 
 def units_needed(alpha: float, bound: float, confidence: float | None = None) -> int:
-    """Number of units from which on a risk of alpha can be promised, if none of them raises a false alarm.
+    """Smallest number of units with which a risk of alpha can be guaranteed if none of them raises a false alarm.
 
     Args:
-        confidence: of the statement; None: the statement about the mean.
+        alpha: bound on the risk.
+        bound: bound of the loss.
+        confidence: confidence of the guarantee; None for a guarantee on the mean.
 
     Examples:
         >>> units_needed(alpha=0.01, bound=0.1), units_needed(alpha=0.01, bound=0.1, confidence=0.95)
@@ -240,7 +272,7 @@ def units_needed(alpha: float, bound: float, confidence: float | None = None) ->
 
 
 def smallest_alpha(bound: float, units: int, confidence: float | None = None) -> float:
-    """The smallest risk that so many units without false alarms can promise.
+    """The smallest risk that a number of units without false alarms can guarantee; arguments as for `units_needed`.
 
     Examples:
         >>> round(smallest_alpha(bound=0.1, units=9), 3)
@@ -252,7 +284,7 @@ def smallest_alpha(bound: float, units: int, confidence: float | None = None) ->
 
 
 def _first(holds: Callable[[int], bool]) -> int:
-    """The first positive number from which on a condition holds."""
+    """The smallest positive integer from which on a monotone condition holds."""
     high = 1
     while not holds(high):
         high *= 2

@@ -1,6 +1,6 @@
-"""Anomaly scores from logits. Higher means more anomalous.
+"""Computes anomaly scores from logits; a higher score is more anomalous.
 
-With f_k the logits of the K inlier classes, p their softmax and c = argmax f:
+With f_k the logits of the K inlier classes, p their softmax and c = argmax f, the scores are:
 
 | score | definition |
 |---|---|
@@ -27,18 +27,18 @@ SCORES: dict[str, str] = {
     "entropy": "entropy of the softmax, in nats",
     "sml": "negative maximum logit, standardised by predicted class",
 }
-"""The scores and what they are."""
+"""The scores and their descriptions."""
 
 _BELL = np.exp(-0.5 * np.arange(-3, 4) ** 2)
 GAUSSIAN: tuple[float, ...] = tuple((_BELL / _BELL.sum()).tolist())
-"""Weights of the 7 taps with sigma 1."""
+"""Weights of the 7 taps of a Gaussian with sigma 1."""
 
 
 def free_energy(logits: Tensor) -> Tensor:
     """Free energy in nats, ``E = -log Σ_{k<K} exp f_k`` (Liu et al., NeurIPS 2020; PEBAL eq. 2).
 
     Args:
-        logits: B×(K+1)×H×W; the last channel is the abstention and never enters E.
+        logits: B×(K+1)×H×W; the last channel is the abstention, which E ignores.
 
     Returns:
         B×H×W, low on inliers and high on outliers.
@@ -46,19 +46,30 @@ def free_energy(logits: Tensor) -> Tensor:
     Examples:
         >>> import torch
         >>> logits = torch.tensor([[2.0, 0.0, 5.0], [0.0, 0.0, 5.0]])[..., None, None]  # two images of one pixel
-        >>> [round(energy, 3) for energy in free_energy(logits).flatten().tolist()]  # sure of a class, and not
+        >>> [round(energy, 3) for energy in free_energy(logits).flatten().tolist()]  # certain, uncertain
         [-2.127, -0.693]
     """
     return -torch.logsumexp(logits[:, :-1], dim=1)
 
 
 def gaussian_blur(maps: Tensor) -> Tensor:
-    """The 7×7 Gaussian (sigma 1, reflected borders) that PEBAL applies to energies; differentiable.
+    """Apply the 7×7 Gaussian (sigma 1, reflected borders) that PEBAL uses for energies; it is differentiable.
 
-    A sum of shifted maps along each axis: a convolution of one channel and its gradient take several times as long.
+    It is computed as a sum of shifted maps along each axis, because a convolution of one channel and its gradient take
+    several times as long.
 
     Args:
-        maps: B×H×W, both sides at least 4.
+        maps: B×H×W with H and W of at least 4.
+
+    Returns:
+        B×H×W.
+
+    Examples:
+        >>> import torch
+        >>> spot = torch.zeros(1, 9, 9)
+        >>> spot[0, 4, 4] = 1
+        >>> [round(value, 3) for value in gaussian_blur(spot)[0, 4, 4:8].tolist()]
+        [0.159, 0.097, 0.022, 0.002]
     """
     reach = len(GAUSSIAN) // 2
     for axis, sides in ((-2, (0, 0, reach, reach)), (-1, (reach, reach, 0, 0))):
@@ -70,17 +81,20 @@ def gaussian_blur(maps: Tensor) -> Tensor:
 def anomaly_scores(
     logits: Tensor, names: Sequence[str], max_logits: tuple[Tensor, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """Several scores of the same logits.
+    """Compute several scores from the same logits.
 
-    Sums leave out the highest class, so that probabilities within 1e-7 of one keep their order in float32.
+    The sums leave out the highest class, so that probabilities within 1e-7 of one keep their order in float32.
 
     Args:
-        logits: B×(K+1)×H×W float32; the last channel, the abstention, enters no score.
+        logits: B×(K+1)×H×W float32; the last channel, the abstention, is ignored by all scores.
         names: keys of `SCORES`.
-        max_logits: mean and standard deviation by class, K each, for ``sml``.
+        max_logits: mean and standard deviation of the highest logit by class, K each, for ``sml``.
 
     Returns:
         B×H×W for each name.
+
+    Raises:
+        ValueError: a name is unknown, or ``sml`` is requested without `max_logits`.
 
     Examples:
         >>> import torch
@@ -114,7 +128,10 @@ def anomaly_scores(
 
 
 class MaxLogitStatistics:
-    """Mean and standard deviation of the highest logit by predicted class, streamed over training images.
+    """Accumulates mean and standard deviation of the highest logit by predicted class, over training images.
+
+    Args:
+        classes: number K of classes.
 
     Examples:
         >>> statistics = MaxLogitStatistics(classes=2)
@@ -129,13 +146,18 @@ class MaxLogitStatistics:
         self._sums = np.zeros((3, classes))  # pixels, sum and sum of squares of the highest logit
 
     def update(self, highest: np.ndarray, labels: np.ndarray) -> None:
-        """Add an image: highest logit H×W float, predicted class H×W integer."""
+        """Add an image.
+
+        Args:
+            highest: H×W floats, the highest logit of each pixel.
+            labels: H×W integers, the predicted class of each pixel.
+        """
         values, labels = highest.ravel().astype(np.float64), labels.ravel()
         self._sums += [np.bincount(labels, w, self._sums.shape[1]) for w in (None, values, values**2)]
         self.images += 1
 
     def merge(self, other: MaxLogitStatistics) -> None:
-        """Add the images of another with as many classes."""
+        """Add the images of another instance with the same number of classes."""
         self._sums += other._sums
         self.images += other.images
 
@@ -145,14 +167,14 @@ class MaxLogitStatistics:
 
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray]) -> MaxLogitStatistics:
-        """What `state_dict` returned, as read back by `numpy.load`."""
+        """Restore from the arrays of `state_dict`, for example as read by `numpy.load`."""
         statistics = cls(state["sums"].shape[1])
         statistics.images = int(state["images"])
         statistics._sums = state["sums"].copy()
         return statistics
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, K float32 each; a class of fewer than two pixels takes those of all pixels."""
+        """Mean and standard deviation, K float32 each; a class with fewer than two pixels gets those of all pixels."""
         enough = self._sums[0] >= 2
         pixels, total, squares = np.where(enough, self._sums, self._sums.sum(axis=1, keepdims=True))
         mean = total / np.maximum(pixels, 1)

@@ -1,7 +1,7 @@
-"""ROS 2 nodes around `pebal_core`: messages in, labels and anomaly energy out."""
+"""ROS 2 nodes that use `pebal_core` to compute labels and anomaly energy from camera images."""
 
 import os
 
-# Of 67 million pixels, 8192×8192: a JPEG whose damaged header claims more must not make the decoder ask for gigabytes.
-# OpenCV looks at it when it is first imported.
+# Limits images to 67 million pixels (8192×8192), so that a JPEG with a damaged header cannot make the decoder allocate
+# gigabytes. OpenCV reads the variable when it is first imported.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**26))

@@ -1,4 +1,4 @@
-"""One camera: its input, its mailbox, its outputs and the account of its frames."""
+"""One camera of the node, with its input, its mailbox, its outputs and the record of its frames."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from .qos import BEST_EFFORT, keep_last
 from .stream_statistics import CameraRecord
 
 INFOS = 16
-"""CameraInfo messages that are kept for the frames that are being answered."""
+"""Number of recent CameraInfo messages that are kept for the frames being processed."""
 
 
 @dataclass(frozen=True)
 class ReceivedFrame:
-    """A message as it came, and when."""
+    """An image message with its time of arrival."""
 
     message: Image | CompressedImage
     received_at: float
@@ -39,27 +39,31 @@ class ReceivedFrame:
 
     @property
     def stamp_ns(self) -> int:
-        """When the camera says that it took the picture, in nanoseconds."""
+        """Time stamp of the camera in nanoseconds."""
         stamp = self.message.header.stamp
         return stamp.sec * 1_000_000_000 + stamp.nanosec
 
     def decode(self) -> RgbImage:
-        """RGB pixels.
+        """Decode the message to H×W×3 uint8 RGB.
 
         Raises:
-            PebalError: a malformed message.
+            PebalError: the message is malformed.
         """
         return decode(self.message)
 
 
 class Camera:
-    """Everything the node holds for one camera.
+    """The state of the node for one camera.
 
     Args:
-        name: "" for a single camera whose topics have no prefix.
+        node: the node.
+        name: name of the camera; "" for a single camera whose topics have no prefix.
         transport: "raw" or "compressed".
-        objects: what all cameras share for finding objects.
-        ready: notified when a frame waits; shared by all cameras.
+        input_reliability: "auto", or the reliability of the subscription.
+        output_qos: quality of service of the outputs.
+        outputs: names of the outputs that are offered.
+        objects: the context for finding objects, shared by all cameras.
+        ready: condition that is notified when a frame is waiting, shared by all cameras.
     """
 
     def __init__(
@@ -74,7 +78,7 @@ class Camera:
         ready: threading.Condition,
     ) -> None:
         self.prefix = prefix = f"{name}/" if name else ""
-        """Of the camera's topics."""
+        """Prefix of the camera's topics."""
         topic = node.resolve_topic_name(f"{prefix}image")
         compressed = transport == "compressed"
         self.name = name
@@ -96,26 +100,26 @@ class Camera:
         self._info_subscription: Subscription[Any] | None = None
 
     def watch(self, result: Result, image: RgbImage) -> None:
-        """Hold an answered frame against the frames that the model was calibrated on; of the inference thread."""
+        """Compare a processed frame with the calibration frames of the model; called in the inference thread."""
         if self._drift is not None:
             self._drift.update(result.energy, image)
 
     @property
     def drift(self) -> str:
-        """That the guarantee no longer holds, and why, in one sentence; empty: it holds, or there is none."""
+        """A sentence that says why the guarantee no longer holds; empty if it holds or there is no guarantee."""
         return self._drift.state.text if self._drift is not None and self._drift.state.drifted else ""
 
     def open(self) -> None:
-        """Begin to receive."""
+        """Start to receive images."""
         self.record.opened()
         self.input.watch()
-        # Best effort hears reliable and best-effort cameras alike, and a calibration is small.
+        # A best-effort subscription receives from both kinds of publishers, and a calibration is small.
         self._info_subscription = self._node.create_subscription(
             CameraInfo, self._info_topic, self._receive_info, keep_last(BEST_EFFORT)
         )
 
     def close(self) -> None:
-        """Receive no more; a waiting frame is dropped."""
+        """Stop receiving images; a waiting frame is dropped."""
         self.input.close()
         if self._info_subscription is not None:
             self._node.destroy_subscription(self._info_subscription)
@@ -129,7 +133,7 @@ class Camera:
         self.outputs.destroy()
 
     def calibration(self, header: Header, height: int, width: int) -> CameraInfo | None:
-        """The CameraInfo of this frame: that of its stamp, else the last one; None where it is of another size."""
+        """The CameraInfo with the stamp of a frame, otherwise the last one; None if its image size differs."""
         infos = tuple(self._infos)
         of_stamp = [info for info in infos if info.header.stamp == header.stamp]
         info = (of_stamp or infos or (None,))[-1]
@@ -137,12 +141,12 @@ class Camera:
 
     @property
     def simulated(self) -> bool:
-        """Whether the node's time is that of /clock."""
+        """Whether the node takes its time from /clock."""
         return bool(self._node.get_parameter("use_sim_time").value)
 
     @property
     def clock_missing(self) -> bool:
-        """Whether the node's time should be that of /clock, but none has come."""
+        """Whether the node takes its time from /clock but has not received any."""
         return self.simulated and self._node.get_clock().now().nanoseconds == 0
 
     def _receive(self, message: Image | CompressedImage, lost: int) -> None:

@@ -1,4 +1,4 @@
-"""The subscription to one camera's images, whatever reliability it offers and whoever starts first."""
+"""Subscribes to one camera's images, for any reliability that it offers and any order of starting."""
 
 from __future__ import annotations
 
@@ -18,34 +18,38 @@ try:
 except ImportError:  # Humble
     from rclpy.qos_event import SubscriptionEventCallbacks
 
-# Only from Jazzy on does a subscription tell the middleware's sequence number of a message.
+# Subscriptions provide the middleware's sequence number of a message only from Jazzy on.
 _HAS_MESSAGE_INFO = hasattr(Subscription, "CallbackType")
 
 AWAITED = 16
-"""Frames of one subscription that are remembered until the other one brings them too."""
+"""Number of frames of one subscription that are remembered until the other one receives them too."""
 
 
 @dataclass(frozen=True)
 class TopicState:
-    """Who publishes on the topic, as the graph says."""
+    """The publishers of a topic according to the ROS graph."""
 
     publishers: int = 0
     wrong_types: frozenset[str] = frozenset()
-    """Types of publishers on this topic whose messages can never arrive."""
+    """Message types of publishers on this topic whose messages can never arrive."""
     offered: str | None = None
-    """Reliability that a subscription must ask for to hear every publisher; None: nobody publishes."""
+    """Reliability with which a subscription receives from every publisher; None if there is no publisher."""
 
 
 class CameraInput:
-    """Subscribes to a topic and asks for the reliability that its publishers offer.
+    """Subscribes to a topic with the reliability that its publishers offer.
 
-    A reliable subscription does not hear a best-effort camera, and a best-effort one loses images of a reliable
-    camera, its very first among them. So the graph is looked at now and then; while nobody publishes there is one
-    subscription of each kind, and whoever comes finds the one that fits.
+    A reliable subscription receives nothing from a best-effort camera, and a best-effort subscription loses images of a
+    reliable camera, including the first one. The ROS graph is therefore checked periodically. While there is no
+    publisher, there is one subscription of each kind, so that any new publisher finds a matching one.
 
     Args:
-        reliability: "auto", or the one to ask for whatever is offered.
-        deliver: called in the executor's thread with each message and the number of messages lost before it.
+        node: the node.
+        message_type: class of the messages.
+        topic: name of the topic.
+        reliability: "auto", or the reliability to request regardless of the offered one.
+        deliver: function that is called in the executor's thread with each message and the number of messages lost
+            before it.
     """
 
     def __init__(
@@ -66,7 +70,7 @@ class CameraInput:
         self._gaps = SequenceGaps()
         self._subscriptions: dict[str, Subscription[Any]] = {}
         self._awaited: dict[str, deque[tuple[bytes, int | None, int, int]]] = {}
-        """Publisher, number and stamp of what each of two subscriptions delivered and the other did not bring yet."""
+        """Publisher, sequence number and stamp of the frames that only one of two subscriptions has received so far."""
 
     @property
     def asked(self) -> list[str]:
@@ -75,7 +79,7 @@ class CameraInput:
 
     @property
     def incompatible(self) -> bool:
-        """Whether a publisher offers less than what is asked for, so that its frames never arrive."""
+        """Whether a publisher offers less than the requested reliability, so that its frames never arrive."""
         return self.state.offered == BEST_EFFORT and self.asked == [RELIABLE]
 
     def close(self) -> None:
@@ -84,10 +88,10 @@ class CameraInput:
             self._node.destroy_subscription(subscription)
         self._subscriptions = {}
         self._awaited = {}
-        self._gaps = SequenceGaps()  # what is sent meanwhile is not lost
+        self._gaps = SequenceGaps()  # frames sent in the meantime do not count as lost
 
     def watch(self) -> None:
-        """Look at the graph and subscribe as it demands; in the executor's thread."""
+        """Check the ROS graph and adapt the subscriptions to it; called in the executor's thread."""
         publishers = self._node.get_publishers_info_by_topic(self.topic)
         fitting = [info for info in publishers if info.topic_type == self.type_name]
         offers = {reliability_name(info.qos_profile) for info in fitting}
@@ -104,7 +108,7 @@ class CameraInput:
             self._node.destroy_subscription(self._subscriptions.pop(reliability))
 
     def _subscribe(self, reliability: str) -> Subscription[Any]:
-        # rclpy's own answer to this event is to log that no message will arrive, which is what `watch` mends or tells.
+        # By default rclpy logs that no message will arrive, but `watch` fixes or reports this situation.
         events = SubscriptionEventCallbacks(incompatible_qos=lambda _event: None)
 
         def with_info(message: Any, info: Any) -> None:
@@ -120,11 +124,11 @@ class CameraInput:
 
     def _receive(self, reliability: str, message: Any, info: Mapping[str, Any]) -> None:
         stamp, publisher = message.header.stamp, info.get("publisher_gid")
-        # Not by order: the stamps of a camera may go back at any time.
+        # Frames are not compared by order, because a camera's stamps may jump back at any time.
         sent = publisher["data"] if publisher else b"", info.get("publication_sequence_number")
         frame = (*sent, stamp.sec, stamp.nanosec)
         for other, awaited in self._awaited.items():
-            if other != reliability and frame in awaited:  # the other subscription brought it already
+            if other != reliability and frame in awaited:  # the other subscription has already received it
                 awaited.remove(frame)
                 return
         if len(self._subscriptions) > 1:
@@ -136,7 +140,7 @@ class CameraInput:
         publisher = info.get("publisher_gid")
         if number is None:
             return 0
-        if publisher is None and self.state.publishers != 1:  # not told by whom
+        if publisher is None and self.state.publishers != 1:  # the number's publisher is unknown
             self._gaps = SequenceGaps()
             return 0
         return self._gaps.missing_before(publisher["data"] if publisher else b"", number)

@@ -1,4 +1,4 @@
-"""`camera_player`: a video, a recording, a folder of images, one image or a webcam as a ROS camera.
+"""The node `camera_player` publishes a video, a recording, a folder of images, one image or a webcam as a ROS camera.
 
 python -m pebal_ros.camera_player --ros-args -p source:=drive.mp4 -p wait_for_subscribers:=1
 """
@@ -30,31 +30,31 @@ from .process import Finish
 from .qos import BEST_EFFORT, RELIABLE, create_publisher, keep_last, try_publish
 
 Decoded: TypeAlias = "tuple[Frame, Time | None] | PebalError | None"
-"""A frame and, from a webcam, when it was read; or what ended the source: an error, or None for its end."""
-DECODED_AHEAD = 4  # frames; enough to hide a slow key frame
-KEPT = 10  # messages; so that a subscriber that is slow for a moment misses none
+"""A frame and, from a webcam, its reading time; or an error that ended the source; or None at its end."""
+DECODED_AHEAD = 4  # number of frames, which is enough to hide a slow key frame
+KEPT = 10  # number of messages, so that a subscriber that is slow for a moment misses none
 PARAMETERS = (
     Spec("source", str, "", "Video, recording, folder of images, one image, or index of a webcam."),
-    Spec("topic", str, "", "Of a recording, the image topic by name or type; empty: the only one."),
-    Spec("rate", float, 0.0, "Frames per second; 0: as recorded.", (0.0, 1000.0)),
-    Spec("loop", bool, False, "Begin again at the end."),
-    Spec("count", int, 0, "Frames to publish before ending; 0: all.", (0, 1_000_000_000)),
-    Spec("frame_id", str, "camera", "Frame of the camera in the headers."),
-    Spec("reliability", str, RELIABLE, "What to offer to subscribers.", choices=(RELIABLE, BEST_EFFORT)),
-    Spec("wait_for_subscribers", int, 0, "Nodes that must listen to image before the first frame.", (0, 100)),
+    Spec("topic", str, "", "Name or type of the image topic in a recording; empty for the only one."),
+    Spec("rate", float, 0.0, "Frames per second; 0 keeps the recorded rate.", (0.0, 1000.0)),
+    Spec("loop", bool, False, "Start again at the end."),
+    Spec("count", int, 0, "Number of frames to publish before ending; 0 publishes all.", (0, 1_000_000_000)),
+    Spec("frame_id", str, "camera", "Frame id of the camera in the headers."),
+    Spec("reliability", str, RELIABLE, "Reliability offered to subscribers.", choices=(RELIABLE, BEST_EFFORT)),
+    Spec("wait_for_subscribers", int, 0, "Nodes that must subscribe to image before the first frame.", (0, 100)),
     Spec("start_delay", float, 0.0, "Seconds to wait before the first frame.", (0.0, 3600.0)),
-    Spec("manifest", str, "", "CSV file to write: stamp (ns) and name of every published frame; empty: none."),
+    Spec("manifest", str, "", "CSV file for stamp (ns) and name of every published frame; empty for none."),
 )
 
 
 class CameraPlayer(Node):
-    """Publishes frames at an even pace: one thread decodes ahead, one publishes; the executor is left alone.
+    """Publishes frames at an even pace; one thread decodes ahead and another publishes, independent of the executor.
 
     Args:
-        finish: ends the process.
+        finish: function that ends the process.
 
     Raises:
-        PebalError: the source cannot be read, or a parameter is not acceptable.
+        PebalError: the source cannot be read, or a parameter is invalid.
     """
 
     def __init__(self, finish: Finish) -> None:
@@ -111,7 +111,7 @@ class CameraPlayer(Node):
         end: Decoded = None
         try:
             for frame in self._frames():
-                # A webcam's picture is as old as its reading; a recorded frame is as new as its publication.
+                # A webcam's image gets the time of its reading; a recorded frame gets the time of its publication.
                 stamp = self.get_clock().now().to_msg() if self._source.is_camera else None
                 if not self._hand_over((frame, stamp)):
                     return
@@ -154,7 +154,7 @@ class CameraPlayer(Node):
             except queue.Empty:
                 continue
             if item is None or isinstance(item, PebalError):
-                # What was sent last must have arrived before the publisher goes.
+                # The last messages must have arrived before the publisher is destroyed.
                 self._images.wait_for_all_acked(Duration(seconds=2))
                 self.get_logger().info(f"Published {published} frames of {self._source.source}.")
                 self._finish(str(item) if item else None)
@@ -162,7 +162,7 @@ class CameraPlayer(Node):
             frame, stamp = item
             if stamp is None and self._stopping.wait(max(due - time.monotonic(), 0)):
                 return
-            due = max(due + self._period, time.monotonic())  # after a stall go on at the pace, without a burst
+            due = max(due + self._period, time.monotonic())  # continues without a burst after a stall
             header = Header(stamp=stamp or self.get_clock().now().to_msg(), frame_id=self._frame_id)
             published += self._publish(frame, header)
 
@@ -174,15 +174,15 @@ class CameraPlayer(Node):
             pass
 
     def _listening_nodes(self) -> int:
-        """Nodes, not subscriptions: while nobody publishes, anomaly_node has two."""
+        """Number of subscribing nodes, not of subscriptions; without a publisher, anomaly_node has two of these."""
         subscriptions = self.get_subscriptions_info_by_topic(self._images.topic_name)
         nodes = {(subscription.node_namespace, subscription.node_name) for subscription in subscriptions}
         return min(len(nodes), self._images.get_subscription_count())
 
     def _publish(self, frame: Frame, header: Header) -> bool:
-        """Whether the frame went out."""
+        """Publish a frame; returns whether the middleware accepted it."""
         height, width = frame.image.shape[:2]
-        # Zeros in K say "not calibrated"; size and frame are all that is known of the footage.
+        # Zeros in K mean that the camera is not calibrated; only the image size is known.
         try_publish(self._infos, CameraInfo(header=header, height=height, width=width))
         refused = try_publish(self._images, to_message(frame.image, "rgb8", header))
         if refused:

@@ -1,6 +1,6 @@
-"""/diagnostics once a second, and the same in the log whenever it changes.
+"""Publishes /diagnostics once a second, and logs changes.
 
-The keys of a camera's status are those of `camera_values`, of the model's status those of `model_values`.
+The keys of a camera's status are listed in `camera_values`, and the keys of the model's status in `model_values`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .stream_statistics import CameraSnapshot
 
 PERIOD = 1.0  # seconds
 REPEAT_AFTER = 60.0
-"""Seconds before the log says a thing again that came, went and came back."""
+"""Seconds before the log repeats a finding that disappeared and came back."""
 
 
 @dataclass(frozen=True)
@@ -34,25 +34,26 @@ class Status:
     """One line of a diagnostics viewer."""
 
     part: str
-    """What it is about: "model", or the camera's topic."""
+    """Subject of the line, which is "model" or the camera's topic."""
     hardware: str
     finding: Finding
     values: dict[str, str]
 
 
 class Reporter:
-    """Publishes what `collect` tells, from a thread of its own: a node that loads a model is not silent.
+    """Publishes the statuses that `collect` returns, in its own thread, so that a node reports while it loads a model.
 
     Args:
-        collect: called once a second.
+        node: the node.
+        collect: function that is called once a second.
     """
 
     def __init__(self, node: Node, collect: Callable[[], list[Status]]) -> None:
         self._node, self._collect = node, collect
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._stopped = threading.Event()
-        self._last_word: dict[str, Code | NodeState] = {}
-        self._said: dict[tuple[str, Code | NodeState], float] = {}
+        self._last_code: dict[str, Code | NodeState] = {}
+        self._logged_at: dict[tuple[str, Code | NodeState], float] = {}
         self._thread = threading.Thread(target=self._run, name="diagnostics", daemon=True)
 
     def start(self) -> None:
@@ -72,9 +73,9 @@ class Reporter:
                 for status in statuses:
                     self._log(status)
                 self._publish(statuses)
-            except InvalidHandle:  # a camera was given back while it was looked at
+            except InvalidHandle:  # a camera was destroyed during the collection
                 continue
-            except Exception:  # no reason to end the node
+            except Exception:  # a failure here must not end the node
                 reason = traceback.format_exc()
                 self._node.get_logger().error(f"The diagnostics failed:\n{reason}", throttle_duration_sec=REPEAT_AFTER)
 
@@ -97,20 +98,21 @@ class Reporter:
         try_publish(self._publisher, array)
 
     def _log(self, status: Status) -> None:
-        """Say what differs from the last word on this part, but the same thing at most once a minute.
+        """Log a finding that differs from the last one for the same part, but each finding at most once a minute.
 
-        What came back within the minute is said at its end, if it is still so: the last word in the log is true.
+        A finding that comes back within the minute is logged at its end if it still holds, so that the last line in the
+        log is always true.
         """
         finding, code, now = status.finding, status.finding.code, time.monotonic()
-        if code is None or code is self._last_word.get(status.part):
+        if code is None or code is self._last_code.get(status.part):
             return
-        spoken = self._said.get((status.part, code))
-        if spoken is not None and now - spoken < REPEAT_AFTER:
+        logged_at = self._logged_at.get((status.part, code))
+        if logged_at is not None and now - logged_at < REPEAT_AFTER:
             return
-        self._last_word[status.part] = code
-        self._said[status.part, code] = now
+        self._last_code[status.part] = code
+        self._logged_at[status.part, code] = now
         logger = self._node.get_logger()
-        if finding.level == OK:  # one call each: rclpy ties a severity to the line it is called from
+        if finding.level == OK:  # separate calls, because rclpy ties the severity to the calling line
             logger.info(finding.sentence)
         elif finding.level == WARN:
             logger.warning(finding.sentence)
@@ -119,7 +121,7 @@ class Reporter:
 
 
 def camera_values(camera: Camera, seen: CameraSnapshot, settings: Settings) -> dict[str, str]:
-    """Counts, rates and times of one camera; `seen` is its record."""
+    """Counts, rates and times of one camera, as values of its status; `seen` is the snapshot of its record."""
     counts, (received, _, replaced) = seen.counts, camera.mailbox.counts()
     values = {
         "topic": camera.input.topic,
@@ -150,7 +152,7 @@ def camera_values(camera: Camera, seen: CameraSnapshot, settings: Settings) -> d
 
 
 def model_values(detector: AnomalyDetector, settings: Settings) -> dict[str, str]:
-    """What runs, and with which limits."""
+    """The running model, its engine and its limits, as values of its status."""
     if not detector.info.guarantee:
         guarantee = "none: choose the threshold with 'pebal calibrate' or 'pebal adapt'"
     elif settings.threshold != detector.info.threshold:

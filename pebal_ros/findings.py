@@ -1,4 +1,4 @@
-"""What is to be said of a camera, in one sentence: state in, words out."""
+"""Derives the most important finding about a camera from its state, as one sentence."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .stream_statistics import RATE_WINDOW, CameraSnapshot
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
 PATIENCE = 3.0
-"""Seconds without a frame before silence is a fault: discovery and the first frame take their time."""
+"""Seconds without a frame before it is reported as a fault, because discovery and the first frame take some time."""
 OVERLOAD_SHARE = 0.1
-"""Share of the frames dropped from which the camera counts as faster than the model."""
+"""The camera counts as faster than the model if more than this share of its frames is dropped."""
 CLOCK_TOLERANCE = (-0.5, 10.0)
-"""Seconds that a stamp may lie before its arrival; outside, two clocks disagree or a recording is played."""
+"""Range of the seconds from a stamp to its arrival. Outside it, clocks disagree or a recording is played."""
 
 
 class Code(Enum):
-    """The kinds of facts about a camera: the value ``finding`` of its status, explained in docs/operations.md."""
+    """The kinds of findings about a camera. They are the value ``finding`` of its status; see docs/operations.md."""
 
     STARTING = "starting"
     RUNNING = "running"
@@ -50,7 +50,7 @@ class Code(Enum):
 
 
 class NodeState(Enum):
-    """What the node does: the value ``state`` of the status of the model, whose kind of fact it is as well."""
+    """The states of the node. They are the value ``state`` of the model's status, and also its kind of finding."""
 
     UNCONFIGURED = "unconfigured"
     LOADING = "loading the model"
@@ -67,17 +67,19 @@ class NodeState(Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One fact, worth one sentence."""
+    """One fact about a camera or the node."""
 
     level: bytes
+    """OK, WARN or ERROR."""
     code: Code | NodeState | None
-    """The kind of fact, for programs; the log repeats a finding only when its code changes, and never says one
-    without."""
+    """The kind of finding, for programs. A finding is logged only if its code differs from the last one, and a finding
+    without a code is never logged."""
     sentence: str
+    """The finding in one sentence."""
 
 
 def examine(camera: Camera, seen: CameraSnapshot, settings: Settings) -> Finding:
-    """The one most important thing to know about a camera that should be sending; `seen` is its record."""
+    """The most important finding about a camera that should be sending; `seen` is the snapshot of its record."""
     waited, age = seen.opened_for, seen.age
     silent_for = waited if age is None else min(age, waited)
     topic, state = camera.input.topic, camera.input.state
@@ -160,7 +162,7 @@ def examine(camera: Camera, seen: CameraSnapshot, settings: Settings) -> Finding
 
 
 def _silence(camera: Camera, topic: str, state: TopicState, seconds: float) -> Finding:
-    """Why no frame arrives."""
+    """The finding that explains why no frame arrives."""
     if state.wrong_types and not state.publishers:
         return Finding(
             ERROR,

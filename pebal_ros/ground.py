@@ -1,4 +1,4 @@
-"""The ground as one camera sees it, from its CameraInfo and from parameters or tf2."""
+"""Makes the locator of one camera from its CameraInfo, and from parameters or tf2."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ except ImportError:  # not part of every installation
 
 
 class TransformSource:
-    """Where a camera is mounted, by tf2.
+    """Looks up the poses of cameras in tf2.
 
     Raises:
         PebalError: tf2_ros is not installed.
@@ -38,7 +38,7 @@ class TransformSource:
         self._listener.unregister()
 
     def pose(self, ground_frame: str, camera_frame: str) -> tuple[np.ndarray, np.ndarray]:
-        """Rotation 3×3 and origin 3 of the camera in the ground frame, the latest that is known.
+        """The latest known pose of a camera in the ground frame, as rotation (3×3) and origin (3, in metres).
 
         Raises:
             PebalError: there is no such transform.
@@ -56,21 +56,22 @@ class TransformSource:
 
 
 class CameraGround:
-    """Locators of one camera, made anew only when its calibration or its mounting changes."""
+    """Caches the locator of one camera, which is rebuilt only when its calibration or its mounting changes."""
 
     def __init__(self) -> None:
         self._key: tuple[Any, ...] = ()
         self._locator: Locator | None = None
 
     def locator(self, info: CameraInfo, mounting: Mounting, pose: tuple[np.ndarray, np.ndarray] | None) -> Locator:
-        """What puts this camera's objects on the ground.
+        """Return the locator of this camera.
 
         Args:
-            mounting: height and angles, or with `pose` their standard deviations alone.
-            pose: rotation and origin of the camera in the ground frame; None: those of `mounting`.
+            info: calibration of the camera.
+            mounting: height and angles of the camera; with `pose`, only their standard deviations are used.
+            pose: rotation and origin of the camera in the ground frame; None derives them from `mounting`.
 
         Raises:
-            PebalError: the calibration or the mounting cannot be right.
+            PebalError: the calibration or the mounting is invalid.
         """
         key = (
             info.width, info.height, info.distortion_model, tuple(info.d), tuple(info.k), mounting,
@@ -89,7 +90,7 @@ class CameraGround:
 
 
 def _rotation(x: float, y: float, z: float, w: float) -> np.ndarray:
-    """3×3 rotation of a unit quaternion."""
+    """Convert a unit quaternion to a 3×3 rotation."""
     return np.array(
         [
             [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],

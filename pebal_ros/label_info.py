@@ -1,4 +1,4 @@
-"""`label_info` and `mask_info`: what the ids in `labels` and `mask` mean, for Nav2's semantic layer and its like."""
+"""Publishes `label_info` and `mask_info`, which name the ids in `labels` and `mask`, for example for Nav2."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ except ImportError:  # not part of every installation, and older versions have n
     LabelInfo = None
 
 MASK_CLASSES = [(0, "known"), (255, "anomaly")]
-"""The two ids of `mask`."""
+"""The two values of `mask` and their names."""
 
 
 class LabelInfoPublishers:
-    """Publishes the names of ids once beside the outputs of each camera, for whoever subscribes and whenever.
+    """Publishes the names of ids once per camera on latched topics, which late subscribers receive as well.
 
-    Where no vision_msgs with LabelInfo (4.1 or later) is installed nothing is published, and the log says so.
+    If vision_msgs with LabelInfo (4.1 or later) is not installed, nothing is published, and the log says so.
 
     Args:
-        prefixes: of the cameras' topics.
-        class_names: by id.
+        node: the node.
+        prefixes: prefixes of the cameras' topics.
+        class_names: names of the classes in the order of their ids.
     """
 
     def __init__(self, node: Node, prefixes: Sequence[str], class_names: Sequence[str]) -> None:

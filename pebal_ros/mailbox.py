@@ -1,4 +1,4 @@
-"""One slot per camera: the newest frame waits, an older waiting one gives way and is counted."""
+"""A mailbox with one slot per camera, in which a new frame replaces an older one that is still waiting."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ T = TypeVar("T")
 
 
 class Mailbox(Generic[T]):
-    """A slot for one item. At any moment ``received == taken + dropped + waiting``.
+    """A slot for one item. At any time ``received == taken + dropped + waiting``.
 
     Args:
-        ready: notified when an item arrives; several mailboxes may share one, so that a thread waits for all.
+        ready: condition that is notified when an item arrives; several mailboxes may share one, so that a thread can
+            wait for all of them.
+
+    Examples:
+        >>> mailbox = Mailbox()
+        >>> mailbox.put("old"), mailbox.put("new"), mailbox.take(), mailbox.counts()
+        (False, True, 'new', (2, 1, 1))
     """
 
     def __init__(self, ready: threading.Condition | None = None) -> None:
@@ -21,7 +27,7 @@ class Mailbox(Generic[T]):
         self._received = self._taken = self._dropped = 0
 
     def put(self, item: T) -> bool:
-        """Place an item; True if it took the place of one that nobody had taken."""
+        """Place an item; returns whether it replaced a waiting one."""
         with self.ready:
             replaced = self._slot is not None
             self._slot = item
@@ -31,14 +37,14 @@ class Mailbox(Generic[T]):
             return replaced
 
     def take(self) -> T | None:
-        """The waiting item, or None."""
+        """Take the waiting item; None if there is none."""
         with self.ready:
             item, self._slot = self._slot, None
             self._taken += item is not None
             return item
 
     def discard(self) -> None:
-        """Drop the waiting item, counted like one that was replaced."""
+        """Drop the waiting item, which counts like a replaced one."""
         with self.ready:
             self._dropped += self._slot is not None
             self._slot = None
@@ -49,6 +55,6 @@ class Mailbox(Generic[T]):
         return self._slot is not None
 
     def counts(self) -> tuple[int, int, int]:
-        """(received, taken, dropped) of one moment."""
+        """Consistent counts (received, taken, dropped)."""
         with self.ready:
             return self._received, self._taken, self._dropped

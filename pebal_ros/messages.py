@@ -1,4 +1,4 @@
-"""The messages of `pebal_core.outputs` as those of rclpy. No function here needs a running node."""
+"""Converts the messages of `pebal_core.outputs` to those of rclpy; no function needs a running node."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pebal_core.outputs import Message, messages
 
 @functools.cache
 def message_class(name: str) -> type[Any] | None:
-    """The class of a message type such as ``sensor_msgs/msg/Image``; None: its package is not installed."""
+    """The class of a message type such as ``sensor_msgs/msg/Image``; None if its package is not installed."""
     package, _, kind = name.split("/")
     try:
         return getattr(importlib.import_module(f"{package}.msg"), kind)
@@ -24,13 +24,13 @@ def message_class(name: str) -> type[Any] | None:
 
 
 def to_ros(message: Message) -> Any:
-    """The message for a publisher; its package must be installed."""
+    """Convert a message for publishing; the package of its type must be installed."""
     kind = message_class(message.type)
     assert kind is not None, f"{message.type} is not installed"
     made = kind()
     for name, value in message.fields.items():
         if isinstance(value, memoryview):
-            # A fresh message's array takes raw bytes in no time; assigning it checks every byte.
+            # Filling the array of a new message is fast, whereas an assignment would check every byte.
             getattr(made, name).frombytes(value)
         elif isinstance(value, Message):
             setattr(made, name, to_ros(value))
@@ -42,15 +42,15 @@ def to_ros(message: Message) -> Any:
 
 
 def plain(header: Header) -> Message:
-    """A header of rclpy as `pebal_core.outputs` takes it."""
+    """Convert a header of rclpy to one of `pebal_core.outputs`."""
     return messages.header(header.stamp.sec * 1_000_000_000 + header.stamp.nanosec, header.frame_id)
 
 
 def to_message(pixels: np.ndarray, encoding: str, header: Header) -> Image:
-    """Image message of an array; see `pebal_core.outputs.messages.image`."""
+    """Make an Image message from an array; see `pebal_core.outputs.messages.image`."""
     return to_ros(messages.image(pixels, encoding, plain(header)))
 
 
 def to_compressed(pixels: np.ndarray, codec: str, header: Header) -> CompressedImage:
-    """Compressed message of mono8 or rgb8 pixels; see `pebal_core.outputs.messages.compressed`."""
+    """Make a CompressedImage message from mono8 or rgb8 pixels; see `pebal_core.outputs.messages.compressed`."""
     return to_ros(messages.compressed(pixels, codec, plain(header)))

@@ -1,4 +1,4 @@
-"""From the energy of a frame to tracked objects on the ground: what the node keeps for each camera."""
+"""Finds, tracks and locates the objects of each camera of the node."""
 
 from __future__ import annotations
 
@@ -19,23 +19,28 @@ from .parameters import BY_TF, NO_MOUNTING, Settings
 
 @dataclass(frozen=True)
 class ObjectReport:
-    """What is to be said of a camera's objects."""
+    """Figures and problems of a camera's objects, for the diagnostics."""
 
     objects: int = 0
     confirmed: int = 0
     left_out: int = 0
-    """Candidates that were not looked at, to keep the time bounded."""
+    """Number of candidates that were not examined, to bound the time."""
     no_geometry: str = ""
-    """Why no distances are known, in one sentence; empty: they are known, or nobody asked for them."""
+    """A sentence that explains why distances are unknown; empty if they are known or not requested."""
     no_mask: str = ""
-    """Why the ignore mask does not apply, in one sentence."""
+    """A sentence that explains why the ignore mask cannot be applied; empty if it can."""
 
 
 class ObjectContext:
-    """What every camera of the node shares: the files behind the parameters, and tf2.
+    """State that all cameras of the node share, which are the files named by parameters, and tf2.
+
+    Args:
+        node: the node.
+        info: description of the model.
+        ignore_mask, object_classes, mounting: the parameters of these names.
 
     Raises:
-        PebalError: a file cannot be read, or tf2 is asked for and not installed.
+        PebalError: a file cannot be read, or tf2 is needed but not installed.
     """
 
     def __init__(self, node: Node, info: ModelInfo, ignore_mask: str, object_classes: str, mounting: str) -> None:
@@ -51,9 +56,9 @@ class ObjectContext:
 
 
 class ObjectStage:
-    """Finds, tracks and locates the objects of one camera; used by the inference thread alone.
+    """Finds, tracks and locates the objects of one camera; only the inference thread may use it.
 
-    `report` is replaced as a whole, so that other threads read one version of it.
+    `report` is replaced as a whole, so that other threads always read a consistent version.
     """
 
     def __init__(self, context: ObjectContext) -> None:
@@ -61,18 +66,20 @@ class ObjectStage:
         self._tracker = ObjectTracker(TrackRules())
         self._ground = CameraGround()
         self.mounting = context.mounting
-        """Where the camera's height and angles come from: the parameter of this name."""
+        """Value of the parameter of this name, which is the source of the camera's height and angles."""
         self.report = ObjectReport()
 
     def __call__(
         self, result: Result, settings: Settings, info: CameraInfo | None, frame_id: str, stamp: float
     ) -> Sighting:
-        """The objects of the next frame.
+        """Find, track and locate the objects of the next frame.
 
         Args:
-            info: the frame's calibration; None: there is none of this size.
-            frame_id: of the camera.
-            stamp: seconds at which the frame was taken.
+            result: labels and energy of the frame.
+            settings: the run-time parameters.
+            info: the frame's calibration; None if there is none for its size.
+            frame_id: frame id of the camera.
+            stamp: time stamp of the frame in seconds.
         """
         assert settings.object_rules is not None, "without a threshold nobody asks for objects"
         ignore, no_mask = None, ""

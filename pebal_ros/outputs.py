@@ -1,4 +1,4 @@
-"""The publishers of one camera: each output computed once, and only if somebody listens."""
+"""The publishers of one camera; each output is computed once, and only if it has a subscriber."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ class CameraOutputs:
     """The publishers of one camera.
 
     Args:
+        node: the node.
         prefix: "" or the camera's name and a slash.
         names: the outputs that are offered.
-        qos: offered on all of them.
+        qos: quality of service that is offered on all of them.
     """
 
     def __init__(self, node: Node, prefix: str, names: Sequence[str], qos: QoSProfile) -> None:
@@ -37,7 +38,7 @@ class CameraOutputs:
             if kind is None:
                 node.get_logger().info(f"{name} is not published: there is no vision_msgs.", once=True)
                 continue
-            # Like image_transport: the suffix follows the name after remapping.
+            # As in image_transport, the suffix follows the name after remapping.
             topic = node.resolve_topic_name(prefix + name)
             self._publishers[name] = create_publisher(node, kind, topic, qos)
             if output.compress is not None:
@@ -51,7 +52,7 @@ class CameraOutputs:
             self._node.destroy_publisher(publisher)
 
     def heard(self, name: str) -> bool:
-        """Whether somebody subscribes to this output, raw or compressed."""
+        """Whether this output, raw or compressed, has a subscriber."""
         return any(
             publisher.get_subscription_count() > 0
             for key, publisher in self._publishers.items()
@@ -59,7 +60,7 @@ class CameraOutputs:
         )
 
     def wanted(self, settings: Settings) -> list[str]:
-        """Outputs that somebody subscribes to and that can be made."""
+        """Outputs that have a subscriber and can be computed with these settings."""
         return [
             name
             for name, publisher in self._publishers.items()
@@ -68,7 +69,7 @@ class CameraOutputs:
         ]
 
     def complaint(self) -> str:
-        """A sentence on a subscriber that no message can reach, or on another node that publishes the same; else ""."""
+        """A sentence on a subscriber that messages cannot reach, or on another node with the same topics; else ""."""
         for publisher in (*self._publishers.values(), self._camera_info):
             if self._node.count_publishers(publisher.topic_name) > 1:
                 return f"{publisher.topic_name} is published by another node as well: give each a namespace of its own."
@@ -80,17 +81,17 @@ class CameraOutputs:
         return ""
 
     def encode(self, products: Products, wanted: Collection[str], header: Header) -> list[tuple[str, Any]]:
-        """Messages of these outputs, with the camera image's stamp and frame."""
+        """Make the messages of these outputs, with the header of the camera image."""
         stamped = plain(header)
         return [(key, to_ros(encode(key, products, stamped))) for key in wanted]
 
     def publish(self, messages: Collection[tuple[str, Any]]) -> dict[str, str]:
-        """Publish; returns the outputs that the middleware refused, with its reason."""
+        """Publish messages; returns the outputs that the middleware refused, with its reasons."""
         reasons = {key: try_publish(self._publishers[key], message) for key, message in messages}
         return {key: reason for key, reason in reasons.items() if reason}
 
     def publish_camera_info(self, camera_info: CameraInfo, header: Header) -> None:
-        """The camera's calibration with the stamp of the frame that was answered."""
+        """Publish the camera's calibration with the header of the processed frame."""
         if self._camera_info.get_subscription_count() > 0:
             stamped = copy.copy(camera_info)
             stamped.header = header

@@ -1,4 +1,4 @@
-"""The parameters of `anomaly_node` in one table, from which declaration and documentation come.
+"""The table of the parameters of `anomaly_node`, from which they are declared and documented.
 
 python -m pebal_ros.parameters > docs/parameters.md
 """
@@ -26,9 +26,9 @@ from .qos import BEST_EFFORT, RELIABLE
 AUTO = "auto"
 MOUNTINGS = NO_MOUNTING, BY_PARAMETERS, BY_TF = "none", "parameters", "tf"
 RCLPY_PARAMETERS = {"use_sim_time", "start_type_description_service"}
-"""What every node declares by itself."""
+"""Parameters that every node declares itself."""
 CAMERA_NAME = r"(/?[A-Za-z_]\w*(/[A-Za-z_]\w*)*)?"
-"""What ROS allows before a topic's own name; empty: nothing."""
+"""Pattern of a topic prefix that ROS allows, which may be empty."""
 TYPE_NAMES = {bool: "bool", int: "integer", float: "number", str: "string", list: "list of strings"}
 
 
@@ -36,7 +36,7 @@ TYPE_NAMES = {bool: "bool", int: "integer", float: "number", str: "string", list
 class Spec:
     """One parameter.
 
-    A parameter whose default is "auto" but whose `kind` is not str accepts the word and values of that kind.
+    A parameter whose default is "auto" but whose `kind` is not str accepts "auto" and values of that kind.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Spec:
     pattern: str = ""
     """Regular expression that every item of a list must match."""
     runtime: bool = False
-    """May change while the node runs; all others are read-only and say that a restart is needed."""
+    """Whether it may change while the node runs; all other parameters are read-only and need a restart."""
 
     @property
     def auto(self) -> bool:
@@ -56,11 +56,11 @@ class Spec:
 
     @property
     def type_name(self) -> str:
-        """The type in words, as the documentation prints it."""
+        """Name of the type in the documentation."""
         return f"{TYPE_NAMES[self.kind]} or '{AUTO}'" if self.auto else TYPE_NAMES[self.kind]
 
     def refusal(self, value: Any) -> str | None:
-        """Why this value cannot be taken, or None if it can."""
+        """Why a value is refused; None if it is accepted."""
         if self.auto and value == AUTO:
             return None
         accepted: Any = (int, float) if self.kind is float and self.auto else self.kind
@@ -108,72 +108,153 @@ class Spec:
 
 ENERGY_LIMITS = (-1000.0, 1000.0)
 ANGLES = (-89.0, 89.0)
-"""Degrees."""
+"""Limits of angles in degrees."""
 RELIABILITIES = (RELIABLE, BEST_EFFORT)
 OUTPUT_NAMES = (
     "labels", "energy", "score", "mask", "overlay", "label_colors", "objects", "obstacles", "markers",
 )  # fmt: skip
 
 PARAMETERS: tuple[Spec, ...] = (
-    Spec("model", str, "starter", "Model file (.safetensors or .onnx written by pebal), or a shipped model."),
-    Spec("engine", str, AUTO, "auto: the faster of those that fit the model.", choices=(AUTO, "torch", "onnxruntime")),
-    Spec("device", str, AUTO, "cpu, cuda, cuda:N, tensorrt (onnxruntime), or auto: the GPU where there is one."),
+    Spec("model", str, "starter", "Model file (.safetensors or .onnx written by pebal), or name of a shipped model."),
+    Spec(
+        "engine",
+        str,
+        AUTO,
+        "Runtime of the model; auto picks the fastest one that can run it.",
+        choices=(AUTO, "torch", "onnxruntime"),
+    ),
+    Spec("device", str, AUTO, "cpu, cuda, cuda:N, tensorrt (onnxruntime), or auto, which uses a GPU if there is one."),
     Spec("precision", str, AUTO, "Arithmetic of the network.", choices=(AUTO, "fp32", "fp16", "bf16")),
-    Spec("input_height", int, 0, "Height in pixels that the network sees; 0: as the model file says.", (0, 8192)),
-    Spec("input_width", int, 0, "Width in pixels that the network sees; 0: as the model file says.", (0, 8192)),
-    Spec("smoothing", bool, AUTO, "Smooth the energy with a 7×7 Gaussian; auto: as the model file says."),
-    Spec("cameras", list, [""], "Cameras; front has front/image, front/labels …; '' has image.", pattern=CAMERA_NAME),
+    Spec("input_height", int, 0, "Height of the network's input in pixels; 0 takes the model's value.", (0, 8192)),
+    Spec("input_width", int, 0, "Width of the network's input in pixels; 0 takes the model's value.", (0, 8192)),
+    Spec("smoothing", bool, AUTO, "Smooth the energy with a 7×7 Gaussian; auto takes the model's setting."),
+    Spec(
+        "cameras",
+        list,
+        [""],
+        "Prefixes of the cameras' topics; front stands for front/image, front/labels …, and '' for image, labels ….",
+        pattern=CAMERA_NAME,
+    ),
     Spec("transport", str, "raw", "Subscribe to image (raw) or to image/compressed.", choices=("raw", "compressed")),
-    Spec("input_reliability", str, AUTO, "auto: what the camera offers.", choices=(AUTO, *RELIABILITIES)),
-    Spec("output_reliability", str, RELIABLE, "What to offer on every output.", choices=RELIABILITIES),
-    Spec("output_depth", int, 1, "Messages that every output keeps for subscribers that lag behind.", (1, 100)),
+    Spec(
+        "input_reliability",
+        str,
+        AUTO,
+        "Reliability of the subscriptions to images; auto follows the camera.",
+        choices=(AUTO, *RELIABILITIES),
+    ),
+    Spec("output_reliability", str, RELIABLE, "Reliability offered on every output.", choices=RELIABILITIES),
+    Spec("output_depth", int, 1, "Number of messages that every output keeps for slow subscribers.", (1, 100)),
     Spec("outputs", list, list(OUTPUT_NAMES), "Outputs that are offered.", choices=OUTPUT_NAMES),
-    Spec("autostart", bool, True, "Configure and activate at start; false: an external lifecycle manager does."),
+    Spec("autostart", bool, True, "Configure and activate at start; false leaves this to a lifecycle manager."),
     Spec(
         "ignore_mask",
         str,
         "",
-        "Image file that is not black where nothing may alarm; empty: the ego mask in the model file, if any.",
+        "Image file; pixels that are not black never alarm. If it is empty, the model's ego mask is used, if any.",
     ),
-    Spec("object_classes", str, "", "YAML file of names under which objects are published; empty: 'anomaly'."),
-    Spec("mounting", str, NO_MOUNTING, "Where the camera's height and angles come from.", choices=MOUNTINGS),
-    Spec("ground_frame", str, "base_footprint", "Frame of obstacles and markers, whose z = 0 is the ground."),
-    Spec("threshold", float, AUTO, "Nats from which mask is 255; auto: the model's.", ENERGY_LIMITS, runtime=True),
-    Spec("score_min", float, AUTO, "Nats shown as score 0; auto: the model's.", ENERGY_LIMITS, runtime=True),
-    Spec("score_max", float, AUTO, "Nats shown as score 255; auto: the model's.", ENERGY_LIMITS, runtime=True),
-    Spec("overlay_alpha", float, 0.8, "Opacity of the hottest places of overlay.", (0.0, 1.0), runtime=True),
-    Spec("max_rate", float, 0.0, "Frames per second answered at most; 0: no limit.", (0.0, 1000.0), runtime=True),
-    Spec("max_age", float, 0.0, "Seconds after which a frame is skipped; 0: never.", (0.0, 3600.0), runtime=True),
+    Spec(
+        "object_classes",
+        str,
+        "",
+        "YAML file with the names under which objects are published; if it is empty, all are 'anomaly'.",
+    ),
+    Spec("mounting", str, NO_MOUNTING, "Source of the camera's height and angles.", choices=MOUNTINGS),
+    Spec("ground_frame", str, "base_footprint", "Frame of obstacles and markers; the ground is at its z = 0."),
+    Spec(
+        "threshold",
+        float,
+        AUTO,
+        "Energy in nats from which mask is 255; auto takes the model's threshold.",
+        ENERGY_LIMITS,
+        runtime=True,
+    ),
+    Spec(
+        "score_min",
+        float,
+        AUTO,
+        "Energy in nats that is displayed as score 0; auto takes the model's value.",
+        ENERGY_LIMITS,
+        runtime=True,
+    ),
+    Spec(
+        "score_max",
+        float,
+        AUTO,
+        "Energy in nats that is displayed as score 255; auto takes the model's value.",
+        ENERGY_LIMITS,
+        runtime=True,
+    ),
+    Spec("overlay_alpha", float, 0.8, "Opacity of overlay where the score is highest.", (0.0, 1.0), runtime=True),
+    Spec("max_rate", float, 0.0, "Most frames processed per second; 0 sets no limit.", (0.0, 1000.0), runtime=True),
+    Spec(
+        "max_age",
+        float,
+        0.0,
+        "Age in seconds from which a frame is skipped; 0 skips none.",
+        (0.0, 3600.0),
+        runtime=True,
+    ),
     Spec(
         "grow_threshold",
         float,
         AUTO,
-        "Nats down to which an object grows around pixels above threshold; auto: a quarter of the way to calm pixels.",
+        "Energy in nats down to which an object grows around pixels above threshold; auto lies a quarter of the way "
+        "from threshold to the median energy of known pixels.",
         ENERGY_LIMITS,
         runtime=True,
     ),
-    Spec("min_area", float, 50.0, "Smallest object in pixels of an image that is 1024 wide.", (1.0, 1e6), runtime=True),
+    Spec(
+        "min_area",
+        float,
+        50.0,
+        "Area of the smallest object in pixels, for an image that is 1024 pixels wide.",
+        (1.0, 1e6),
+        runtime=True,
+    ),
     Spec(
         "carriers",
         list,
         [AUTO],
-        "Classes that an object can stand on; auto: by the model's class list; '': an object may be anywhere.",
+        "Classes on which an object can stand; auto takes them from the model's class list, and '' allows objects "
+        "anywhere.",
         runtime=True,
     ),
-    Spec("foot_share", float, 0.3, "Share of an object's width that must stand on them.", (0.0, 1.0), runtime=True),
+    Spec("foot_share", float, 0.3, "Share of an object's width that must stand on carriers.", (0.0, 1.0), runtime=True),
     Spec(
         "confirm_hits",
         int,
         3,
-        "Frames of the last confirm_window in which an object must be seen to be confirmed.",
+        "Number of the last confirm_window frames in which an object must be seen to be confirmed.",
         (1, 100),
         runtime=True,
     ),
-    Spec("confirm_window", int, 5, "Last frames that confirm_hits counts in.", (1, 100), runtime=True),
-    Spec("max_gap", float, 0.5, "Seconds without a sighting after which an object is gone.", (0.0, 60.0), runtime=True),
-    Spec("camera_height", float, 1.5, "Metres above the ground (mounting: parameters).", (0.01, 99.0), runtime=True),
-    Spec("camera_pitch", float, 0.0, "Degrees; positive: it looks down (mounting: parameters).", ANGLES, runtime=True),
-    Spec("camera_roll", float, 0.0, "Degrees; positive: clockwise (mounting: parameters).", ANGLES, runtime=True),
+    Spec("confirm_window", int, 5, "Number of last frames in which sightings are counted.", (1, 100), runtime=True),
+    Spec("max_gap", float, 0.5, "Seconds without a sighting after which a track ends.", (0.0, 60.0), runtime=True),
+    Spec(
+        "camera_height",
+        float,
+        1.5,
+        "Height of the camera above the ground in metres (for mounting: parameters).",
+        (0.01, 99.0),
+        runtime=True,
+    ),
+    Spec(
+        "camera_pitch",
+        float,
+        0.0,
+        "Pitch in degrees; positive if the camera looks down (for mounting: parameters).",
+        ANGLES,
+        runtime=True,
+    ),
+    Spec(
+        "camera_roll",
+        float,
+        0.0,
+        "Roll in degrees; positive if the camera is turned clockwise (for mounting: parameters).",
+        ANGLES,
+        runtime=True,
+    ),
     Spec("camera_pitch_std", float, 0.5, "Standard deviation of the pitch in degrees.", (0.0, 45.0), runtime=True),
     Spec("camera_roll_std", float, 0.5, "Standard deviation of the roll in degrees.", (0.0, 45.0), runtime=True),
     Spec("camera_height_std", float, 0.02, "Standard deviation of the height in metres.", (0.0, 10.0), runtime=True),
@@ -182,22 +263,24 @@ PARAMETERS: tuple[Spec, ...] = (
 
 @dataclass(frozen=True)
 class Settings(PictureSettings):
-    """The run-time parameters, with every "auto" replaced by what the model file says."""
+    """The run-time parameters, with every "auto" replaced by the model's value."""
 
     max_rate: float
+    """Hertz; 0 for no limit."""
     max_age: float
+    """Seconds; 0 for no limit."""
     object_rules: ObjectRules | None
-    """None: there is no threshold, so there are no objects."""
+    """The criteria for an object; None if there is no threshold and thus no objects."""
     track_rules: TrackRules
     mounting: Mounting
     ground_frame: str
 
     @classmethod
     def resolve(cls, values: Mapping[str, Any], info: ModelInfo) -> Settings:
-        """Settings from parameter values and the model's description.
+        """Make the settings from parameter values and the model's description.
 
         Raises:
-            PebalError: values that do not fit together.
+            PebalError: the values contradict each other.
         """
 
         def or_model(name: str, stored: float | None) -> float | None:
@@ -241,15 +324,15 @@ class Settings(PictureSettings):
 
 
 def documentation() -> str:
-    """The page docs/parameters.md."""
+    """The content of docs/parameters.md."""
     lines = [
         "# Parameters of anomaly_node",
         "",
-        "Made by `python -m pebal_ros.parameters > docs/parameters.md` from the table by which the node declares them.",
+        "This page is generated by `python -m pebal_ros.parameters > docs/parameters.md` from the node's own table.",
         "",
-        "`config/anomaly.yaml` holds all of them at their defaults. Those with a tick can be changed while the node",
-        "runs (`ros2 param set`); for the others the node says that it must be restarted. What is of the wrong type or",
-        "out of range is refused with the reason: at start the process ends with it, later the old value stays.",
+        "`config/anomaly.yaml` lists all parameters with their defaults. Parameters with a tick can be changed while",
+        "the node runs (`ros2 param set`); the others need a restart. A value of the wrong type or out of range is",
+        "refused with the reason. At start, the process then exits; while the node runs, it keeps the old value.",
         "",
         "| name | type | default | allowed | while it runs | meaning |",
         "|---|---|---|---|---|---|",
@@ -266,12 +349,12 @@ def documentation() -> str:
 
 
 def declare(node: Node, specs: Sequence[Spec]) -> None:
-    """Declare every parameter of a table on a node, with its descriptor; warn of given ones that are in no table.
+    """Declare every parameter of a table on a node, and warn about given parameters that are not in the table.
 
     Raises:
         PebalError: a value given at start has the wrong type or is out of range.
     """
-    # A shared file (`/**:`) may well hold other nodes' parameters, so these are no error.
+    # Unknown parameters are no error, because a shared file (`/**:`) may hold those of other nodes.
     for name in unknown_names(getattr(node, "_parameter_overrides", {}), specs):
         similar = difflib.get_close_matches(name, [spec.name for spec in specs], 1)
         hint = f"; did you mean '{similar[0]}'?" if similar else "."
@@ -289,14 +372,14 @@ def declare(node: Node, specs: Sequence[Spec]) -> None:
 
 
 def unknown_names(given: Iterable[str], specs: Sequence[Spec]) -> list[str]:
-    """Names of parameters given at start that neither a table nor rclpy itself declares."""
+    """Names of parameters given at start that neither the table nor rclpy declares."""
     known = {spec.name for spec in specs} | RCLPY_PARAMETERS
-    # Only publishers declare theirs: which QoS the node asks of a camera, input_reliability decides.
+    # Only publishers have QoS overrides; input_reliability sets the QoS of the subscriptions to cameras.
     return sorted(name for name in given if name not in known and not re.match(r"qos_overrides\..*\.publisher", name))
 
 
 def refusal(specs: Sequence[Spec], name: str, value: Any) -> str | None:
-    """Why a parameter of a running node cannot be set to this value, or None if it can."""
+    """Why a parameter of a running node cannot be set to a value; None if it can."""
     spec = next((spec for spec in specs if spec.name == name), None)
     if spec is None:
         return None

@@ -1,4 +1,4 @@
-"""The inference thread: newest frames out of the mailboxes, through the detector, into the outputs."""
+"""The inference thread, which takes the newest frames from the mailboxes, runs the detector and publishes outputs."""
 
 from __future__ import annotations
 
@@ -26,26 +26,31 @@ FAILURES_BEFORE_GIVING_UP = 5
 
 @dataclass(frozen=True)
 class Job:
-    """A frame that is going to be answered."""
+    """A frame that is being processed."""
 
     camera: Camera
     frame: ReceivedFrame
     image: RgbImage
     decoded_at: float
-    """`time.perf_counter()`"""
+    """`time.perf_counter()` after decoding."""
     wanted: list[str]
+    """Outputs to publish."""
 
 
 class Pipeline:
-    """Answers the frames of all cameras in one thread of its own: no executor callback ever waits for it.
+    """Processes the frames of all cameras in its own thread, so that no executor callback has to wait for it.
 
-    Each round takes at most one frame per camera, whichever are waiting; frames of one size are one batch.
-    A camera that sends nothing therefore delays no other.
+    Each round takes the waiting frames, at most one per camera; frames of one size form a batch. A camera that sends
+    nothing therefore delays no other camera.
 
     Args:
-        ready: notified by the cameras' mailboxes.
-        clock: tells the age of a frame.
-        give_up: called with one sentence when the engine fails again and again.
+        detector: the detector.
+        cameras: the cameras.
+        settings: the run-time parameters.
+        ready: condition that the cameras' mailboxes notify.
+        clock: clock for the age of a frame.
+        logger: logger of the node.
+        give_up: function that is called with one sentence if the engine fails repeatedly.
     """
 
     def __init__(
@@ -58,7 +63,7 @@ class Pipeline:
         logger: RcutilsLogger,
         give_up: Callable[[str], None],
     ) -> None:
-        self._settings = settings  # replaced as a whole, so that a frame sees one version of it
+        self._settings = settings  # replaced as a whole, so that each frame uses a consistent version
         self._detector, self._cameras, self._ready = detector, cameras, ready
         self._clock, self._logger, self._give_up = clock, logger, give_up
         self._stopping = self._abandoned = False
@@ -72,21 +77,21 @@ class Pipeline:
 
     @property
     def last_error(self) -> str:
-        """The engine's, in one sentence; empty once it succeeded for every camera that it had failed for."""
+        """The engine's last error in one sentence; empty once it has succeeded for every camera that it failed for."""
         return next((camera.record.engine_error for camera in self._cameras if camera.record.engine_error), "")
 
     def change(self, settings: Settings) -> None:
-        """Take over new settings with the next frame."""
+        """Use new settings from the next frame on."""
         with self._ready:
             self._settings = settings
             self._ready.notify_all()
 
     def stop(self, patience: float | None = None) -> None:
-        """Finish the frame in hand and end the thread.
+        """Finish the current frame and end the thread.
 
         Args:
-            patience: seconds to wait for that frame; None: as long as it takes. Afterwards it is left to an engine
-                that cannot be interrupted, and nothing of it is published.
+            patience: seconds to wait for that frame; None waits as long as it takes. Afterwards the thread is
+                abandoned, because the engine cannot be interrupted, and its results are not published.
         """
         with self._ready:
             self._stopping = True
@@ -101,7 +106,7 @@ class Pipeline:
             self._round()
 
     def _wait(self) -> bool:
-        """Wait until a frame may be answered; False when the thread is to end."""
+        """Wait until a frame may be processed; returns False if the thread should end."""
         with self._ready:
             while not self._stopping:
                 max_rate = self._settings.max_rate
@@ -124,7 +129,7 @@ class Pipeline:
             self._answer(shape, jobs, settings)
 
     def _accept(self, camera: Camera, frame: ReceivedFrame, settings: Settings) -> Job | None:
-        """The frame decoded, or None after counting why it gets no answer."""
+        """Decode a frame; None if it is not to be processed, after counting the reason."""
         wanted = camera.outputs.wanted(settings)
         if not wanted:
             camera.record.unheard()
@@ -156,7 +161,7 @@ class Pipeline:
         except EngineError as error:
             self._fail(jobs, error)
             return
-        except PebalError as error:  # the image's fault, not the engine's
+        except PebalError as error:  # caused by the image, not by the engine
             for job in jobs:
                 self._refuse(job.camera, str(error))
             return
@@ -177,7 +182,7 @@ class Pipeline:
                     self._publish(job, products, calibration)
 
     def _superseded(self, job: Job) -> bool:
-        """Whether a newer frame came while the engine warmed up, which is the one to answer."""
+        """Whether a newer frame arrived while the engine warmed up, so that this one is skipped."""
         newer = job.camera.mailbox.waiting
         if newer:
             job.camera.record.superseded()
@@ -219,5 +224,5 @@ class Pipeline:
 
 
 def _picture(image: RgbImage, frame: ReceivedFrame) -> str:
-    """Size and encoding of a frame, in words."""
+    """Size and encoding of a frame, as text."""
     return f"{image.shape[1]}×{image.shape[0]} {getattr(frame.message, 'encoding', 'compressed')}"

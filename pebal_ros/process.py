@@ -1,4 +1,4 @@
-"""How a node lives and ends as a process: one exit code, one sentence, any number of signals."""
+"""Runs a node as a process, which ends with an exit code and at most one sentence, after any number of signals."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ from pebal_core.engines.machine import release_freed_memory
 from pebal_core.errors import PebalError
 
 CALLBACK_PATIENCE = 1.5
-"""Seconds that the end of the process waits for the callback in hand; launch sends SIGTERM after five."""
+"""Seconds for which the process waits for the current callback at its end; launch sends SIGTERM after five."""
 
 Finish = Callable[["str | None"], None]
-"""Ends the process: well with None, as a failure with a sentence. For any thread; the first call counts."""
+"""Function that ends the process, successfully with None or as a failure with a sentence. Any thread may call it, and
+only the first call counts."""
 
 
 class RunnableNode(Protocol):
-    """What `run` needs of a node."""
+    """The interface of a node that `run` needs."""
 
     def start(self, executor: Executor) -> None:
-        """Begin; called once, before the executor's thread runs."""
+        """Start the node; called once, before the executor's thread runs."""
 
     def stop(self) -> None:
         """End every thread of the node; called once, after the executor's thread has ended."""
@@ -44,8 +45,8 @@ class RunnableNode(Protocol):
 def main(create: Callable[[Finish], RunnableNode]) -> NoReturn:
     """Run a node and end the process with its exit code.
 
-    All that is ours has ended by then. The interpreter's own end is skipped: unloading PyTorch takes it more than a
-    second, in which a further signal would kill it.
+    All threads of the node have ended by then. The interpreter's shutdown is skipped, because unloading PyTorch takes
+    more than a second, in which another signal would kill the process.
     """
     code = run(create)
     sys.stdout.flush()
@@ -56,26 +57,26 @@ def main(create: Callable[[Finish], RunnableNode]) -> NoReturn:
 def run(create: Callable[[Finish], RunnableNode], arguments: list[str] | None = None) -> int:
     """Run a node until it finishes or a signal ends it; returns the exit code.
 
-    The main thread only waits, so a signal is seen at once whatever the other threads compute. Launch and the
-    process group both send SIGINT: signals after the first change nothing.
+    The main thread only waits, so it reacts to a signal immediately, independent of the other threads. Launch and the
+    process group both send SIGINT, so signals after the first are ignored.
     """
     finished = threading.Event()
     reasons: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    finish = reasons.put  # may interrupt itself, which setting an event may not: a signal comes during a signal
+    finish = reasons.put  # reentrant, unlike setting an event, because a signal can interrupt a signal handler
 
     def thread_died(arguments: threading.ExceptHookArgs) -> None:
         if finished.is_set():
-            return  # the node is being taken apart under it
+            return  # the node is being destroyed
         traceback.print_exception(arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
         name = arguments.thread.name if arguments.thread else "unknown"
         finish(f"The thread '{name}' failed: {arguments.exc_type.__name__}: {arguments.exc_value}.")
 
-    threading.excepthook = thread_died  # a thread that dies must not leave a mute node behind
+    threading.excepthook = thread_died  # a thread that dies must not leave a node behind that does nothing
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: finish(None))
     try:
         rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
-    except Exception as error:  # rclpy has no common base for unknown arguments and unreadable parameter files
+    except Exception as error:  # rclpy's exceptions for bad arguments and parameter files have no common base
         return _complain(f"ROS could not be initialised: {error}")
     try:
         node = create(finish)
@@ -96,7 +97,7 @@ def run(create: Callable[[Finish], RunnableNode], arguments: list[str] | None = 
         node.stop()
     if reason:
         logger.fatal(reason)
-    if spinning.is_alive():  # nothing of the node can be touched
+    if spinning.is_alive():  # the node is still in use and cannot be destroyed
         logger.warning("The node ends in the middle of something that takes long.")
         return 1 if reason else 0
     executor.remove_node(node)  # type: ignore[arg-type]
@@ -107,9 +108,9 @@ def run(create: Callable[[Finish], RunnableNode], arguments: list[str] | None = 
 
 
 def give_memory_back() -> None:
-    """Hand back what a dropped model held: allocators keep freed memory for the next one, on the GPU and off it."""
+    """Return the memory of a dropped model to the system, because allocators keep freed memory on both CPU and GPU."""
     gc.collect()
-    torch = sys.modules.get("torch")  # not there where another engine runs
+    torch = sys.modules.get("torch")  # missing if another engine runs
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     release_freed_memory()
@@ -119,7 +120,7 @@ def _spin(executor: Executor, finished: threading.Event, logger: RcutilsLogger) 
     while not finished.is_set():
         try:
             executor.spin_once(timeout_sec=0.2)
-        except Exception:  # among them a lifecycle transition that is not possible now, which Humble raises here
+        except Exception:  # including an invalid lifecycle transition, which Humble raises here
             logger.error(f"A callback failed:\n{traceback.format_exc()}", throttle_duration_sec=10.0)
 
 

@@ -1,4 +1,4 @@
-"""The quality of service of images: keep the last, reliable or best effort; and what to do where it cannot be had."""
+"""Quality of service of image topics, which keep the last messages and are reliable or best effort."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BEST_EFFORT = "best_effort"
 
 
 def keep_last(reliability: str, depth: int = 1) -> QoSProfile:
-    """KEEP_LAST, by default of one: a queue of images is latency and nothing else."""
+    """A KEEP_LAST profile with a depth of one by default, because a queue of images only adds latency."""
     return QoSProfile(
         history=QoSHistoryPolicy.KEEP_LAST,
         depth=depth,
@@ -27,13 +27,13 @@ def keep_last(reliability: str, depth: int = 1) -> QoSProfile:
 
 
 def create_publisher(node: Node, message_type: type, topic: str, qos: QoSProfile) -> Publisher[Any]:
-    """A publisher whose history, depth and reliability the parameters `qos_overrides.TOPIC.publisher.…` override.
+    """Create a publisher whose history, depth and reliability `qos_overrides.TOPIC.publisher.…` can override.
 
     Raises:
-        PebalError: an override is not acceptable.
+        PebalError: an override is invalid.
     """
     options = QoSOverridingOptions.with_default_policies()
-    try:  # rclpy writes the overrides into the profile it is given
+    try:  # rclpy writes the overrides into the given profile, hence the copy
         return node.create_publisher(message_type, topic, copy.copy(qos), qos_overriding_options=options)
     except (RuntimeError, InvalidParameterTypeException) as error:
         where = f"qos_overrides.{node.resolve_topic_name(topic)}.publisher"
@@ -41,12 +41,12 @@ def create_publisher(node: Node, message_type: type, topic: str, qos: QoSProfile
 
 
 def reliability_name(profile: QoSProfile) -> str:
-    """RELIABLE or BEST_EFFORT, of a profile found in the graph."""
+    """The reliability, RELIABLE or BEST_EFFORT, of a profile found in the ROS graph."""
     return BEST_EFFORT if profile.reliability == QoSReliabilityPolicy.BEST_EFFORT else RELIABLE
 
 
 def unmet_request(offered: QoSProfile, asked: QoSProfile) -> str:
-    """What a subscription asks for beyond what a volatile publisher offers, with the remedy; "" where they match."""
+    """The request of a subscription that a volatile publisher does not meet, with the cause; "" if they match."""
     if asked.reliability == QoSReliabilityPolicy.RELIABLE and reliability_name(offered) == BEST_EFFORT:
         return f"reliable messages (output_reliability is {BEST_EFFORT})"
     if asked.durability == QoSDurabilityPolicy.TRANSIENT_LOCAL:
@@ -55,13 +55,13 @@ def unmet_request(offered: QoSProfile, asked: QoSProfile) -> str:
 
 
 def try_publish(publisher: Publisher[Any], message: Any) -> str:
-    """Publish; returns the middleware's reason where it refuses the message, else "".
+    """Publish a message; returns the middleware's reason if it refuses the message, else "".
 
-    It refuses what it cannot take within its blocking time because a reliable reader holds it up, and what its
-    transport or its history has no room for.
+    The middleware refuses a message if a slow reliable reader blocks it for too long, or if its transport or its
+    history has no room for the message.
     """
     try:
         publisher.publish(message)
-    except RuntimeError as error:  # rclpy's RCLError among them; Fast DDS's own exceptions arrive as a bare one
+    except RuntimeError as error:  # rclpy's RCLError is one; exceptions of Fast DDS arrive as plain RuntimeError
         return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
     return ""

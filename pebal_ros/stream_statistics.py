@@ -1,4 +1,4 @@
-"""What became of a camera's stream: counts, rates over the last seconds, percentiles over the last frames."""
+"""Statistics of a camera's stream, with counts, rates over the last seconds, and percentiles over the last frames."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 RATE_WINDOW = 5.0  # seconds
-LAST_FRAMES = 200
+LAST_FRAMES = 200  # number of frames over which percentiles are computed
 
 
 @dataclass(frozen=True)
 class FrameCounts:
-    """What became of the frames that left the mailbox, each counted once, and of those that never reached it.
+    """Counts of the frames that left the mailbox, each counted once by its fate, and of frames that never reached it.
 
-    With the mailbox's own counts, once no frame waits or is being worked on:
+    When no frame is waiting or being processed, the counts and those of the mailbox satisfy
     ``received = answered + bad + stale + unheard + failed + unsent + superseded + dropped by the mailbox``.
     """
 
     answered: int = 0
-    """At least one output was published."""
+    """Frames for which at least one output was published."""
     bad: int = 0
-    """Malformed: wrong length, step, size or encoding."""
+    """Malformed frames, with a wrong length, step, size or encoding."""
     stale: int = 0
-    """Older than max_age."""
+    """Frames older than max_age."""
     unheard: int = 0
-    """Nobody listened to any output, so nothing was computed."""
+    """Frames that were not processed because no output had a subscriber."""
     failed: int = 0
-    """The engine raised."""
+    """Frames on which the engine failed."""
     unsent: int = 0
-    """Computed, but the middleware refused every output."""
+    """Frames that were processed, but whose outputs the middleware all refused."""
     superseded: int = 0
-    """A newer frame came while the engine warmed up for this one's size."""
+    """Frames that were replaced by a newer one while the engine warmed up for their size."""
     lost: int = 0
-    """Sent, but never handed to the node by the middleware: gaps in the publisher's sequence numbers."""
+    """Frames that were sent but never delivered by the middleware, from gaps in the publisher's sequence numbers."""
 
 
 class RateMeter:
@@ -50,7 +50,7 @@ class RateMeter:
         self._times.append(time.monotonic())
 
     def hertz(self) -> float:
-        """Mean rate, from the intervals that ended within the window; 0 when there are none, or it has stopped."""
+        """Mean rate over the intervals that ended within the window; 0 if there are none or the events have stopped."""
         now, times = time.monotonic(), tuple(self._times)
         if len(times) < 2:
             return 0.0
@@ -62,7 +62,7 @@ class RateMeter:
         return intervals / span
 
     def age(self) -> float | None:
-        """Seconds since the last event, or None if there was none."""
+        """Seconds since the last event; None if there was none."""
         times = tuple(self._times)
         return time.monotonic() - times[-1] if times else None
 
@@ -77,7 +77,7 @@ class StageTimes:
         self._seconds.setdefault(stage, deque(maxlen=LAST_FRAMES)).append(seconds)
 
     def percentiles(self) -> dict[str, tuple[float, float]]:
-        """(p50, p95) in milliseconds of every stage seen, in the order in which they were first seen."""
+        """(p50, p95) in milliseconds of every stage, in the order in which the stages first occurred."""
         report = {}
         for stage, seconds in self._seconds.items():
             p50, p95 = np.percentile(seconds, (50, 95))
@@ -87,41 +87,44 @@ class StageTimes:
 
 @dataclass(frozen=True)
 class CameraSnapshot:
-    """A `CameraRecord` of one moment."""
+    """A consistent snapshot of a `CameraRecord`."""
 
     counts: FrameCounts = field(default_factory=FrameCounts)
     rate_in: float = 0.0
-    """Frames per second, as those that follow."""
+    """Frames received per second."""
     rate_out: float = 0.0
+    """Frames answered per second."""
     rate_dropped: float = 0.0
+    """Frames dropped by the mailbox per second."""
     rate_stale: float = 0.0
+    """Frames skipped per second because they were too old."""
     age: float | None = None
-    """Seconds since the last frame came; None: none has since the camera was opened."""
+    """Seconds since the last frame arrived; None if none has arrived since the camera was opened."""
     stages: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """(p50, p95) in milliseconds by stage."""
     opened_for: float = 0.0
     """Seconds since the camera was opened; 0 while it is closed."""
     wanted_for: float = 0.0
-    """Seconds since the first frame of which an output was wanted, after a time without; 0: none is wanted."""
+    """Seconds since the first frame for which an output was wanted; 0 if no output is wanted now."""
     last_was_bad: bool = False
-    """Whether the last frame that was decoded was malformed."""
+    """Whether the last processed frame was malformed."""
     last_error: str = ""
     refused: tuple[str, ...] = ()
     """Outputs of the last answer that the middleware refused."""
     engine_error: str = ""
-    """How the engine failed last on this camera's frames; empty once it succeeded."""
+    """Last failure of the engine on this camera's frames; empty once the engine succeeds."""
     frame_id: str = ""
     picture: str = "none yet"
-    """Size and encoding of the last good frame, in words."""
+    """Size and encoding of the last valid frame, as text."""
     clock_offset: float = 0.0
     """Seconds from the last frame's stamp to its arrival, by the node's clock."""
 
 
 class CameraRecord:
-    """The account of a camera's frames.
+    """Records the fate of a camera's frames.
 
-    The executor records what comes, the inference thread what becomes of it, and the diagnostics read a `snapshot`;
-    one lock makes each of these whole.
+    The executor records the arrival of frames and the inference thread records their processing, while the diagnostics
+    read a `snapshot`. A lock makes each of these operations atomic.
     """
 
     def __init__(self) -> None:
@@ -133,14 +136,14 @@ class CameraRecord:
         self._wanted_since: float | None = None
         self._engine_failures = 0
         self._last = CameraSnapshot()
-        """Of this, what is not counted or measured is current."""
+        """A snapshot of which only the fields that are not counted or measured are kept up to date."""
 
     def _count(self, **more: int) -> None:
         self._counts = replace(self._counts, **{name: getattr(self._counts, name) + n for name, n in more.items()})
 
     @property
     def engine_error(self) -> str:
-        """How the engine failed last on this camera's frames; empty once it succeeded."""
+        """Last failure of the engine on this camera's frames; empty once the engine succeeds."""
         with self._lock:
             return self._last.engine_error
 
@@ -163,7 +166,7 @@ class CameraRecord:
     def opened(self) -> None:
         with self._lock:
             self._opened_at, self._wanted_since = time.monotonic(), None
-            self._rate_in = RateMeter()  # a pause is no interval between frames
+            self._rate_in = RateMeter()  # a pause must not count as an interval between frames
 
     def closed(self) -> None:
         with self._lock:
@@ -171,13 +174,13 @@ class CameraRecord:
             self._last = replace(self._last, engine_error="")
 
     def received(self, frame_id: str, clock_offset: float, lost: int, replaced: bool) -> None:
-        """A frame came.
+        """Record that a frame arrived.
 
         Args:
-            frame_id: of the camera.
+            frame_id: frame id of the camera.
             clock_offset: seconds from its stamp to its arrival.
-            lost: frames before it that the middleware never handed over.
-            replaced: whether it took the place of one that waited.
+            lost: number of frames before it that the middleware never delivered.
+            replaced: whether it replaced a waiting frame.
         """
         with self._lock:
             self._rate_in.tick()
@@ -187,14 +190,14 @@ class CameraRecord:
                 self._rate_dropped.tick()
 
     def wanted(self) -> None:
-        """Somebody listens. After a time without, the rates so far say nothing about what comes."""
+        """Record that an output has a subscriber; after a time without one, the rates start again."""
         with self._lock:
             if self._wanted_since is None:
                 self._wanted_since = time.monotonic()
                 self._rate_out, self._rate_dropped, self._rate_stale = RateMeter(), RateMeter(), RateMeter()
 
     def unheard(self) -> None:
-        """Nobody listens, so nobody looks at malformed frames any longer."""
+        """Record a frame without any subscriber to the outputs; malformed frames are not detected then."""
         with self._lock:
             self._count(unheard=1)
             self._wanted_since = None
@@ -207,7 +210,7 @@ class CameraRecord:
             self._last = replace(self._last, last_was_bad=False)
 
     def took(self, stages: Mapping[str, float]) -> None:
-        """Seconds that a frame spent in stages."""
+        """Record the seconds that a frame spent in stages."""
         with self._lock:
             for stage, seconds in stages.items():
                 self._stages.add(stage, seconds)
@@ -226,7 +229,7 @@ class CameraRecord:
             self._count(superseded=1)
 
     def failed(self, sentence: str) -> int:
-        """The engine failed; how often in a row it did on this camera's frames."""
+        """Record a failure of the engine; returns the number of failures in a row on this camera's frames."""
         with self._lock:
             self._count(failed=1)
             self._engine_failures += 1
@@ -234,17 +237,17 @@ class CameraRecord:
             return self._engine_failures
 
     def computed(self) -> None:
-        """The engine succeeded."""
+        """Record a success of the engine."""
         with self._lock:
             self._engine_failures = 0
             self._last = replace(self._last, engine_error="")
 
     def published(self, refused: Mapping[str, str], outputs: int) -> bool:
-        """An answer went out; whether at least one of its outputs did.
+        """Record a published answer; returns whether at least one of its outputs was published.
 
         Args:
             refused: outputs that the middleware refused, with its reasons.
-            outputs: how many there were.
+            outputs: number of outputs of the answer.
         """
         with self._lock:
             self._last = replace(self._last, last_was_bad=False, refused=tuple(refused))
@@ -261,17 +264,23 @@ class CameraRecord:
 
 
 class SequenceGaps:
-    """Counts frames that a publisher sent and the middleware never handed over.
+    """Counts frames that a publisher sent but the middleware never delivered.
 
-    The middleware numbers the messages of each publisher. A first message sets the mark (what went before it
-    was sent before the two had met). A lower number came late; where the publisher has no name, it was restarted.
+    The middleware numbers the messages of each publisher. The first received message is the reference, because earlier
+    ones were sent before the connection existed. A lower number belongs to a late message or, if the publisher is not
+    identified, means that it was restarted.
+
+    Examples:
+        >>> gaps = SequenceGaps()
+        >>> [gaps.missing_before(b"camera", number) for number in (7, 8, 11)]
+        [0, 0, 2]
     """
 
     def __init__(self) -> None:
         self._last: dict[bytes, int] = {}
 
     def missing_before(self, publisher: bytes, number: int) -> int:
-        """Messages of this publisher missing between its previous one and this."""
+        """Number of messages of a publisher that are missing between its previous message and this one."""
         previous = self._last.get(publisher)
         if publisher and previous is not None and number <= previous:
             return 0

@@ -1,1 +1,1 @@
-"""From the footage of one camera to a model for that camera: ``pebal adapt``."""
+"""Adapts a model to one camera, using only footage of that camera (``pebal adapt``)."""

@@ -1,4 +1,4 @@
-"""How a model does on the check part of the footage: false objects, alarmed share, recall of pasted objects."""
+"""Measures false objects, the alarmed share and the recall of pasted objects on the check part of the footage."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from ..labels import OUTLIER
 from ..metrics.pooled import PooledMetrics
 
 FOUND = 0.25
-"""Share of an object that must be alarmed for it to be found."""
+"""Share of an object's pixels that must be alarmed for the object to count as found."""
 MIN_OBJECT = 50
-"""Pixels of a pasted object that must be found."""
+"""Smallest area of a pasted object, in pixels, that recall counts."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one model on one set of frames without anomalies, and on the same frames with pasted objects."""
+    """The figures of one model on frames without anomalies, and on the same frames with pasted objects."""
 
     threshold: float
     false_objects: float
-    """Per frame."""
+    """False objects per frame."""
     alarmed: float
-    """Share of the known pixels."""
+    """Share of the known pixels that are alarmed."""
     recall: float
     """Share of the pasted objects that are found at the threshold."""
     ap: float
     """Average precision of the pasted objects' pixels."""
     agreement: float
-    """Share of the pixels whose label is that of the model that the adaptation started from."""
+    """Share of the pixels whose label equals the one predicted by the model before the adaptation."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -43,16 +43,22 @@ class Figures:
 
 @dataclass(frozen=True)
 class Energies:
-    """What a model says of the check frames, kept so that thresholds can be compared."""
+    """A model's outputs on the check frames, kept so that thresholds can be compared.
+
+    Each list holds one H×W array per frame.
+    """
 
     clean: list[np.ndarray]
+    """Energies in nats of the frames as recorded."""
     mixed: list[np.ndarray]
+    """Energies in nats of the frames with pasted objects."""
     targets: list[np.ndarray]
     """1 on pasted objects, 0 elsewhere, 255 on the ego mask."""
     labels: list[np.ndarray]
+    """Classes predicted on the frames as recorded."""
 
     def recall(self, threshold: float) -> float:
-        """Share of the pasted objects of which at least a quarter is alarmed."""
+        """Share of the pasted objects of which at least a quarter is alarmed; NaN if there is no object."""
         found = objects = 0
         for energy, target in zip(self.mixed, self.targets):
             count, regions, stats, _ = cv2.connectedComponentsWithStats((target == 1).astype(np.uint8), connectivity=8)
@@ -73,7 +79,7 @@ class Energies:
         return low
 
     def false_objects(self, threshold: float, size: int) -> tuple[float, float]:
-        """Alarmed regions of at least so many pixels per clean frame, and the alarmed share of the known pixels."""
+        """Alarmed regions of at least `size` pixels per clean frame, and the alarmed share of the known pixels."""
         objects, shares = 0, []
         for energy, target in zip(self.clean, self.targets):
             alarm = (energy >= np.float32(threshold)) & (target != 255)
@@ -87,11 +93,13 @@ def energies(
     detector: AnomalyDetector, images: Sequence[np.ndarray], base: Sequence[np.ndarray], ego: np.ndarray | None,
     outliers: OutlierSet,
 ) -> Energies:  # fmt: skip
-    """Run a model on the check frames, as they are and with pasted objects.
+    """Run a model on the check frames, both unchanged and with pasted objects.
 
     Args:
-        base: labels of the frames by the model that the adaptation starts from.
-        ego: H×W bool.
+        images: H×W×3 uint8 RGB, one per frame.
+        base: labels (H×W) that the model before the adaptation predicts, one map per frame.
+        ego: H×W bool, the ego mask; None if there is none.
+        outliers: the objects to paste.
     """
     mix, pool, roles = RichMix(shapes=0.0), ObjectPool(outliers), Roles.of(detector.info.classes)
     kept = Energies([], [], [], [])
@@ -110,7 +118,14 @@ def energies(
 
 
 def figures(run: Energies, base: Sequence[np.ndarray], threshold: float, size: int) -> Figures:
-    """The figures at a threshold."""
+    """The figures at a threshold.
+
+    Args:
+        run: the model's outputs on the check frames.
+        base: labels (H×W) that the model before the adaptation predicts, one map per frame.
+        threshold: in nats.
+        size: smallest area of a false object in pixels.
+    """
     pooled, agreement = PooledMetrics(), []
     for number, (energy, target, labels) in enumerate(zip(run.mixed, run.targets, run.labels)):
         pooled.update(energy, target, name=str(number))

@@ -1,10 +1,10 @@
-"""What moves with the camera: bonnet, ornament, rectified borders, dirt on the lens.
+"""Finds the ego mask: image regions that move with the camera (bonnet, ornament, rectified borders, dirt on the lens).
 
-While the vehicle drives, the scene flows through the image and what is fixed to the camera stays. A pixel is taken for
-ego if it never changes, or if it is part of an edge that stays in place in nine of ten frames, near the bottom or the
-border of the image. What lies below such an edge at the bottom of the image is ego, too. Too little is taken rather
-than too much, because an object that is not seen is a greater evil than a false alarm on the bonnet. On a straight road
-the borders of the road stay in place as well, so what changes and is mostly called road or sidewalk is never ego.
+While the vehicle drives, the scene flows through the image and everything fixed to the camera stays in place. A pixel
+counts as ego if it never changes, or if it is part of an edge, near the bottom or the border of the image, that stays
+in place in nine of ten frames. Pixels below such an edge at the bottom of the image are ego, too. The mask is kept
+small rather than large, because a missed object is worse than a false alarm on the bonnet. On a straight road the
+borders of the road stay in place as well, so pixels that change and are mostly labelled road or sidewalk are never ego.
 
     mask = find_ego(images, labels)      # H×W bool
 """
@@ -20,34 +20,34 @@ from ..class_list import ClassList, cityscapes_classes
 from ..errors import PebalError
 
 SIDE = 240
-"""Pixels of the longer side at which the images are compared."""
+"""Length in pixels of the longer side after the images are scaled down for the comparison."""
 FEWEST = 12
-"""Images from which on staying in place can be told from chance."""
+"""Smallest number of images with which a fixed region can be told from chance."""
 STILL = 6.0
-"""Grey levels: a median change between two images below this is noise of the camera; so is a still scene."""
+"""Smallest change in grey levels that shows motion; a smaller one is camera noise or a vehicle at rest."""
 BONNET = 0.15
-"""Share of the height, from the bottom, in which a fixed outline is taken for the outline of a bonnet."""
+"""Share of the image height, from the bottom, in which a fixed outline counts as the outline of a bonnet."""
 ORNAMENT, BORDER = 0.3, 0.08
-"""Shares of the height above the bottom, and of the sides beside the other borders, where a fixed edge counts."""
+"""Fixed edges count within these shares of the image size, at the bottom and along the other borders respectively."""
 SMALLEST = 0.0005
-"""Share of the image below which a region is chance."""
+"""Regions smaller than this share of the image are attributed to chance."""
 
 
 def find_ego(
     images: Sequence[np.ndarray], labels: Sequence[np.ndarray], classes: ClassList | None = None
 ) -> np.ndarray:
-    """What stays in place over images of one camera on a moving vehicle.
+    """Find the pixels that stay in place over images of one camera on a moving vehicle.
 
     Args:
-        images: H×W×3 uint8 RGB, of one size, some seconds apart.
-        labels: H×W of the network, one per image.
-        classes: of the network; None: those of Cityscapes.
+        images: H×W×3 uint8 RGB, all of one size, a few seconds apart.
+        labels: classes (H×W) that the network predicts, one map per image.
+        classes: the network's classes; None stands for the Cityscapes classes.
 
     Returns:
-        H×W bool.
+        H×W bool, true where the pixel moves with the camera.
 
     Raises:
-        PebalError: too few images, images of several sizes, or a camera that stands still.
+        PebalError: there are too few images or images of several sizes, or the camera stands still.
     """
     if len(images) < FEWEST:
         raise PebalError(f"The ego mask needs {FEWEST} different frames at least; there are {len(images)}.")
@@ -59,7 +59,7 @@ def find_ego(
     small = np.stack(
         [cv2.resize(cv2.cvtColor(i, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_AREA) for i in images]
     ).astype(np.float32)
-    # The brightness of whole images changes with the exposure, and says nothing.
+    # Subtracting a blurred copy removes changes in brightness, which follow the exposure rather than the scene.
     edges = np.stack([cv2.GaussianBlur(i, (0, 0), 1) - cv2.GaussianBlur(i, (0, 0), 6) for i in small])
     centre = np.median(edges, axis=0)
     change = cv2.GaussianBlur(np.quantile(np.abs(edges - centre), 0.9, axis=0).astype(np.float32), (0, 0), 1.5)
@@ -70,7 +70,7 @@ def find_ego(
             "The camera stands still in this footage, so nothing can be told from what moves with the camera; give "
             "footage of a moving vehicle, or a mask of your own with --ego-mask."
         )
-    # Fixed edges are those whose median contrast is well above their change: a moving scene averages to nothing.
+    # The median contrast of a fixed edge exceeds its change over time; a moving scene averages out.
     fixed = (contrast > change) & (contrast > 3.0)
     constant = small.std(0) < 2.0  # black borders of a rectified image
     seen = np.stack([cv2.resize(x, size, interpolation=cv2.INTER_NEAREST) for x in labels])
@@ -84,7 +84,7 @@ def find_ego(
     for number in range(1, count):
         left, top, width_of, height_of, area = stats[number]
         outermost = left == 0 or top == 0 or left + width_of == found.shape[1] or top + height_of == found.shape[0]
-        # Inside the image, the edge of a wall or a lane that runs beside the vehicle for long would be found as well.
+        # Without this condition the edge of a wall or lane that runs beside the vehicle for long would count as well.
         if area >= SMALLEST * found.size and (outermost or top + height_of > (1 - BONNET) * found.shape[0]):
             mask |= regions == number
     filled = _fill_to_the_border(mask) & ~(ground & ~constant)
@@ -92,7 +92,7 @@ def find_ego(
 
 
 def _edge_zone(shape: tuple[int, ...]) -> np.ndarray:
-    """H×W bool: where an edge of the vehicle or of a rectified image can lie."""
+    """H×W bool, true where an edge of the vehicle or of a rectified image can lie."""
     zone = np.ones(shape, bool)
     height, width = shape
     top, side = round(BORDER * height), round(BORDER * width)
@@ -101,7 +101,7 @@ def _edge_zone(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def moved_mounting(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether two drives' masks differ so much that the camera was mounted anew."""
+    """Whether the ego masks (H×W bool) of two drives differ so much that the camera must have been remounted."""
     union = np.count_nonzero(first | second)
     share = union / first.size
     return bool(share > 0.02 and np.count_nonzero(first & second) / union < 0.3)
@@ -112,13 +112,13 @@ def _close(mask: np.ndarray) -> np.ndarray:
 
 
 def _fill_to_the_border(mask: np.ndarray) -> np.ndarray:
-    """What a fixed outline shuts off at the bottom is ego, too: the inside of a bonnet has no edges of its own."""
+    """Add the pixels below a fixed outline at the bottom, because the inside of a bonnet has no edges of its own."""
     filled, height = mask.copy(), mask.shape[0]
     lowest = round((1 - BONNET) * height)
     for column in np.flatnonzero(mask[lowest:].any(0)):
         top = lowest + int(np.flatnonzero(mask[lowest:, column])[0])
         filled[top:, column] = True
-    # A few columns alone, such as those of a lane marking that is always there, make no bonnet.
+    # A few columns alone are no bonnet; they may come from a lane marking that is always present.
     opened = cv2.morphologyEx(
         filled.astype(np.uint8), cv2.MORPH_OPEN, np.ones((1, max(3, mask.shape[1] // 4)), np.uint8)
     )

@@ -1,4 +1,4 @@
-"""Drives → frames worth keeping, in three parts whose frames are never neighbours in time."""
+"""Selects frames from drives and splits them into three parts whose frames are never neighbours in time."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from ..footage import Frame, FrameSource
 
 PARTS = ("adapt", "calibrate", "check")
 PATTERN = (0, 0, 1, 0, 2)
-"""Parts of successive blocks of time: of five, three adapt, one calibrates, one checks."""
+"""Part of each of five successive blocks of time: three adapt, one calibrates, one checks."""
 ALIKE = 4.0
-"""Mean grey levels at 64×36 by which a frame must differ from the last kept one."""
+"""Mean difference in grey levels, at 64×36 pixels, that a frame needs from the last kept one."""
 DARK, BRIGHT, UNIFORM = 8, 247, 3.0
 FEWEST_BLOCKS = 10
-"""Each part then has two of them."""
+"""With this many blocks, each part has at least two."""
 SHORTEST_BLOCK = 1.0
-"""Seconds."""
+"""Shortest block in seconds."""
 SAME_SHAPE = 0.02
-"""Relative difference up to which two ratios of width and height are the same."""
+"""Two aspect ratios count as equal up to this relative difference."""
 INDEX = "frames.json"
 
 
@@ -45,30 +45,32 @@ class Kept:
 
 @dataclass(frozen=True)
 class Footage:
-    """What was kept of the drives."""
+    """The frames kept from the drives."""
 
     kept: list[Kept]
     left_out: dict[str, int]
-    """Number of frames by reason."""
+    """Number of dropped frames by reason."""
     unit: str
-    """Blocks of time as the promise names them."""
+    """How the text of the guarantee names the blocks of time."""
     notes: list[str]
-    """What else a user should know, in sentences."""
+    """Further sentences that the user should read."""
 
 
 def collect(
     sources: Sequence[str], folder: Path, interval: float, block: float, limit: int, topic: str = ""
 ) -> Footage:
-    """Write the kept frames as PNG, and say how many frames were left out for which reason.
+    """Write the kept frames as PNG, and count the frames that were left out by reason.
 
-    A frame next to the border of two parts is left out, so that neighbours never stand on two sides. With five or more
-    drives, whole drives are dealt to the parts instead. Frames of another size than the first are scaled to it.
+    A frame next to the border between two parts is left out, so that no two parts hold neighbouring frames. With five
+    or more drives, whole drives are dealt to the parts instead. Frames that differ in size from the first are scaled.
 
     Args:
-        interval: seconds between two looks at a drive.
-        block: seconds of one block of a video; of a folder see `_Blocks`.
-        limit: frames kept in all; the interval grows to stay below it.
-        topic: of recordings.
+        sources: videos, recordings or folders of images, one per drive.
+        folder: where the frames and their index are written; an index that is already there is reused.
+        interval: seconds between two sampled frames of a drive.
+        block: seconds of one block of a video; for folders see `_Blocks`.
+        limit: most frames kept in all; the interval grows to stay below it.
+        topic: image topic of recordings.
 
     Raises:
         PebalError: a source cannot be read, the images of two drives differ in shape, or too few frames are left.
@@ -143,8 +145,8 @@ def collect(
 class _Blocks:
     """How drives are cut into blocks of time.
 
-    Short footage has shorter blocks, so that there are `FEWEST_BLOCKS`. The images of a folder have no times: two stand
-    for each second that a block of a video has.
+    Short footage gets shorter blocks, so that there are `FEWEST_BLOCKS`. The images of a folder have no time stamps, so
+    two images count as one second.
     """
 
     seconds: float
@@ -172,18 +174,18 @@ class _Blocks:
         return cls(seconds, images, unit, note)
 
     def number(self, source: FrameSource, frame: Frame) -> int:
-        """Number of the block in its drive."""
+        """Number of the block within its drive that a frame belongs to."""
         return int(
             frame.seconds / self.seconds if source.is_video else round(frame.seconds * source.rate) // self.images
         )
 
     def separate(self, source: FrameSource) -> bool:
-        """Whether neighbours are pictures of separate places."""
+        """Whether neighbouring images show separate places."""
         return not source.is_video and self.images == 1
 
 
 def _fit(image: np.ndarray, size: tuple[int, int], source: str) -> np.ndarray:
-    """The image at the size (height, width) of the first drive, which a camera with two resolutions can have."""
+    """Scale an image to the size (height, width) of the first drive, for cameras that record in two resolutions."""
     height, width = image.shape[:2]
     if (height, width) == size:
         return image
@@ -196,7 +198,7 @@ def _fit(image: np.ndarray, size: tuple[int, int], source: str) -> np.ndarray:
 
 
 def _until_cut_short(source: FrameSource, why: Counter[str]) -> Iterator[Frame]:
-    """The frames of a source; those that it promises and does not give are counted as left out."""
+    """Yield the frames of a source; frames that it announces but does not deliver are counted as left out."""
     read = 0
     try:
         for frame in source:
@@ -207,6 +209,7 @@ def _until_cut_short(source: FrameSource, why: Counter[str]) -> Iterator[Frame]:
 
 
 def _useless(thumbnail: np.ndarray, last: np.ndarray | None) -> str:
+    """Why a frame is dropped; empty if it is kept."""
     if thumbnail.mean() < DARK:
         return "black"
     if thumbnail.mean() > BRIGHT:
@@ -219,5 +222,5 @@ def _useless(thumbnail: np.ndarray, last: np.ndarray | None) -> str:
 
 
 def load(folder: Path, kept: Kept) -> np.ndarray:
-    """H×W×3 uint8 RGB."""
+    """Read a kept frame as H×W×3 uint8 RGB."""
     return read_image(folder / kept.file)

@@ -1,4 +1,4 @@
-"""The report of an adaptation: one HTML file that needs nothing beside it."""
+"""Writes the report of an adaptation as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -36,10 +36,17 @@ def write_report(
     path: Path, summary: dict[str, Any], images: Sequence[np.ndarray], before: Energies, after: Energies,
     threshold: float, ego: np.ndarray | None, suspects: Sequence[np.ndarray],
 ) -> None:  # fmt: skip
-    """Figures, ego mask, frames before and after, histograms, and the worst remaining false alarms.
+    """Write figures, ego mask, histograms, frames before and after, and the worst remaining false alarms.
 
     Args:
-        suspects: frames that were left out of training.
+        path: the HTML file to write.
+        summary: the content of summary.json.
+        images: check frames, H×W×3 uint8 RGB.
+        before: outputs of the first model on them.
+        after: outputs of the final model on them.
+        threshold: of the final model, in nats.
+        ego: H×W bool; None if there is no ego mask.
+        suspects: frames that were left out of training, H×W×3 uint8 RGB.
     """
     low, high = float(np.median(after.clean[0])), float(threshold)
     worst = sorted(range(len(images)), key=lambda i: -np.count_nonzero(after.clean[i] >= threshold))[:SHOWN]
@@ -84,7 +91,7 @@ def _picture(image: np.ndarray) -> str:
 
 
 def _histogram(before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> str:
-    """Two step lines as SVG; the vertical axis is logarithmic."""
+    """Draw the two histograms as lines in SVG, with a logarithmic vertical axis."""
     bins = np.linspace(-25, 2, 109)
     lines = []
     for energies, color in ((before, "#888"), (after, "#06c")):

@@ -1,7 +1,7 @@
-"""Adapt a model to one camera: ``pebal adapt``.
+"""Adapts a model to one camera (``pebal adapt``).
 
-The output folder gets model.safetensors, summary.json, report.html and ego_mask.png; work/ holds what a run that was
-interrupted continues from. The frames are labelled by the model itself, so nothing but footage is needed.
+The output folder receives model.safetensors, summary.json, report.html and ego_mask.png. The intermediate results in
+work/ let an interrupted run continue. The model itself labels the frames, so footage is the only input.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from .shapes import HELD_BACK, write_shapes
 CLASSES = "classes.yaml"
 EGO_FRAMES = 40
 EGO_BLOCKS = 8
-"""Blocks of time from which on the scene can be trusted to have changed."""
+"""Fewest blocks of time over which the scene can be trusted to have changed."""
 CHECKED = 40
 OUTSTANDING = 5.0
-"""Robust standard deviations above the median peak energy from which a frame may show something foreign."""
+"""A frame whose peak energy is this many robust standard deviations above the median may contain an anomaly."""
 SUSPECTS_SHOWN = 6
 EVALUATIONS = 4
-"""Of a training, in which known classes are watched."""
+"""Evaluations during one training, which watch the accuracy on known classes."""
 TRAINABLE = ["fuse.*", "classify.*", "aspp.*", "low_level.*", "encoder.model.blocks.5.*", "encoder.model.blocks.6.*"]
-"""Parameters of the starter's network that learn; of other networks, the head learns."""
+"""Parameters of the starter's network that are trained; of other networks, only the head is trained."""
 
 
 @dataclass(frozen=True)
@@ -59,26 +59,29 @@ class AdaptConfig:
     sources: list[str]
     out: Path
     topic: str = ""
-    """Of recordings, the image topic by its name or its type; empty: the only one."""
+    """Name or type of the image topic in recordings; empty if there is only one."""
     model: str = "starter"
     outliers: Path | None = None
-    """Folder written by ``pebal prepare-coco``; None: random shapes of random texture."""
+    """Folder written by ``pebal prepare-coco``; None draws random shapes with random textures."""
     ego_mask: Path | None = None
-    """Mask of one's own; None: found in the footage."""
+    """Image file of an ego mask; None finds the mask in the footage."""
     steps: int = 120
     interval: float = 0.5
     block: float = 4.0
     frames: int = 300
     keep: float = 0.85
-    """Share of the check frames' pixels that must keep the label which the first model gives them."""
+    """Share of the check frames' pixels whose label must stay the one that the first model predicts."""
     request: Request = field(default_factory=Request)
 
 
 def adapt(config: AdaptConfig) -> dict[str, Any]:
-    """Run all stages; a run that was interrupted continues where it was. Returns what summary.json holds.
+    """Run all stages; an interrupted run continues where it stopped.
+
+    Returns:
+        The content of summary.json.
 
     Raises:
-        PebalError: footage or options that cannot be used.
+        PebalError: the footage or an option cannot be used.
     """
     started, work = time.monotonic(), config.out / "work"
     identity = _identity(config)
@@ -156,12 +159,13 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
 
 
 def _identity(config: AdaptConfig) -> dict[str, Any]:
+    """The options that must not change when an interrupted run continues, and the digest of the model."""
     values = {key: str(value) for key, value in asdict(config).items() if key not in ("out", "request", "keep")}
     return {**values, "model": file_sha256(resolve_model(config.model))}
 
 
 def _same_run(path: Path, identity: dict[str, Any]) -> None:
-    """An output folder belongs to one set of options."""
+    """Refuse an output folder that was started with other options."""
     if path.is_file():
         try:
             stored = dict(json.loads(path.read_text()))
@@ -182,7 +186,7 @@ def _names(sources: Sequence[str]) -> str:
 def _ego(
     config: AdaptConfig, detector: AnomalyDetector, folder: Path, items: list[Kept]
 ) -> tuple[np.ndarray | None, str]:
-    """The mask at the size of the frames, and a sentence about it."""
+    """The ego mask at the size of the frames (H×W bool) or None, and a sentence about it."""
     images = [load(folder, item) for item in items[:: max(1, len(items) // EGO_FRAMES)]]
     if config.ego_mask is not None:
         ego: np.ndarray = IgnoreMask.read(config.ego_mask).at(*images[0].shape[:2])
@@ -206,7 +210,7 @@ def _ego(
 
 
 def _mountings(detector: AnomalyDetector, folder: Path, items: list[Kept]) -> str:
-    """A warning where the camera was mounted anew between two drives."""
+    """A warning if the camera was remounted between two drives, otherwise an empty text."""
     masks = []
     for drive in sorted({item.drive for item in items}):
         images = [load(folder, item) for item in items if item.drive == drive][:EGO_FRAMES]
@@ -220,12 +224,12 @@ def _mountings(detector: AnomalyDetector, folder: Path, items: list[Kept]) -> st
 def _write_scenes(
     work: Path, detector: AnomalyDetector, parts: dict[str, list[Kept]], ego: np.ndarray | None
 ) -> list[str]:
-    """The frames with the detector's labels, laid out as a labelled data set; the ego mask is void.
+    """Write the frames with the detector's labels as a labelled data set, in which the ego mask is void.
 
     Returns:
-        Files of the frames that are left out of training, because their strongest energies stand far above those of the
-        others: there may be an anomaly in them. The part that calibrates keeps such frames, because without them the
-        threshold would promise more than it holds.
+        Files of the frames that are left out of training. They may contain an anomaly, because their strongest energies
+        are far above those of the other frames. The calibration part keeps such frames, because without them the
+        threshold would not keep its promise.
     """
     done = work / "scenes" / "suspects.json"
     if done.is_file():
@@ -262,6 +266,9 @@ def _write_scenes(
 def outstanding(peaks: dict[str, float]) -> list[str]:
     """The frames whose peak energy lies more than `OUTSTANDING` robust standard deviations above the median.
 
+    Args:
+        peaks: peak energy in nats by file.
+
     >>> outstanding({"a": -5.0, "b": -5.2, "c": -4.9, "d": -5.1, "e": 1.0})
     ['e']
     """
@@ -271,7 +278,7 @@ def outstanding(peaks: dict[str, float]) -> list[str]:
 
 
 def _finetune(config: AdaptConfig, work: Path, outliers: Path, identity: dict[str, Any]) -> Path:
-    """The fine-tuned model, trained now or by the run that was interrupted."""
+    """Path of the fine-tuned model, which is trained now unless an interrupted run has done so."""
     run = work / "run"
     if (run / "done").is_file():
         return run / "last.safetensors"

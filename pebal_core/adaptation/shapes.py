@@ -1,4 +1,7 @@
-"""Outliers without a data set: random shapes of random texture, laid out as ``pebal prepare-coco`` does."""
+"""Draws random shapes with random textures, which serve as outliers where no data set of objects is given.
+
+They are stored in the layout of ``pebal prepare-coco``.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from ..files import write_atomically
 
 FAMILIES = ("noise", "stripes", "checks", "cells", "gradient", "scraps")
 HELD_BACK = ("cells", "scraps")
-"""Families that only the evaluation shows."""
+"""Families that are used for evaluation only."""
 PER_FAMILY = 24
 SIDE = 160
 
@@ -39,7 +42,14 @@ def write_shapes(folder: Path, seed: int = 0) -> None:
 
 
 def draw_texture(family: str, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """h×w×3 uint8 RGB: two colours, mixed by a pattern, lit from one side."""
+    """Two colours, mixed by a pattern and lit from one side.
+
+    Args:
+        family: one of `FAMILIES`.
+
+    Returns:
+        height×width×3 uint8 RGB.
+    """
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     period, angle = rng.uniform(6, 40), rng.uniform(0, np.pi)
     along = x * np.cos(angle) + y * np.sin(angle)

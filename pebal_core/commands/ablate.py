@@ -1,8 +1,8 @@
 """``pebal ablate --config config/train_….yaml``: train the variants of the objective on the same samples and compare.
 
-The variants are those of the paper's ablation: entropy maximisation (EM), abstention alone (AL), energy alone (EBM),
-both with a fixed penalty, both with the adaptive penalty; each with and without the regularisers; and one outlier
-class only.
+The variants come from the paper's ablation: entropy maximisation (EM), abstention alone (AL), energy alone (EBM), and
+both together with a fixed or with the adaptive penalty, each with and without the regularisers. One more run trains
+with a single outlier class.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ COLUMNS = {"val_ap": "AP", "val_fpr95": "FPR95", "val_auroc": "AUROC", "val_miou
 
 
 def variants(loss: LossConfig, fixed_penalty: float) -> dict[str, LossConfig]:
-    """The objectives by name; margins and weights are those of the configuration."""
+    """The objectives by name, with the margins and weights of the configuration."""
     plain = {
         "EM": replace(loss, classification="cross_entropy", entropy_weight=0.1, hinge_weight=0.0),
         "AL": replace(loss, penalty=fixed_penalty, hinge_weight=0.0),
@@ -47,7 +47,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--fixed-penalty",
         type=Number(1e-6, 1e6),
         default=144.0,
-        help="a of the fixed penalty; E² at an energy of -12 by default",
+        help="value a of the fixed penalty; the default is E² at an energy of -12",
     )
     parser.add_argument("--one-class", type=str, default="laptop", help="COCO category of the one-class run")
     parser.add_argument("--variants", type=str, nargs="+", help="names of the variants to run; default: all")
@@ -75,7 +75,7 @@ def run(args: Namespace) -> None:
 
 
 def _finished(path: Path) -> dict[str, float]:
-    """The figures of a variant that was trained before."""
+    """Read the figures of a variant that was already trained."""
     try:
         figures = json.loads(path.read_text())
         return {key: float(figures[key]) for key in COLUMNS}

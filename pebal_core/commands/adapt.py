@@ -1,7 +1,7 @@
-"""``pebal adapt SOURCE… --out DIR``: a model for one camera, from its footage alone.
+"""``pebal adapt SOURCE… --out DIR`` adapts a model to one camera, using its footage alone.
 
-Writes ``model.safetensors``, ``summary.json``, ``report.html`` and ``ego_mask.png``. A run that was interrupted
-continues when the same command is given again.
+It writes ``model.safetensors``, ``summary.json``, ``report.html`` and ``ego_mask.png``. An interrupted run continues
+when the same command is given again.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_topic_argument(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--model", type=str, default="starter", help="model file, or name of a shipped model")
-    parser.add_argument("--outliers", type=Path, help="folder of 'pebal prepare-coco'; default: random shapes")
-    parser.add_argument("--ego-mask", type=Path, help="mask of one's own, white on the vehicle; default: found")
+    parser.add_argument("--outliers", type=Path, help="folder written by 'pebal prepare-coco'; default: random shapes")
+    parser.add_argument("--ego-mask", type=Path, help="ego mask, white on the vehicle; default: found in the footage")
     parser.add_argument("--steps", type=Whole(1, 10**6), default=120, help="optimiser steps")
-    parser.add_argument("--interval", type=Number(0.01, 3600), default=0.5, help="seconds between two looks at a video")
-    parser.add_argument("--block", type=Number(1, 3600), default=4.0, help="seconds of a block of time")
+    parser.add_argument("--interval", type=Number(0.01, 3600), default=0.5, help="seconds between sampled frames")
+    parser.add_argument("--block", type=Number(1, 3600), default=4.0, help="length of a block of time in seconds")
     parser.add_argument("--frames", type=Whole(10, 10**6), default=300, help="keep this many frames at most")
-    parser.add_argument("--keep", type=Number(0, 1), default=0.85, help="share of the labels that must remain")
+    parser.add_argument("--keep", type=Number(0, 1), default=0.85, help="share of the labels that must not change")
     parser.add_argument(
         "--alpha", type=Number(1e-6, 0.5), default=0.01, help="expected share of falsely alarmed pixels"
     )

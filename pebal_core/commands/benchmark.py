@@ -1,7 +1,7 @@
-"""``pebal benchmark --model M --dataset NAME=PATH … --out DIR``: every figure of the field, on whole data sets.
+"""``pebal benchmark --model M --dataset NAME=PATH … --out DIR`` computes the usual metrics on whole data sets.
 
-Resumes where it was killed. ``--ray`` shares the images of the data sets over processes, on one machine or on many that
-see DIR.
+A run that was killed resumes where it stopped. ``--ray`` distributes the images over processes, on one machine or on
+several that share DIR.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=[],
         type=str,
         metavar="NAME=PATH",
-        help="a set known by name (docs/benchmark.md), or any name for a folder with images/ and labels/; repeatable",
+        help="a data set known by name (docs/benchmark.md), or any other name for a folder with images/ and labels/; "
+        "repeatable",
     )
     parser.add_argument(
-        "--sequences", type=Path, help="folder of labelled sequences: objects over time (without --ray)"
+        "--sequences", type=Path, help="folder of labelled sequences, for metrics of tracked objects (without --ray)"
     )
     parser.add_argument("--out", type=Path, required=True, help="results folder")
     parser.add_argument("--protocol", choices=sorted(PROTOCOLS), default="fishyscapes")
@@ -45,19 +46,20 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--scores",
         type=str,
         nargs="+",
-        help=f"of {', '.join(SCORES)}, each also with _raw or _smoothed; default: all, both ways",
+        help=f"scores to evaluate, out of {', '.join(SCORES)}, each optionally with _raw or _smoothed; default: all "
+        "scores, both ways",
     )
     parser.add_argument("--sml-images", type=Path, help="folder of training images, for the statistics of sml")
     parser.add_argument(
-        "--inlier-ids", type=Whole(0, 255), nargs="+", default=[0], help="in the labels of a folder pair"
+        "--inlier-ids", type=Whole(0, 255), nargs="+", default=[0], help="ids in the labels of a folder pair"
     )
     parser.add_argument(
         "--classes",
         type=str,
-        help="in place of the ids: name or .yaml file of their class list (docs/classes.md)",
+        help="name or .yaml file of the labels' class list, in place of the ids (docs/classes.md)",
     )
     parser.add_argument(
-        "--ego-mask", action="store_true", help="leave out what the ego mask of the model covers; for its own camera"
+        "--ego-mask", action="store_true", help="ignore pixels in the model's ego mask, for images of its own camera"
     )
     parser.add_argument("--anomaly-ids", type=Whole(0, 255), nargs="+", default=[1])
     parser.add_argument("--void-ids", type=Whole(0, 255), nargs="*", default=[VOID])

@@ -1,9 +1,8 @@
-"""``pebal calibrate SOURCE… --out MODEL``: choose the alarm threshold that keeps a promise about false alarms.
+"""``pebal calibrate SOURCE… --out MODEL`` chooses an alarm threshold that bounds the rate of false alarms.
 
-
-The sources are drives of one's own (videos, recordings, folders, a camera) in which nothing is anomalous, or with
-``--layout`` the folder of a labelled data set, whose void pixels are left out. Where there are too few drives for the
-promise, blocks of time take their place; the statement in the model file says so.
+The sources are your own drives without anomalies (videos, recordings, folders or a camera) or, with ``--layout``, the
+folder of a labelled data set, whose void pixels are ignored. If there are too few drives for the guarantee, blocks of
+time take their place, and the statement in the model file says so.
 """
 
 from __future__ import annotations
@@ -34,25 +33,28 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--alpha", type=Number(1e-6, 0.5), default=0.01, help="expected share of falsely alarmed pixels"
     )
     parser.add_argument(
-        "--object-alpha", type=Number(1e-6, 0.99), help="chance that a frame shows a false object; default: not asked"
+        "--object-alpha", type=Number(1e-6, 0.99), help="chance that a frame shows a false object; default: no bound"
     )
-    parser.add_argument("--object-size", type=Whole(1, 10**6), default=100, help="pixels of a false object, at least")
+    parser.add_argument("--object-size", type=Whole(1, 10**6), default=100, help="smallest false object in pixels")
     parser.add_argument(
-        "--clip", type=Number(1e-6, 1), default=0.05, help="a drive with a larger share of alarms counts as this"
+        "--clip", type=Number(1e-6, 1), default=0.05, help="a drive's share of alarms is clipped to this value"
     )
     parser.add_argument(
         "--confidence", type=Number(0.5, 0.9999), default=0.95, help="confidence of the second statement"
     )
     parser.add_argument("--confident", action="store_true", help="choose the threshold that keeps the second statement")
     parser.add_argument(
-        "--block", type=Number(0.1, 3600), default=5.0, help="seconds of a block of time, where drives are too few"
+        "--block",
+        type=Number(0.1, 3600),
+        default=5.0,
+        help="seconds of a block of time, for when there are too few drives",
     )
     parser.add_argument(
         "--interval", type=Number(0, 3600), default=0.5, help="seconds between the frames used of a video"
     )
-    parser.add_argument("--frames", type=Whole(1, 10**9), help="use this many frames at most (a camera needs it)")
+    parser.add_argument("--frames", type=Whole(1, 10**9), help="most frames to use; required for a camera")
     parser.add_argument("--layout", choices=sorted(SCENE_SETS), help="the source is a labelled data set")
-    parser.add_argument("--split", type=str, default="val", help="of the labelled data set")
+    parser.add_argument("--split", type=str, default="val", help="split of the labelled data set")
     add_model_arguments(parser)
 
 
@@ -73,7 +75,11 @@ def run(args: Namespace) -> None:
 
 
 def _labelled(args: Namespace, needed: int) -> tuple[Iterator[CalibrationScene], str, str, int | None]:
-    """Units are the folders of the images, or runs of images where these are too few."""
+    """Scenes of a labelled data set; the units are the image folders, or runs of images if there are too few folders.
+
+    Returns:
+        The scenes, the name of the unit, the name of the data, and the number of scenes.
+    """
     scenes = open_scenes(args.layout, args.sources[0], args.split)
     if len(args.sources) > 1:
         raise PebalError(f"With --layout give one folder, not {len(args.sources)}.")
@@ -88,7 +94,11 @@ def _labelled(args: Namespace, needed: int) -> tuple[Iterator[CalibrationScene],
 
 
 def _footage(args: Namespace, needed: int) -> tuple[Iterator[CalibrationScene], str, str, int | None]:
-    """Units are the sources, or blocks of time where these are too few."""
+    """Scenes of footage; the units are the sources, or blocks of time if there are too few sources.
+
+    Returns:
+        The scenes, the name of the unit, the name of the data, and the number of scenes if it is known.
+    """
     sources = [FrameSource(source, args.topic) for source in args.sources]
     if any(source.is_camera for source in sources) and not args.frames:
         raise PebalError("A camera has no end: give --frames.")

@@ -1,4 +1,4 @@
-"""The options of the commands that run on more than one process or machine."""
+"""Options shared by the commands that can run on several processes or machines."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def add_cluster_arguments(parser: ArgumentParser) -> None:
         nargs="?",
         const=HERE,
         metavar="ADDRESS",
-        help="share the work over the workers of a Ray cluster; without an address, over those of this machine",
+        help="distribute the work over a Ray cluster; without an address, over processes on this machine",
     )
-    parser.add_argument("--cores", type=Whole(1, 1024), default=1, help="of each worker of --ray that has no GPU")
+    parser.add_argument("--cores", type=Whole(1, 1024), default=1, help="CPU cores of each --ray worker without a GPU")
 
 
 def chosen_cluster(args: Namespace) -> Cluster | None:
-    """None: the work is done in this process."""
+    """The cluster that the options name, or None if the work is done in this process."""
     return Cluster(args.ray, args.cores) if args.ray else None

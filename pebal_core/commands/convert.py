@@ -1,4 +1,4 @@
-"""``pebal convert CHECKPOINT OUT.safetensors``: a third-party checkpoint, folder or model of the Hub → a model file."""
+"""``pebal convert CHECKPOINT OUT.safetensors`` converts third-party checkpoints, folders and Hub models."""
 
 from __future__ import annotations
 
@@ -18,20 +18,23 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint",
         type=str,
-        help="a .pth file of NVIDIA, PEBAL or EdgeNets, recognised by content; a folder of transformers or of "
-        "segmentation-models-pytorch (save_pretrained); or hf:ORG/NAME, which downloads one",
+        help="a .pth file of NVIDIA, PEBAL or EdgeNets, recognised by its content; a folder that transformers or "
+        "segmentation-models-pytorch wrote with save_pretrained; or hf:ORG/NAME, which downloads such a folder",
     )
     parser.add_argument("out", type=Path, help="the .safetensors file to write")
     parser.add_argument("--source", type=str, default="", help="where the checkpoint came from; kept in the model file")
-    parser.add_argument("--licence", type=str, default="", help="of the weights; kept in the model file")
+    parser.add_argument("--licence", type=str, default="", help="licence of the weights; kept in the model file")
     parser.add_argument(
-        "--seed", type=Whole(0, 2**32 - 1), default=0, help="of the abstention row, where the checkpoint has none"
+        "--seed",
+        type=Whole(0, 2**32 - 1),
+        default=0,
+        help="seed of the random abstention row, if the checkpoint has none",
     )
     parser.add_argument(
         "--classes",
         type=str | None,
         default=None,
-        help="class list of a folder whose outputs have no names: a YAML file, or a shipped list",
+        help="class list of a folder whose outputs have no names, a YAML file or the name of a shipped list",
     )
 
 

@@ -1,4 +1,4 @@
-"""``pebal doctor``: whether this installation is fit, and what to do where it is not; exit status 1 at an error."""
+"""``pebal doctor`` checks this installation and suggests remedies; the exit status is 1 if there is an error."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ COLORS = {OK: "green", NOTE: "dim", WARNING: "yellow", ERROR: "red"}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print a list of findings for programs instead of a table")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON instead of a table")
     parser.add_argument(
-        "--dataset", action="append", type=str, metavar="NAME=PATH", help="look for an evaluation set; repeatable"
+        "--dataset", action="append", type=str, metavar="NAME=PATH", help="check an evaluation set; repeatable"
     )
     parser.add_argument(
         "--scenes",
         action="append",
         type=str,
         metavar="LAYOUT[:SPLIT]=PATH",
-        help="look for labelled scenes (split: val); repeatable",
+        help="check labelled scenes (default split: val); repeatable",
     )
     add_model_arguments(parser)
 

@@ -1,7 +1,7 @@
-"""``pebal export MODEL OUT.onnx``: a model as ONNX, with everything from the image's bytes to the answer in its graph.
+"""``pebal export MODEL OUT.onnx`` exports a model to ONNX; pre- and postprocessing are part of the graph.
 
-It is compared with PyTorch on the photographs that come with scikit-image, or those of ``--images``, and with
-``--labelled`` also in average precision (AP). A model that is too far from PyTorch is not written.
+The export is compared with PyTorch on the photographs that come with scikit-image or on those of ``--images``, and with
+``--labelled`` also in average precision (AP). A model that differs too much from PyTorch is not written.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..integrity import SIDES
 from ..ranges import Whole
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
-"""Of scikit-image: those in colour."""
+"""The colour photographs that come with scikit-image."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -31,12 +31,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=Whole(*SIDES),
         nargs=2,
         metavar=("H", "W"),
-        help="size at which the network runs, whatever the image's; default: as the model says, else --dynamic",
+        help="fixed size at which the network runs; default: the model's input size, or --dynamic if it has none",
     )
     size.add_argument("--dynamic", action="store_true", help="the network runs at the size of each image")
-    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="of the network")
+    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="precision of the network")
     parser.add_argument("--images", type=Path, help="folder of images to compare on; default: those of scikit-image")
-    parser.add_argument("--labelled", type=str, metavar="NAME=FOLDER", help="an anomaly set, as of pebal benchmark")
+    parser.add_argument("--labelled", type=str, metavar="NAME=FOLDER", help="an anomaly set, as for pebal benchmark")
 
 
 def run(args: Namespace) -> None:
@@ -60,10 +60,10 @@ def run(args: Namespace) -> None:
 
 
 def photographs() -> list[Path]:
-    """The photographs that come with scikit-image.
+    """Paths of the photographs that come with scikit-image.
 
     Raises:
-        PebalError: it is not installed.
+        PebalError: scikit-image is not installed.
     """
     found = importlib.util.find_spec("skimage")
     if found is None or found.origin is None:
@@ -74,10 +74,13 @@ def photographs() -> list[Path]:
 
 
 def read_labelled(entry: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Images and targets of an anomaly set, given as NAME=FOLDER.
+    """Read an anomaly set that is given as NAME=FOLDER.
+
+    Returns:
+        Pairs of image (H×W×3 uint8 RGB) and target (H×W uint8).
 
     Raises:
-        PebalError: as `open_set`, or no NAME.
+        PebalError: as for `open_set`, or NAME is missing.
     """
     name, equals, folder = entry.partition("=")
     if not equals:

@@ -1,4 +1,4 @@
-"""``pebal info MODEL``: what a model file says of itself."""
+"""``pebal info MODEL`` shows the description that a model file carries."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(args: Namespace) -> None:
     table = Table("field", "value", title=_plain(str(path)), show_header=False)
     table.add_row("size", f"{path.stat().st_size / 1e6:.1f} MB")
     table.add_row("sha256", file_sha256(path))
-    if path.suffix != ONNX:  # whose graph `model_info` has verified
+    if path.suffix != ONNX:  # `model_info` has already verified the graph of an ONNX file
         confirmed = read_tensors(path)[1]
         table.add_row(
             "tensors", "as they were written" if confirmed else "plausible; the file stores no digest of them"
@@ -50,5 +50,5 @@ def run(args: Namespace) -> None:
 
 
 def _plain(text: str) -> str:
-    """Text of a file without anything that a terminal would obey."""
+    """Remove control characters and markup from a file's text, so that it is safe to print in a terminal."""
     return escape("".join(c if c.isprintable() or c == "\n" else "�" for c in text))

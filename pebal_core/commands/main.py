@@ -1,4 +1,4 @@
-"""``pebal COMMAND …``: the entry point of every offline command (``ros2 run pebal_core COMMAND`` calls the same)."""
+"""``pebal COMMAND …`` is the entry point of every offline command; ``ros2 run pebal_core COMMAND`` does the same."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from ..errors import PebalError
 from ..installation import explained_imports
 
 COMMANDS = {
-    "predict": "labels, energy and overlays of images, folders, videos and recordings",
-    "triage": "the moments of many recordings and videos that are worth looking at",
-    "doctor": "whether this installation is fit, and what to do where it is not",
-    "info": "what a model file says of itself",
-    "export": "a model as ONNX, compared with PyTorch before it is written",
-    "convert": "a third-party checkpoint into a model file",
+    "predict": "write labels, energy and overlays of images, folders, videos and recordings",
+    "triage": "find the moments in many recordings and videos that are worth looking at",
+    "doctor": "check this installation and suggest remedies",
+    "info": "show the description of a model file",
+    "export": "export a model to ONNX and compare it with PyTorch",
+    "convert": "convert a third-party checkpoint to a model file",
     "pretrain": "train a segmentation network from labelled images",
-    "prepare-coco": "outlier masks from COCO's annotations, for training",
-    "paste-outliers": "write the validation scenes with pasted objects of a training as images and labels",
+    "prepare-coco": "make outlier masks for training from COCO's annotations",
+    "paste-outliers": "write a training's validation scenes with pasted objects as images and labels",
     "paste-sequences": "write labelled sequences in which an object comes nearer, from clips of drives",
-    "train": "PEBAL fine-tuning of a segmentation network",
-    "suggest-margins": "energy histograms of a network, and the margins that follow from them",
+    "train": "fine-tune a segmentation network with PEBAL",
+    "suggest-margins": "show energy histograms of a network and suggest margins for training",
     "ablate": "train and compare the variants of the objective",
-    "adapt": "a model for one camera, from its footage alone",
-    "calibrate": "choose the alarm threshold that keeps a promise about false alarms",
-    "benchmark": "every figure of the field on whole data sets, beside the published ones",
-    "pack": "submission files for Fishyscapes and SegmentMeIfYouCan, checked",
+    "adapt": "adapt a model to one camera, using its footage alone",
+    "calibrate": "choose an alarm threshold that bounds the rate of false alarms",
+    "benchmark": "compute the usual metrics on whole data sets, beside the published figures",
+    "pack": "write and check submission files for Fishyscapes and SegmentMeIfYouCan",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; a `PebalError` ends it with its one sentence and status 1."""
+    """Run one command and return its exit status; for a `PebalError`, print its message and return 1."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print("usage: pebal COMMAND [options]      pebal COMMAND --help      pebal --version\n")
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PebalError as error:
         print(f"pebal {name}: {error}", file=sys.stderr)
         return 1
-    except OSError as error:  # of whatever place a path leads to
+    except OSError as error:  # a path of the user leads to a place that cannot be used
         place = f"'{error.filename!s:.100}'" if error.filename else "A file"
         reason = error.strerror or str(error)
         print(f"pebal {name}: {place} cannot be used: {reason}; choose another place or free space.", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The options that several commands share."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..ranges import Whole
 
 def add_topic_argument(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--topic", type=str, default="", help="of a recording, the image topic by name or type; default: the only one"
+        "--topic", type=str, default="", help="name or type of the image topic in recordings; default: the only one"
     )
 
 
 def add_model_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--model", type=str, default="starter", help="model file, or name of a shipped model")
-    parser.add_argument("--engine", choices=ENGINES, default="auto", help="auto: the faster of those that fit")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="auto picks the fastest usable engine")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:N, or tensorrt (onnxruntime)")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     parser.add_argument(
@@ -28,7 +28,7 @@ def add_model_arguments(parser: ArgumentParser) -> None:
         type=Whole(0, SIDES[1]),
         nargs=2,
         metavar=("H", "W"),
-        help="size at which the network runs; default: as the model says, 0 0: the image's own",
+        help="size at which the network runs; default: the model's input size; 0 0 keeps the size of the image",
     )
 
 

@@ -1,4 +1,4 @@
-"""The options by which a command finds objects in a sequence of frames."""
+"""Options of the commands that find objects in a sequence of frames."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ from ..outputs import ObjectOptions
 
 
 def add_object_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--threshold", type=float, help="nats from which a pixel alarms; default: the model's")
-    parser.add_argument("--ignore-mask", type=Path, help="image file that is not black where nothing may alarm")
+    parser.add_argument(
+        "--threshold", type=float, help="energy in nats from which a pixel is alarmed; default: the model's"
+    )
+    parser.add_argument("--ignore-mask", type=Path, help="image file; pixels that are not black never alarm")
     parser.add_argument(
         "--camera-info",
         type=Path,
-        help="calibration of the camera: a YAML file as ROS writes it, or the word topic for that of a recording",
+        help="camera calibration, as a YAML file in the format of ROS, or the word topic to read it from the recording",
     )
-    parser.add_argument("--camera-height", type=float, default=1.5, help="metres above the ground")
+    parser.add_argument("--camera-height", type=float, default=1.5, help="height of the camera above ground in metres")
     parser.add_argument("--camera-pitch", type=float, default=0.0, help="degrees; positive when the camera looks down")
     parser.add_argument("--camera-roll", type=float, default=0.0, help="degrees; positive when turned clockwise")
 
 
 def object_options(args: Namespace, info: ModelInfo) -> ObjectOptions:
-    """The options as given; says so where the model stores no threshold and none was given."""
+    """The options for objects; prints a notice if neither the model nor the user gives a threshold."""
     if args.threshold is None and info.threshold is None:
         print("The model stores no threshold, so no objects are looked for: give --threshold.", file=sys.stderr)
     calibration = str(args.camera_info) if args.camera_info else ""
@@ -37,7 +39,7 @@ def object_options(args: Namespace, info: ModelInfo) -> ObjectOptions:
 
 
 def number_map(objects: Sequence[RoadObject], height: int, width: int) -> np.ndarray:
-    """H×W uint16: the number of the object at each pixel, 0 = none. Numbers go round at 65535."""
+    """Draw the objects' numbers into a map, H×W uint16, in which 0 is background; numbers wrap around after 65535."""
     numbers = np.zeros((height, width), np.uint16)
     for found in objects:
         x, y, w, h = found.box

@@ -1,6 +1,6 @@
-"""``pebal pack SOURCE --format fishyscapes|smiyc --out DIR``: submission files of a model, checked.
+"""``pebal pack SOURCE --format fishyscapes|smiyc --out DIR`` writes and checks the submission files of a model.
 
-SOURCE is a folder of images (no labels are needed), or with ``--set`` the folder of an official set as downloaded.
+SOURCE is a folder of images, which need no labels. With ``--set`` it is the folder of an official set as downloaded.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from .model_options import add_model_arguments, load_detector
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("source", type=Path, help="folder of images, or with --set the official set's folder")
     parser.add_argument("--format", choices=FORMATS, required=True)
-    parser.add_argument("--set", choices=list(SMIYC_SETS), help="smiyc: the source is this official set, complete")
-    parser.add_argument("--method", type=str, default="PEBAL", help="smiyc: name of the method's folder")
+    parser.add_argument("--set", choices=list(SMIYC_SETS), help="for smiyc, the official set in the source folder")
+    parser.add_argument("--method", type=str, default="PEBAL", help="for smiyc, the name of the method's folder")
     parser.add_argument("--out", type=Path, required=True, help="folder for the files")
-    parser.add_argument("--check-only", action="store_true", help="check files that are there already; no model runs")
+    parser.add_argument("--check-only", action="store_true", help="only check files that exist already")
     add_model_arguments(parser)
 
 
@@ -71,7 +71,10 @@ def _pack_fishyscapes(args: Namespace, frames: list[Frame], folder: Path) -> Non
 
 
 def _pack_smiyc(args: Namespace, frames: list[Frame], folder: Path) -> None:
-    """Two passes: the map to float16 is one for all frames, so all energies (4 bytes a pixel) go to disk first."""
+    """Write the files in two passes.
+
+    All frames share one mapping to float16, so the first pass writes all energies (4 bytes a pixel) to disk.
+    """
     detector = load_detector(args)
     try:
         folder.mkdir(parents=True, exist_ok=True)

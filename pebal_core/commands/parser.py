@@ -1,4 +1,4 @@
-"""How the words of a command and its configuration are read: as data that names no code."""
+"""Parses command lines and configurations as plain data, from which no code is ever imported."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
 
 MOST_VALUES = 100_000
-"""Of a configuration with its aliases expanded, which a few lines can multiply without end."""
+"""Most values in a configuration after its aliases are expanded; a few lines of aliases can yield billions."""
 DEEPEST = 50
-"""Lists and mappings within each other."""
+"""Deepest nesting of lists and mappings."""
 CODE = {"class_path", "init_args", "dict_kwargs"}
-"""Keys by which jsonargparse would make an object of a class that a configuration names."""
+"""Keys by which jsonargparse would instantiate a class that a configuration names."""
 LISTED_TYPES = ["pebal_core.training.samples.SceneSource"]
-"""Dataclasses of which a configuration holds lists: jsonargparse looks them up by name, though no value names them."""
+"""Dataclasses that occur in lists in a configuration; jsonargparse looks them up by name, so they must be allowed."""
 RENAMED = {
     "rate": "lr",
     "trunk_rate": "backbone_lr",
@@ -28,12 +28,12 @@ RENAMED = {
     "false_alarms": "target_fpr",
     "statistics": "freeze_bn",
 }
-"""Options of trainings under their former names, which are still understood."""
+"""Former names of training options, which are still accepted, and their present names."""
 _load_yaml = get_loader("yaml")
 
 
 class Parser(ArgumentParser):
-    """Options of a command; what is wrong with them is one sentence."""
+    """Parser of a command's options that reports an error as one sentence."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if named := re.search(r"^.*?(?=Importing '(.*?)' is not allowed)", message, re.DOTALL):
@@ -42,7 +42,11 @@ class Parser(ArgumentParser):
 
 
 def load_data(text: str) -> Any:
-    """A configuration or one of its values, in YAML."""
+    """Load a configuration, or one of its values, from YAML.
+
+    Raises:
+        yaml.YAMLError: the text is no YAML, too large, too deep, or names code.
+    """
     try:
         value = _load_yaml(text)
         _count(value, MOST_VALUES, 0)
@@ -54,7 +58,7 @@ def load_data(text: str) -> Any:
 
 
 def _current(key: Any, value: Any) -> tuple[Any, Any]:
-    """An option under its name of today; its former name is answered with a warning."""
+    """Translate a former option name to the present one, with a warning."""
     if key not in RENAMED:
         return key, value
     if key == "statistics":
@@ -64,7 +68,7 @@ def _current(key: Any, value: Any) -> tuple[Any, Any]:
 
 
 def _count(value: Any, left: int, depth: int) -> int:
-    """How many values more there may be after these."""
+    """Check a value and return how many more values are allowed after it."""
     if left <= 0 or depth > DEEPEST:
         raise ValueError(f"more than {MOST_VALUES} values, or more than {DEEPEST} within each other")
     if isinstance(value, dict) and (code := sorted(CODE & value.keys())):
@@ -76,7 +80,7 @@ def _count(value: Any, left: int, depth: int) -> int:
 
 
 def make_parser(program: str, description: str) -> Parser:
-    """An empty parser; configurations that it reads import nothing and make nothing because a value names it."""
+    """Make a parser without options; the configurations that it reads can import and instantiate nothing."""
     set_parsing_settings(
         import_path_denylist=["*"], import_path_allowlist=LISTED_TYPES, instantiate_subclass_spec_in_any=False
     )
@@ -85,7 +89,7 @@ def make_parser(program: str, description: str) -> Parser:
 
 
 def _current_words(words: Sequence[str], known: set[str]) -> Iterator[str]:
-    """The words of a command line, with the names of today where the command has them and not the former ones."""
+    """Yield the words of a command line, with former option names replaced where the command has only the new name."""
     waiting = iter(words)
     for word in waiting:
         name, equals, value = word.removeprefix("--").partition("=")
@@ -97,7 +101,7 @@ def _current_words(words: Sequence[str], known: set[str]) -> Iterator[str]:
 
 
 def parse(parser: Parser, words: Sequence[str]) -> Namespace:
-    """The options; what cannot be read as a configuration is refused like any other."""
+    """Parse the options; any failure exits with status 2 and a one-sentence message."""
     known = {action.dest for action in parser._actions}
     try:
         return parser.parse_args(list(_current_words(words, known)))

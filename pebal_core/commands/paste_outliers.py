@@ -1,7 +1,8 @@
-"""``pebal paste-outliers --config config/train_….yaml --to OUT``: a labelled set with pasted objects, as files.
+"""``pebal paste-outliers --config config/train_….yaml --to OUT`` writes a labelled set with pasted objects.
 
-The held-back objects of a training configuration are pasted into scenes of its validation sets (or of another split
-of them) exactly as its evaluations see them; the folders ``images/`` and ``labels/`` can be looked at and benchmarked.
+It pastes the held-back objects of a training configuration into scenes of its validation sets, or of another split of
+them. The images are the same as in the evaluations during training. The folders ``images/`` and ``labels/`` can be
+inspected and benchmarked.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from .train import read_config
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--config", action="config", help="a configuration of pebal train")
     parser.add_argument("--to", type=Path, required=True, help="folder to write images/ and labels/ to")
-    parser.add_argument("--split", type=str, help="split of the validation sets to use in place of theirs")
+    parser.add_argument("--split", type=str, help="use this split of the validation sets instead of the configured one")
     parser.add_class_arguments(FinetuneConfig)
 
 

@@ -1,8 +1,8 @@
-"""``pebal paste-sequences CLIP … --outliers OUTLIERS --to OUT``: labelled sequences with objects that come nearer.
+"""``pebal paste-sequences CLIP … --outliers OUTLIERS --to OUT`` writes labelled sequences with approaching objects.
 
-Every clip becomes one sequence without an object and ``--each`` sequences with one: an object of the held-back
-categories stands on the road and grows as the camera approaches. The geometry of the road is stated in pixels of a
-frame that is 960 wide; the defaults fit the drives of the demo.
+Every clip gives one sequence without an object and ``--each`` sequences with one. In those, an object of the held-back
+categories stands on the road and grows as the camera approaches. The geometry of the road is given in pixels of a frame
+that is 960 pixels wide; the defaults fit the demo drives.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..footage import FrameSource
 from ..labels import OUTLIER
 
 SMALLEST = 40
-"""Shortest side in pixels of an object that is worth enlarging."""
+"""Smallest side length in pixels of an object that may be enlarged."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -33,11 +33,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=str,
         nargs="+",
         default=["elephant", "dog", "suitcase", "teddy bear", "cat", "chair"],
-        help="of the objects; those that no training sample shows",
+        help="categories of the objects; choose ones that are not used in training",
     )
-    parser.add_argument("--each", type=int, default=2, help="sequences with an object from every clip")
-    parser.add_argument("--frames", type=int, default=60, help="frames of a sequence")
-    parser.add_argument("--every", type=int, default=3, help="take one frame in so many")
+    parser.add_argument("--each", type=int, default=2, help="number of sequences with an object per clip")
+    parser.add_argument("--frames", type=int, default=60, help="number of frames per sequence")
+    parser.add_argument("--every", type=int, default=3, help="take every n-th frame of the clip")
     parser.add_argument("--horizon", type=float, default=Road.horizon, help="row of the horizon")
     parser.add_argument("--centre", type=float, default=Road.centre, help="column of the middle of the lane")
     parser.add_argument("--focal", type=float, default=Road.focal, help="focal length in pixels")

@@ -1,15 +1,15 @@
-"""``pebal predict SOURCE --out DIR``: labels, energy, objects and overlays of images, folders, videos and recordings.
+"""``pebal predict SOURCE --out DIR`` writes labels, energy, objects and overlays of images, videos and recordings.
 
-Writes ``labels/NAME.png`` (trainIds), ``energy/NAME.npy`` (float32 nats), ``objects/NAME.png`` (uint16 object numbers)
-and ``overlay/NAME.jpg`` for every frame, ``objects.jsonl`` with a line for every frame, and ``overlay.mp4`` where the
-source is a video or a recording. Frames of a recording are named by their number and their stamp in nanoseconds. Frames
-of a folder are taken to follow each other, ten in a second.
+For every frame it writes ``labels/NAME.png`` (trainIds), ``energy/NAME.npy`` (float32 nats), ``objects/NAME.png``
+(uint16 object numbers) and ``overlay/NAME.jpg``. ``objects.jsonl`` has a line for every frame. If the source is a video
+or a recording, ``overlay.mp4`` is written too. Frames of a recording are named by their number and their time stamp in
+nanoseconds. The images of a folder are treated as a sequence at ten frames per second.
 
 With ``--out-bag FILE.mcap`` it writes a recording with the topics that the node would publish, for ``ros2 bag play``
-and viewers, and no folder unless ``--out`` is given as well.
+and viewers. A folder is then written only if ``--out`` is given as well.
 
-With ``--ray`` the workers of a Ray cluster run the network; this process reads the frames, follows the objects and
-writes, so that the results are those of one process.
+With ``--ray`` the workers of a Ray cluster run the network. This process reads the frames, tracks the objects and
+writes, so that the results equal those of a single process.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("source", type=str, help="video, recording, folder of images, image, or camera index")
     add_topic_argument(parser)
     parser.add_argument("--out", type=Path, help="folder for the results")
-    parser.add_argument("--out-bag", type=Path, help="recording (.mcap) for the results as topics of the node")
+    parser.add_argument("--out-bag", type=Path, help="recording (.mcap) to write, with the topics of the node")
     parser.add_argument(
         "--outputs",
         nargs="+",
         choices=CHOICES,
         default=list(DEFAULT_OUTPUTS),
         metavar="NAME",
-        help=f"topics of --out-bag, of: {', '.join(CHOICES)}; default: {' '.join(DEFAULT_OUTPUTS)}",
+        help=f"topics to write to --out-bag, out of {', '.join(CHOICES)}; default: {' '.join(DEFAULT_OUTPUTS)}",
     )
     parser.add_argument("--with-images", action="store_true", help="copy the camera's images to --out-bag as well")
-    parser.add_argument("--frames", type=Whole(0, 10**9), default=0, help="stop after this many; 0: all")
+    parser.add_argument("--frames", type=Whole(0, 10**9), default=0, help="stop after this many frames; 0 reads all")
     add_batch_argument(parser)
     add_cluster_arguments(parser)
     add_model_arguments(parser)
@@ -104,7 +104,7 @@ def _predict(args: Namespace) -> int:
                     for place in places:
                         place.write(frame, products)
                     progress.advance(task)
-        finally:  # what there is so far is kept, whatever ends the run
+        finally:  # results so far are kept however the run ends
             left_out = f"; {source.skipped} malformed images were skipped" if source.skipped else ""
             where = " and ".join(str(path) for path in (args.out, args.out_bag) if path is not None)
             print(f"Results of {number} frames are in {where}{left_out}.")

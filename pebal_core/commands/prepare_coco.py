@@ -1,4 +1,4 @@
-"""``pebal prepare-coco COCO OUT``: outlier masks from COCO's annotations, with the exclusion rule of the reference."""
+"""``pebal prepare-coco COCO OUT`` makes outlier masks from COCO's annotations, by the reference's exclusion rule."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("out", type=Path, help="folder to write to; training names it as data.outliers")
     parser.add_argument("--split", type=str, default="train2017")
     parser.add_argument(
-        "--only", type=str, nargs="+", default=[], metavar="CATEGORY", help="keep these categories alone"
+        "--only", type=str, nargs="+", default=[], metavar="CATEGORY", help="keep only these categories"
     )
     parser.add_argument(
         "--min-side", type=Whole(0, 65_536), default=480, help="leave out images with a shorter side (pixels)"
@@ -26,8 +26,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--rule",
         choices=("images", "instances", "known"),
         default="images",
-        help="leave out whole images that show a road user or traffic sign (reference), or only those instances; "
-        "known: the people and vehicles alone, for data.known",
+        help="images leaves out every image that shows a road user or traffic sign, as the reference does; instances "
+        "leaves out only those instances; known keeps only people and vehicles, for data.known",
     )
 
 

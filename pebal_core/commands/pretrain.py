@@ -1,4 +1,4 @@
-"""``pebal pretrain``: train a segmentation network from labelled images."""
+"""``pebal pretrain`` trains a segmentation network from labelled images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where `pebal predict` puts what it finds: a folder of files, or a recording."""
+"""Writes the results of `pebal predict` to a folder of files or to a recording."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from .object_options import number_map
 DEFAULT_OUTPUTS = ("labels", "score", "mask", "overlay/compressed", "objects", "obstacles", "markers")
 CHOICES = [*OUTPUTS, *(f"{name}/compressed" for name, output in OUTPUTS.items() if output.compress is not None)]
 FRAME_ID = "camera"
-"""Of frames that come from no recording."""
+"""Frame id of images that do not come from a recording."""
 
 
 class Results(Protocol):
-    """A place for results, as a context."""
+    """A destination for results, used as a context manager."""
 
     def __enter__(self) -> Results: ...
 
@@ -37,11 +37,11 @@ class Results(Protocol):
     ) -> None: ...
 
     def write(self, frame: Frame, products: Products) -> None:
-        """Add what was found in a frame."""
+        """Add the results of a frame."""
 
 
 class FolderResults:
-    """Files for every frame, ``objects.jsonl``, and ``overlay.mp4`` where the source is a sequence."""
+    """Files for every frame, ``objects.jsonl``, and ``overlay.mp4`` if the source is a video or a recording."""
 
     def __init__(self, folder: Path, source: FrameSource) -> None:
         self.folder = folder
@@ -77,14 +77,16 @@ class FolderResults:
 
 
 class BagResults:
-    """A recording with the topics that the node would publish for this camera, and a series of numbers for plots.
+    """A recording with the topics that the node would publish for this camera, and with time series for plots.
 
-    Stamps, frames and times of recording are those of the images; footage that is no recording begins at zero.
+    Stamps, frame ids and recording times are copied from the images; other footage starts at time zero.
 
     Args:
-        names: of `CHOICES`.
+        path: the .mcap file to write.
+        source: the footage.
+        names: topics to write, out of `CHOICES`.
         with_images: whether the camera's own images are copied.
-        alarms: whether there is a threshold; without one, what needs it is left out.
+        alarms: whether there is a threshold; topics that need one are left out otherwise.
     """
 
     def __init__(self, path: Path, source: FrameSource, names: Sequence[str], with_images: bool, alarms: bool) -> None:

@@ -1,9 +1,9 @@
-"""``pebal suggest-margins --config config/train_….yaml``: where a network's energies lie, and margins that follow.
+"""``pebal suggest-margins --config config/train_….yaml`` shows a network's energies and suggests margins.
 
-The energy loss presses inliers below m_in and lifts outliers above m_out. Margins that suit one network mean nothing to
-another: energies scale with its logits. Proposed are m_in = the median inlier energy, so that the better half of the
-scene stays as it is, and m_out = the energy that 5 % of the inlier pixels exceed, so that outliers are asked to stand
-above the rest.
+The energy loss pushes inliers below m_in and outliers above m_out. Margins do not transfer between networks, because
+energies scale with the logits. The command suggests the median inlier energy as m_in, so that half of the inliers are
+left unchanged, and the 95 % quantile of the inlier energy as m_out, so that outliers are pushed above almost all
+inliers.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from .train import read_config
 
 BINS = 24
 BAR = 28
-"""Characters of the longest bar."""
+"""Length of the longest bar in characters."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--config", action="config", help="a configuration of pebal train; its model and data are used")
+    parser.add_argument(
+        "--config", action="config", help="a configuration of pebal train, whose model and data are used"
+    )
     parser.add_argument(
         "--samples", type=Whole(1, 1_000_000), default=100, help="number of training samples to look at"
     )
@@ -43,10 +45,13 @@ def run(args: Namespace) -> None:
 
 
 def sample_energies(config: FinetuneConfig, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Energies in nats of every 7th inlier pixel and of all outlier pixels of the first training samples.
+    """Energies in nats of every 7th inlier pixel and of all outlier pixels of the first `count` training samples.
+
+    Returns:
+        Two flat arrays, inlier and outlier energies.
 
     Raises:
-        PebalError: no outlier pixel among them, or data that cannot be used.
+        PebalError: the samples hold no inlier or no outlier pixel, or the data cannot be used.
     """
     detector = AnomalyDetector.load(config.model, input_size=(0, 0), smoothing=False)
     samples = TrainingSamples(config.data, open_outliers(config.data)[0], config.trainer.seed, detector.info.classes)
@@ -64,13 +69,17 @@ def sample_energies(config: FinetuneConfig, count: int) -> tuple[np.ndarray, np.
 
 
 def suggest(inlier: np.ndarray) -> tuple[float, float]:
-    """m_in and m_out in nats, to one decimal."""
+    """Suggest m_in and m_out in nats, rounded to one decimal.
+
+    >>> suggest(np.linspace(-10, 0, 101))
+    (-5.0, -0.5)
+    """
     median, high = np.quantile(inlier, [0.5, 0.95])
     return round(float(median), 1), round(float(high), 1)
 
 
 def histogram(inlier: np.ndarray, outlier: np.ndarray) -> Table:
-    """Both groups as shares of their pixels in bins of one width."""
+    """A table of both histograms over the same bins, as shares of the pixels of each group."""
     low, high = np.quantile(np.concatenate([inlier, outlier]), [0.002, 0.998])
     edges = np.linspace(low, high, BINS + 1)
     shares = [np.histogram(group.clip(low, high), edges)[0] / group.size for group in (inlier, outlier)]

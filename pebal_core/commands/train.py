@@ -1,4 +1,4 @@
-"""``pebal train --config config/train_….yaml``: PEBAL fine-tuning of a segmentation network."""
+"""``pebal train --config config/train_….yaml`` fine-tunes a segmentation network with PEBAL."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def read_config(args: Namespace) -> FinetuneConfig:
-    """The configuration among the parsed arguments."""
+    """Build the configuration from the parsed arguments."""
     return FinetuneConfig(**{field.name: args[field.name] for field in fields(FinetuneConfig)})
 
 

@@ -1,10 +1,11 @@
-"""``pebal triage SOURCES… --top 50 --out DIR``: the moments of many recordings and videos that are worth looking at.
+"""``pebal triage SOURCES… --top 50 --out DIR`` finds the moments in recordings and videos that are worth looking at.
 
-Writes ``index.html`` (a page that needs no other file), ``moments.csv``, ``clips/``, and ``frames/`` with the camera's
-images, ready for labelling or training. Moments with confirmed objects come first, then the energy decides; what
-belongs to one event is one moment, and what looks like a moment that is shown is left out. A run that was killed goes
-on where it stopped: what is done of each source lies in ``sources/``. A source that cannot be read is named, the others
-are done, and the exit status is 1; so it is where a source ends early, of which what came before counts.
+It writes ``index.html`` (a self-contained page), ``moments.csv``, ``clips/``, and ``frames/`` with the camera's images,
+ready for labelling or training. Moments with confirmed objects come first; within each group, moments are ranked by
+energy. All frames of one event are one moment, and a moment that looks like one already shown is left out. A run that
+was killed continues where it stopped, from the progress of each source in ``sources/``. A source that cannot be read is
+reported, the others are processed, and the exit status is 1. The same holds for a source that ends early; its frames up
+to that point count.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     add_topic_argument(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--top", type=Whole(1, 100_000), default=50, help="moments to show")
-    parser.add_argument("--rate", type=Number(0, 1000), default=0.0, help="frames per second to look at; 0: all")
+    parser.add_argument("--top", type=Whole(1, 100_000), default=50, help="number of moments to show")
+    parser.add_argument("--rate", type=Number(0, 1000), default=0.0, help="frames per second to process; 0: all")
     add_batch_argument(parser)
     parser.add_argument(
         "--rerun", type=Path, metavar="FILE.rrd", help="write moments and alarm series for Rerun as well"

@@ -1,1 +1,1 @@
-"""Labelled road scenes, outliers to paste into them, and how both become training samples."""
+"""Labelled road scenes, outliers to paste into them, and the training samples made from both."""

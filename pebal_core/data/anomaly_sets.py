@@ -1,4 +1,4 @@
-"""Evaluation sets by name, found, paired and checked by name before anything runs.
+"""Finds evaluation sets by name, and pairs and checks their files before anything runs.
 
 | name | images, labels | ids in the labels |
 |---|---|---|
@@ -11,8 +11,8 @@
 | CamVid | ``test/*``, ``testannot/*`` | classes |
 | any other name | ``images/*``, ``labels/*`` | as declared |
 
-These are the official layouts and those of the PEBAL reference. Files may have any suffix that OpenCV reads. A split
-follows the name: ``CamVid-val``, ``LostAndFound-train``.
+These are the official layouts and the layouts of the PEBAL reference. Files may have any suffix that OpenCV reads. A
+split is appended to the name, as in ``CamVid-val`` and ``LostAndFound-train``.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ class Ids:
     """What the values of a label file mean."""
 
     table: np.ndarray
-    """256 uint8: value → `INLIER`, `ANOMALY` or `VOID`, or → number of the class where there are `classes`."""
+    """Lookup table, 256 uint8, from a value to `INLIER`, `ANOMALY` or `VOID`; to a class number if `classes` is set."""
     known: frozenset[int]
     """Values that may occur."""
     classes: tuple[str, ...] = ()
-    """Names of the classes that the table leads to; none on a set of anomalies."""
+    """Names of the classes to which the table maps; empty for a set of anomalies."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One image with what is known of it, H×W×3 uint8 RGB and H×W uint8."""
+    """One image (H×W×3 uint8 RGB) with its ground truth (H×W uint8)."""
 
     image: np.ndarray
     target: np.ndarray
-    """`INLIER`, `ANOMALY`, `VOID`; or numbers of classes and `VOID` on a set of classes."""
+    """`INLIER`, `ANOMALY` and `VOID`, or class numbers and `VOID` for a set of classes."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class EvaluationSet:
     pairs: Pairs
     ids: Ids
     track: str | None = None
-    """``anomaly`` or ``obstacle`` where SegmentMeIfYouCan defines component metrics."""
+    """``anomaly`` or ``obstacle`` if SegmentMeIfYouCan defines component metrics for the set, else None."""
     ignore: IgnoreMask | None = None
-    """What becomes void in every image, such as the vehicle's own bonnet."""
+    """Pixels that become void in every image, such as the vehicle's own bonnet."""
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -78,8 +78,8 @@ class EvaluationSet:
         """Read a frame.
 
         Raises:
-            PebalError: an unreadable file, image and labels of different size, a value that is not declared, or an
-                image of other proportions than the mask.
+            PebalError: a file is unreadable, image and labels differ in size, a value is not declared, or the image
+                differs in aspect ratio from the mask.
         """
         image_path, label_path = self.pairs[index]
         image, values = read_image(image_path), read_ids(label_path)
@@ -100,10 +100,15 @@ class EvaluationSet:
 
 
 def anomaly_ids(inlier: Sequence[int], anomaly: Sequence[int], void: Sequence[int] | None = (VOID,)) -> Ids:
-    """Ids of an anomaly set; ``void`` None: every other value is void.
+    """Declare the ids of an anomaly set.
+
+    Args:
+        inlier: values of inlier pixels.
+        anomaly: values of anomalous pixels.
+        void: values of ignored pixels; None makes every other value void.
 
     Raises:
-        PebalError: a value outside 0…255, or one that is declared twice.
+        PebalError: a value is outside 0…255 or is declared twice.
     """
     table = np.full(256, VOID, np.uint8)
     named = [*inlier, *anomaly, *(void or ())]
@@ -125,16 +130,16 @@ _CAMVID = Ids(CAMVID_TO_TRAIN_ID, frozenset(range(12)), CITYSCAPES_CLASSES)
 
 @dataclass(frozen=True)
 class Layout:
-    """Where images and labels of a set lie. ``{split}`` is filled in; ``**`` stands for folders of any depth."""
+    """Where images and labels of a set are stored. ``{split}`` is filled in; ``**`` matches folders of any depth."""
 
     images: str
     labels: str
-    """Globs of files without their suffix; what ``*`` stands for names the frame and pairs the two."""
+    """Globs of files without their suffix; the part that ``*`` matches names the frame and pairs the two files."""
     ids: Ids
     only: str = ""
-    """If images begin with this, the others are without labels by design."""
+    """If some image names start with this prefix, the other images have no labels by design."""
     numbered: bool = False
-    """The names of label files begin with a number, and images without one are not part of the set."""
+    """Whether the names of label files start with a number; images without such a file are not part of the set."""
 
 
 def _city(folder: str, images: str, labels: str, ids: Ids) -> Layout:
@@ -157,7 +162,7 @@ class _Known:
     """Usual names of its folder, lower case."""
     layouts: tuple[Layout, ...]
     split: str = ""
-    """Default one; empty where the set has no splits."""
+    """Default split; empty if the set has no splits."""
     track: str | None = None
 
 
@@ -210,14 +215,14 @@ def open_set(name: str, path: str | Path, declared: Ids = _BINARY) -> Evaluation
     """Find and pair the files of a set.
 
     Args:
-        name: of a known set (case and separators do not matter), with ``-SPLIT`` where it has splits; any other name
-            stands for a folder pair.
-        path: the folder of the set or the one above it.
-        declared: what the values in the label files of a folder pair mean.
+        name: name of a known set, followed by ``-SPLIT`` if it has splits; case and separators do not matter. Any other
+            name stands for a folder pair.
+        path: the folder of the set or its parent.
+        declared: meaning of the values in the label files of a folder pair.
 
     Raises:
-        PebalError: no such folder, no layout of the set in it, an image without labels, labels without an image, or
-            two files of one name.
+        PebalError: the folder does not exist or holds no layout of the set, an image has no labels, labels have no
+            image, or two files have the same name.
     """
     root = user_path(path)
     if not root.is_dir():
@@ -245,15 +250,19 @@ def open_set(name: str, path: str | Path, declared: Ids = _BINARY) -> Evaluation
 
 
 def open_listed(name: str, path: str | Path, classes: ClassList) -> dict[str, EvaluationSet]:
-    """A folder pair whose label files hold the ids of a class list, by the names of the sets that it gives.
-
-    The set of classes keeps the name. Where the list has ids of anomalies, `NAME-anomalies` is the set of these.
+    """Open a folder pair whose label files hold the ids of a class list.
 
     Args:
-        name: ends with ``-SPLIT`` where ``images/`` and ``labels/`` hold folders of splits.
+        name: name for the set; it ends with ``-SPLIT`` if ``images/`` and ``labels/`` hold folders of splits.
+        path: the folder that holds ``images/`` and ``labels/``.
+        classes: the class list.
+
+    Returns:
+        Evaluation sets by name. The set of classes is called `name`; if the list has ids of anomalies, there is also a
+        set of anomalies called `name` + ``-anomalies``.
 
     Raises:
-        PebalError: as `open_set`.
+        PebalError: as for `open_set`.
     """
     root, split = user_path(path), name.rpartition("-")[2]
     scenes = folders(root, split, classes)
@@ -268,12 +277,16 @@ def open_listed(name: str, path: str | Path, classes: ClassList) -> dict[str, Ev
 
 
 def is_known(name: str) -> bool:
-    """Whether a set is known by this name."""
+    """Whether there is a known set of this name.
+
+    >>> is_known("road-anomaly-21"), is_known("my_drives")
+    (True, False)
+    """
     return _find_name(name)[0] is not None
 
 
 def _find_name(name: str) -> tuple[str | None, str]:
-    """Canonical name, if it is known, and split."""
+    """The canonical name (None if the name is unknown) and the split."""
     stem, _, split = name.rpartition("-")
     for canonical, known in KNOWN.items():
         if _plain(name) == _plain(canonical):
@@ -301,10 +314,10 @@ def _candidates(root: Path, names: Iterable[str]) -> Iterator[Path]:
 
 
 def _find(folder: Path, pattern: str) -> dict[str, Path]:
-    """Files by what the last ``*`` of the pattern (not ``**``) stands for.
+    """Files by the text that the last ``*`` of the pattern matches.
 
     Raises:
-        PebalError: two files of one name.
+        PebalError: two files have the same name.
     """
     head, tail = pattern.rsplit("*", 1)
     found: dict[str, Path] = {}
@@ -319,7 +332,7 @@ def _find(folder: Path, pattern: str) -> dict[str, Path]:
 
 
 def _key(file: Path, head: str, tail: str) -> str:
-    if "/" in tail:  # the frame names the folder
+    if "/" in tail:  # the folder is named after the frame
         return file.parent.name.removesuffix(tail.split("/")[0])
     return file.stem.removesuffix(tail)
 

@@ -1,4 +1,7 @@
-"""Geometric and photometric augmentation of one scene, drawn from an explicit random generator."""
+"""Geometric and photometric augmentation of one scene, which is an image H×W×3 uint8 RGB with labels H×W uint8.
+
+Randomness comes from an explicit generator.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,18 @@ from ..labels import VOID
 def random_scale(
     image: np.ndarray, labels: np.ndarray, low: float, high: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Resize by a factor uniform in its logarithm on [low, high]: bilinear for the image, nearest for the labels."""
+    """Resize by a random factor, log-uniform on [low, high]."""
     return scale_scene(image, labels, float(np.exp(rng.uniform(np.log(low), np.log(high)))))
 
 
 def scale_scene(image: np.ndarray, labels: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarray]:
-    """Resize both sides by a factor."""
+    """Resize height and width by a factor."""
     height, width = image.shape[:2]
     return resize_scene(image, labels, max(1, round(height * factor)), max(1, round(width * factor)))
 
 
 def resize_scene(image: np.ndarray, labels: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Bilinear for the image (averaging where it shrinks), nearest for the labels."""
+    """Resize the image bilinearly (by area averaging if it shrinks) and the labels by nearest neighbour."""
     if image.shape[:2] == (height, width):
         return image, labels
     how = cv2.INTER_AREA if height < image.shape[0] else cv2.INTER_LINEAR
@@ -38,13 +41,13 @@ def random_crop(
     rng: np.random.Generator,
     fill: tuple[int, int, int] = (0, 0, 0),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Crop height×width at a uniform position; where the scene is smaller, pad with `fill` (RGB) and void."""
+    """Crop height×width at a uniformly random position; a smaller scene is padded with `fill` (RGB) and void."""
     top, left = draw_window(labels.shape, height, width, rng)
     return cut_window(image, labels, top, left, height, width, fill)
 
 
 def draw_window(shape: tuple[int, ...], height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
-    """Top and left of a window at a uniform position inside a scene; 0 along a side on which the scene is smaller."""
+    """Top and left of a uniformly random window inside a scene; 0 along a side on which the scene is smaller."""
     return int(rng.integers(max(0, shape[0] - height) + 1)), int(rng.integers(max(0, shape[1] - width) + 1))
 
 
@@ -57,7 +60,7 @@ def cut_window(
     width: int,
     fill: tuple[int, int, int] = (0, 0, 0),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The window height×width of a scene, padded at the bottom and on the right with `fill` (RGB) and void."""
+    """Cut a window height×width from a scene and pad it at the bottom and right with `fill` (RGB) and void."""
     window = slice(top, top + height), slice(left, left + width)
     image, labels = image[window], labels[window]
     border = (0, height - labels.shape[0], 0, width - labels.shape[1])
@@ -70,14 +73,14 @@ def cut_window(
 def random_mirror(
     image: np.ndarray, labels: np.ndarray, probability: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Swap left and right."""
+    """Swap left and right with a probability."""
     if rng.random() < probability:
         return np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(labels[:, ::-1])
     return image, labels
 
 
 def random_color(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """Vary contrast, brightness, saturation and white balance; ``strength`` 0 leaves the image as it is."""
+    """Vary contrast, brightness, saturation and white balance; ``strength`` 0 leaves the image unchanged."""
     if strength == 0:
         return image
     contrast = rng.uniform(1 - strength, 1 + strength)
@@ -93,7 +96,7 @@ def random_color(image: np.ndarray, strength: float, rng: np.random.Generator) -
 
 
 def random_camera(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """Now and then what another camera would do: gamma, blur, noise, JPEG; ``strength`` is the chance of each."""
+    """Imitate another camera by gamma, blur, noise and JPEG artefacts; ``strength`` is the probability of each."""
     if rng.random() < strength:
         curve = 255 * (np.arange(256) / 255) ** np.exp(rng.uniform(-0.5, 0.5))
         image = cv2.LUT(image, np.rint(curve).astype(np.uint8))

@@ -1,7 +1,7 @@
-"""Outlier objects from COCO: which images and instances count as outliers, prepared once and kept on disk.
+"""Selects outlier objects from COCO once and stores their masks on disk.
 
     COCO_DIR/annotations/instances_{split}.json, COCO_DIR/{split}/*.jpg      the official layout, read by `prepare_coco`
-    OUT/outliers.json, OUT/masks/*.png                                       what it writes, read by `OutlierSet`
+    OUT/outliers.json, OUT/masks/*.png                                       its output, read by `OutlierSet`
 
 A mask holds 0 for background and i for the i-th instance listed in ``outliers.json``; where instances overlap, the
 smaller one lies on top.
@@ -27,10 +27,10 @@ from .scenes import read_ids, read_image
 EXCLUDED_CATEGORIES = (
     "person", "bicycle", "car", "motorcycle", "bus", "truck", "traffic light", "stop sign",
 )  # fmt: skip
-"""COCO categories that are Cityscapes classes, as the reference lists them."""
+"""COCO categories that are Cityscapes classes, as listed in the reference."""
 
 ROAD_CATEGORIES = (*EXCLUDED_CATEGORIES, "train")
-"""The same and trains, which the reference forgets: a Cityscapes class."""
+"""The same categories and trains, a Cityscapes class that the reference omits."""
 
 KNOWN_LABELS = {
     "person": 11, "car": 13, "truck": 14, "bus": 15, "train": 16, "motorcycle": 17, "bicycle": 18,
@@ -38,8 +38,8 @@ KNOWN_LABELS = {
 """COCO categories that are people and vehicles, and their Cityscapes trainIds."""
 
 Rule = Literal["images", "instances", "known"]
-"""What the excluded categories exclude: whole images, as the reference does, or only the instances themselves; or
-``known``: the people and vehicles alone, to be pasted as known things."""
+"""Whether the excluded categories exclude whole images, as in the reference, or only the instances themselves; the rule
+``known`` keeps only people and vehicles, which are pasted as known objects."""
 
 MAX_INSTANCES = 254
 INDEX = "outliers.json"
@@ -66,7 +66,7 @@ class OutlierImage:
         """Image H×W×3 uint8 RGB and instance numbers H×W uint8 (0 = none of `instances`).
 
         Raises:
-            PebalError: a file is missing, unreadable, or the image is not the one that was prepared.
+            PebalError: a file is missing or unreadable, or the image has changed since it was prepared.
         """
         image, numbers = read_image(self.image_path), read_ids(self.mask_path)
         if image.shape[:2] != numbers.shape:
@@ -89,10 +89,10 @@ class OutlierSet:
 
     @classmethod
     def open(cls, folder: str | Path) -> OutlierSet:
-        """What `prepare_coco` wrote to a folder.
+        """Open a folder that `prepare_coco` wrote.
 
         Raises:
-            PebalError: there is nothing, or it is damaged.
+            PebalError: the folder holds no prepared outliers, or they are damaged.
         """
         path = Path(folder) / INDEX
         if not path.is_file():
@@ -118,10 +118,14 @@ class OutlierSet:
         return cls(name, images)
 
     def select(self, keep: Callable[[Instance], bool], purpose: str) -> OutlierSet:
-        """Only the instances for which `keep` is true, and the images that still have one.
+        """Keep only the instances for which `keep` is true, and the images that still have one.
+
+        Args:
+            keep: the condition.
+            purpose: use of the instances, for the error message.
 
         Raises:
-            PebalError: nothing is left.
+            PebalError: no instance is left.
         """
         images = [replace(image, instances=tuple(filter(keep, image.instances))) for image in self.images]
         kept = tuple(image for image in images if image.instances)
@@ -132,13 +136,13 @@ class OutlierSet:
         return OutlierSet(self.name, kept)
 
     def hold_back(self, categories: Collection[str]) -> tuple[OutlierSet, OutlierSet]:
-        """Split by category into what is trained on and what is held back for validation.
+        """Split into a training set and a validation set with the held-back categories.
 
-        Images go to one side only, so that nothing of a validation image is ever seen: one that shows a held-back
-        category is held back whole.
+        An image that shows a held-back category is held back entirely, so that training never sees any part of a
+        validation image.
 
         Raises:
-            PebalError: a side is empty.
+            PebalError: one of the sets is empty.
         """
         held = {image.image_path for image in self.images if any(i.category in categories for i in image.instances)}
         train = OutlierSet(self.name, tuple(i for i in self.images if i.image_path not in held))
@@ -164,12 +168,13 @@ def prepare_coco(
     Args:
         coco: folder with ``annotations/`` and the images.
         out: folder to write to.
-        only: keep these categories alone.
-        min_side: images with a shorter side than this are left out.
+        split: split of COCO.
+        only: keep only these categories.
+        min_side: images whose shorter side has fewer pixels are left out.
         rule: ``images`` leaves out every image that shows one of `EXCLUDED_CATEGORIES`, as the reference does;
             ``instances`` keeps such an image but only its instances of categories outside `ROAD_CATEGORIES`;
-            ``known`` keeps the people and vehicles (`KNOWN_LABELS`) alone.
-        track: wraps the list of images, to show progress.
+            ``known`` keeps only people and vehicles (`KNOWN_LABELS`).
+        track: function that wraps the list of images, for example to show progress.
 
     Raises:
         PebalError: annotations or images are missing or damaged, a category is unknown, or no image is left.
@@ -233,7 +238,7 @@ def _open_annotations(path: Path) -> Any:
 def _instance_numbers(
     api: Any, annotations: list[dict[str, Any]], names: dict[int, str]
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Map of instance numbers, and the list of those of which something is visible."""
+    """The map of instance numbers (H×W uint8), and the list of the instances that are at least partly visible."""
     ordered = sorted(annotations, key=lambda a: (-a["area"], a["id"]))[:MAX_INSTANCES]
     numbers = np.zeros(api.annToMask(ordered[0]).shape, np.uint8)
     for number, annotation in enumerate(ordered, 1):

@@ -1,4 +1,4 @@
-"""Objects to paste, cut from images or random shapes of random texture; how they are varied, and pasting."""
+"""Makes, varies and pastes objects, which are cut from images or are random shapes with random textures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .augment import random_color
 
 @dataclass(frozen=True)
 class Cutout:
-    """h×w×3 uint8 RGB, its opacity h×w float32 in [0, 1], and labels h×w uint8 that it brings along."""
+    """An object: image h×w×3 uint8 RGB, opacity h×w float32 in [0, 1], and labels h×w uint8."""
 
     image: np.ndarray
     opacity: np.ndarray
@@ -20,10 +20,12 @@ class Cutout:
 
 
 def cut_out(image: np.ndarray, mask: np.ndarray, labels: np.ndarray | int) -> Cutout:
-    """The bounding box of a mask H×W (bool, not empty).
+    """Cut the bounding box of a mask out of an image.
 
     Args:
-        labels: H×W, or one label for the whole object.
+        image: H×W×3 uint8 RGB.
+        mask: H×W bool, not empty.
+        labels: H×W uint8, or one label for the whole object.
     """
     left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
     window = slice(top, top + height), slice(left, left + width)
@@ -32,7 +34,7 @@ def cut_out(image: np.ndarray, mask: np.ndarray, labels: np.ndarray | int) -> Cu
 
 
 def random_blob(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """A random shape that fills a box h×w, bool: smooth noise falling off from the centre, or a convex polygon."""
+    """Draw a random shape that fills a box (height×width bool), either a convex polygon or a smooth blob."""
     if rng.random() < 0.3:  # a polygon
         angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 9)))
         corners = np.stack([np.cos(angles), np.sin(angles)], 1)
@@ -49,7 +51,10 @@ def random_blob(height: int, width: int, rng: np.random.Generator) -> np.ndarray
 
 
 def random_texture(source: np.ndarray, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """A window of an image, enlarged where the image is too small; or a flat colour with noise. h×w×3 uint8."""
+    """Draw a texture, height×width×3 uint8: a flat colour with noise, or a window of an image.
+
+    The window is enlarged if the image is too small.
+    """
     if rng.random() < 0.3:
         flat = rng.integers(0, 256, 3) + rng.normal(0, rng.uniform(0, 25), (height, width, 1))
         return flat.clip(0, 255).astype(np.uint8)
@@ -60,7 +65,7 @@ def random_texture(source: np.ndarray, height: int, width: int, rng: np.random.G
 
 
 def resize(cutout: Cutout, height: int) -> Cutout:
-    """To a height in pixels, aspect ratio kept; areas are averaged where it shrinks."""
+    """Scale to a height in pixels and keep the aspect ratio; shrinking averages areas."""
     factor = height / cutout.image.shape[0]
     size = max(2, round(cutout.image.shape[1] * factor)), max(2, height)
     how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
@@ -72,7 +77,7 @@ def resize(cutout: Cutout, height: int) -> Cutout:
 
 
 def vary(cutout: Cutout, color: float, tilt: float, rng: np.random.Generator) -> Cutout:
-    """Mirror with probability ½, turn by up to ±`tilt` degrees, change colours."""
+    """Mirror with probability ½, rotate by up to ±`tilt` degrees, and vary the colours by the strength `color`."""
     image, opacity, labels = cutout.image, cutout.opacity, cutout.labels
     if rng.random() < 0.5:
         image, opacity, labels = (np.ascontiguousarray(a[:, ::-1]) for a in (image, opacity, labels))
@@ -90,7 +95,7 @@ def vary(cutout: Cutout, color: float, tilt: float, rng: np.random.Generator) ->
 
 
 def soften(cutout: Cutout, blur: float, edge: float) -> Cutout:
-    """Blur the object (sigma in pixels) and, inwards and outwards, its edge."""
+    """Blur the image and the edge of the opacity, by sigmas in pixels."""
     image, opacity = cutout.image, cutout.opacity
     if blur > 0.2:
         image = cv2.GaussianBlur(image, (0, 0), blur)
@@ -100,7 +105,13 @@ def soften(cutout: Cutout, blur: float, edge: float) -> Cutout:
 
 
 def harmonise(cutout: Cutout, surroundings: np.ndarray, strength: float) -> Cutout:
-    """Move mean and contrast per channel towards those of the pixels around (N×3), by a share in [0, 1]."""
+    """Shift mean colour and contrast towards the surrounding pixels.
+
+    Args:
+        cutout: the object.
+        surroundings: pixels around it, N×3.
+        strength: share of the difference to remove, in [0, 1].
+    """
     inside = cutout.opacity > 0.5
     if not inside.any() or surroundings.size == 0:
         return cutout
@@ -113,7 +124,7 @@ def harmonise(cutout: Cutout, surroundings: np.ndarray, strength: float) -> Cuto
 
 
 def paste(image: np.ndarray, labels: np.ndarray, cutout: Cutout, top: int, left: int) -> None:
-    """Blend a cut-out into image and labels, in place; what lies outside the scene is cut off.
+    """Blend a cut-out into image and labels in place; parts outside the scene are cut off.
 
     A pixel takes the object's label where its opacity exceeds ½.
     """

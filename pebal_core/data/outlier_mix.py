@@ -1,6 +1,6 @@
-"""Outliers pasted into road scenes: the reference's AnomalyMix, and a richer mix.
+"""Pastes outliers into road scenes, by the reference's AnomalyMix or by a richer mix.
 
-Both are pure functions of an explicit generator. Outlier pixels get label 254; nothing is modified in place.
+Both are pure functions of an explicit generator. Outlier pixels get the label 254; the inputs are not modified.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ Scene = tuple[np.ndarray, np.ndarray]
 TERRAIN = 9
 
 MIN_HEIGHT = 6
-"""Pixels: smaller outliers are noise at the resolution of the logits."""
+"""Smallest height in pixels; smaller outliers are noise at the resolution of the logits."""
 
 
 def anomaly_mix(scene: Scene, outlier: Scene, rng: np.random.Generator) -> Scene:
-    """AnomalyMix as the reference does it: the bounding box of all outlier pixels, unscaled, at a uniform position.
+    """AnomalyMix as in the reference: paste the box around all outlier pixels, unscaled, at a uniformly random place.
 
     Args:
-        scene: where to paste.
-        outlier: image, and map that is 254 on outlier pixels. A box larger than the scene is cut off at its end.
+        scene: the scene into which the outlier is pasted.
+        outlier: an image, and a map that is 254 on outlier pixels. A box larger than the scene is cropped.
+        rng: the generator.
     """
     image, labels = scene[0].copy(), scene[1].copy()
     cutout = cut_out(outlier[0], outlier[1] == OUTLIER, OUTLIER)
@@ -44,14 +45,14 @@ def anomaly_mix(scene: Scene, outlier: Scene, rng: np.random.Generator) -> Scene
 
 @dataclass(frozen=True)
 class Roles:
-    """What the classes of a scene are to a mix."""
+    """The roles that the classes of a scene play in a mix."""
 
     road: int
-    """The class of which patches are pasted, and whose end shows where the horizon is."""
+    """The class whose patches are pasted and whose far end indicates the horizon."""
     ground: tuple[int, ...]
-    """Classes on which things stand."""
+    """Classes on which objects stand."""
     movable: tuple[int, ...]
-    """Classes and groups of them (see `partial_labels`) that remain what they are in another scene."""
+    """Classes and groups of classes (see `partial_labels`) that keep their label in another scene."""
 
     @classmethod
     def of(cls, classes: ClassList) -> Roles:
@@ -63,7 +64,7 @@ class Roles:
 
     @property
     def is_ground(self) -> np.ndarray:
-        """256 bool, by label."""
+        """Lookup table, 256 bool, that is true for labels on which objects stand."""
         return np.isin(np.arange(256), self.ground)
 
 
@@ -71,18 +72,21 @@ CITYSCAPES_ROLES = Roles.of(cityscapes_classes())
 
 
 def horizon_row(labels: np.ndarray, roles: Roles = CITYSCAPES_ROLES) -> int:
-    """Row of the horizon of a whole scene, estimated from where the road ends; 0.42 of the height without road."""
+    """Row of the horizon of a whole scene, estimated from the far end of the road.
+
+    Without a road it is 0.42 of the height. `labels` are H×W uint8.
+    """
     rows = np.flatnonzero((labels == roles.road).mean(1) > 0.02)
     return int(rows[0]) - labels.shape[0] // 50 if rows.size else int(0.42 * labels.shape[0])
 
 
 @dataclass(frozen=True)
 class RichMix:
-    """Outliers and distractors as they might stand on a road: many, of plausible size, blended, and often odd.
+    """Pastes outliers and distractors with plausible sizes, blended into the scene.
 
-    Heights follow perspective on a flat road: an object of H camera heights whose foot is in row y is H·(y - horizon)
-    pixels high. Distractors are pasted like outliers and keep inlier labels, so that the traces of pasting, odd
-    light and odd texture are no cue.
+    Heights follow the perspective of a flat road. An object that is H camera heights tall and whose foot is in row y
+    is H·(y - horizon) pixels high. Distractors are pasted like outliers but keep inlier labels, so that traces of
+    pasting, unusual lighting and unusual texture are no cue for the network.
     """
 
     count: list[int] = field(default_factory=lambda: [1, 4])
@@ -90,27 +94,27 @@ class RichMix:
     height: list[float] = field(default_factory=lambda: [0.15, 1.6])
     """Bounds of an outlier's height in camera heights (about 1.4 m); uniform in the logarithm."""
     anywhere: float = 0.25
-    """Share of outliers that ignore the ground and perspective, as thrown or flying things do."""
+    """Share of outliers that ignore the ground and perspective, like thrown or flying objects."""
     anywhere_height: list[float] = field(default_factory=lambda: [0.04, 0.6])
-    """Bounds of their height as a share of the scene's."""
+    """Bounds of the height of such outliers as a share of the scene's height."""
     shapes: float = 0.25
-    """Share of outliers that are random shapes of random texture in place of objects."""
+    """Share of outliers that are random shapes with random textures instead of objects."""
     color: float = 0.3
     """Strength of the colour change of each object."""
     tilt: float = 20.0
-    """Degrees."""
+    """Largest rotation of an object in degrees."""
     harmonise: float = 0.7
-    """Greatest share by which an object takes on mean and contrast of what is around it."""
+    """Greatest share by which an object's mean colour and contrast are adapted to its surroundings."""
     blur: float = 1.2
     """Greatest sigma of the blur of objects and edges, in pixels of the scene."""
     small: float = 0.0
-    """Share of outliers that stand far away: their height is drawn in pixels, and their place follows from it."""
+    """Share of outliers that stand far away; their height is drawn in pixels, and the distance follows from it."""
     small_height: list[float] = field(default_factory=lambda: [8.0, 40.0])
-    """Bounds of their height in pixels of the scene; uniform in the logarithm."""
+    """Bounds of the height of such outliers in pixels of the scene; uniform in the logarithm."""
     known: float = 1.0
-    """Mean number, in every scene, of people and vehicles of `DataConfig.known`, pasted as what they are."""
+    """Mean number per scene of people and vehicles of `DataConfig.known`, pasted with their true labels."""
     distractors: float = 1.0
-    """Mean number, in every scene, of pasted road users and signs, of patches of other roads and of shadows, each."""
+    """Mean number per scene of each kind of distractor: road users and signs, patches of other roads, shadows."""
 
     def __post_init__(self) -> None:
         for name in ("count", "height", "anywhere_height", "small_height"):
@@ -142,7 +146,18 @@ class RichMix:
         rng: np.random.Generator,
         roles: Roles = CITYSCAPES_ROLES,
     ) -> tuple[Scene, list[str]]:
-        """The scene with pasted outliers, and the files that they come from."""
+        """Paste outliers into a scene.
+
+        Args:
+            scene: the scene, which is not modified.
+            horizon: row of its horizon.
+            objects: the outliers to draw from.
+            rng: the generator.
+            roles: the roles of the scene's classes.
+
+        Returns:
+            The scene with pasted outliers, and the files that they come from.
+        """
         image, labels, files = scene[0].copy(), scene[1].copy(), []
         for _ in range(rng.integers(self.count[0], self.count[1] + 1)):
             source, cutout = objects.draw(rng)
@@ -158,7 +173,7 @@ class RichMix:
     def _stand(
         self, labels: np.ndarray, horizon: int, rng: np.random.Generator, roles: Roles
     ) -> tuple[tuple[int, int], float]:
-        """Foot (row, column) and height in pixels of an outlier."""
+        """Draw the foot point (row, column) and the height in pixels of an outlier."""
         if self.small and rng.random() < self.small:
             high = log_uniform(self.small_height, rng)
             if foot := foot_at(labels, horizon + round(high / log_uniform(self.height, rng)), rng, roles):
@@ -194,13 +209,17 @@ class RichMix:
         rng: np.random.Generator,
         roles: Roles = CITYSCAPES_ROLES,
     ) -> tuple[Scene, list[str]]:
-        """Paste inlier things: parts of another scene, road on road, shadows.
+        """Paste distractors with inlier labels: movable parts of another scene, patches of road, and shadows.
 
         Args:
-            other: loads another scene and names its file, if one is needed.
+            scene: the scene, which is not modified.
+            horizon: row of its horizon.
+            other: loads another scene and gives its file name; called only if one is needed.
+            rng: the generator.
+            roles: the roles of the scene's classes.
 
         Returns:
-            The scene with them, and the files that they come from.
+            The scene with the distractors, and the files that they come from.
         """
         image, labels, files = scene[0].copy(), scene[1].copy(), []
         users, patches, shadows = rng.poisson(self.distractors, 3)
@@ -228,9 +247,9 @@ class RichMix:
         height: float,
         rng: np.random.Generator,
     ) -> None:
-        """Vary, scale, harmonise and paste one object with its foot at (row, column)."""
+        """Vary, scale, harmonise and paste one object, in place, with its foot at (row, column)."""
         cutout = vary(cutout, self.color, self.tilt if rng.random() < 0.5 else 0.0, rng)
-        # Width counts too: a lying plank of some height would cross the whole scene.
+        # The width is limited too, because a long flat object of the drawn height would span the whole scene.
         height = min(height, 2.0 * height * cutout.opacity.shape[0] / cutout.opacity.shape[1] + MIN_HEIGHT)
         cutout = resize(cutout, int(np.clip(height, MIN_HEIGHT, 1.2 * image.shape[0])))
         blur = rng.uniform(0, self.blur) * (rng.random() < 0.5)
@@ -246,10 +265,20 @@ class RichMix:
 
 
 class ObjectPool:
-    """Draws objects of an `OutlierSet`: first the category, then one of its instances, each uniformly."""
+    """Draws objects of an `OutlierSet` by drawing first a category and then one of its instances, both uniformly.
+
+    Raises:
+        PebalError: no instance is large enough.
+    """
 
     def __init__(self, outliers: OutlierSet, min_side: int = 20, labels: Mapping[str, int] | None = None) -> None:
-        """`labels`: by category, of what is pasted as a known thing; None: outliers."""
+        """Collect the instances.
+
+        Args:
+            outliers: the prepared objects.
+            min_side: smallest width and height in pixels.
+            labels: label by category for objects that are pasted as known classes; None pastes them as outliers.
+        """
         by_category: dict[str, list[tuple[OutlierImage, Instance]]] = {}
         for image in outliers.images:
             for instance in image.instances:
@@ -261,7 +290,7 @@ class ObjectPool:
         self.labels = labels
 
     def draw(self, rng: np.random.Generator) -> tuple[OutlierImage, Cutout]:
-        """The image and the object cut from it."""
+        """Draw an object; returns the image that shows it and the object cut from it."""
         category = self.categories[rng.integers(len(self.categories))]
         image, instance = category[rng.integers(len(category))]
         pixels, numbers = image.load()
@@ -270,20 +299,20 @@ class ObjectPool:
 
 
 def log_uniform(bounds: Sequence[float], rng: np.random.Generator) -> float:
-    """Uniform in the logarithm between two positive bounds."""
+    """Draw log-uniformly between two positive bounds."""
     return float(np.exp(rng.uniform(np.log(bounds[0]), np.log(bounds[1]))))
 
 
 def draw_foot(
     labels: np.ndarray, horizon: int, rng: np.random.Generator, roles: Roles = CITYSCAPES_ROLES
 ) -> tuple[int, int] | None:
-    """A ground pixel (row, column), rows about uniform in distance on a logarithmic scale; None without ground."""
+    """Draw a ground pixel (row, column) whose distance is about log-uniform; None if there is no ground."""
     ground = roles.is_ground[labels]
     rows = np.flatnonzero(ground.any(1))
     rows = rows[rows > horizon + MIN_HEIGHT]
     if not rows.size:
         return None
-    # Distance is 1 / (y - horizon), so its logarithm is uniform where rows weigh 1 / (y - horizon).
+    # Distance is proportional to 1 / (y - horizon); these weights make its logarithm uniform.
     weights = 1.0 / (rows - horizon)
     row = int(rng.choice(rows, p=weights / weights.sum()))
     return row, int(rng.choice(np.flatnonzero(ground[row])))
@@ -292,7 +321,7 @@ def draw_foot(
 def foot_at(
     labels: np.ndarray, row: int, rng: np.random.Generator, roles: Roles = CITYSCAPES_ROLES
 ) -> tuple[int, int] | None:
-    """A ground pixel (row, column) in the row next to this one that has ground; None without ground."""
+    """Draw a ground pixel (row, column) from the nearest row that shows ground; None if there is no ground."""
     ground = roles.is_ground[labels]
     rows = np.flatnonzero(ground.any(1))
     if not rows.size:
@@ -304,7 +333,7 @@ def foot_at(
 def movable_part(
     scene: Scene, rng: np.random.Generator, roles: Roles = CITYSCAPES_ROLES, min_side: int = 16
 ) -> Cutout | None:
-    """A connected region of one movable class of a scene, with its label; None if there is none of some size."""
+    """Draw a connected region of one movable class of a scene; None if there is none of at least about `min_side`."""
     image, labels = scene
     present = [c for c in roles.movable if np.count_nonzero(labels == c) > min_side**2]
     if not present:
@@ -317,7 +346,7 @@ def movable_part(
 
 
 def road_patch(scene: Scene, rng: np.random.Generator, roles: Roles = CITYSCAPES_ROLES) -> Cutout | None:
-    """A random shape cut from the road of a scene; None if there is too little of it."""
+    """Cut a random shape from the road of a scene; None if too little road is visible."""
     image, labels = scene
     rows, columns = np.nonzero(labels[::4, ::4] == roles.road)
     if rows.size < 200:
@@ -334,7 +363,7 @@ def road_patch(scene: Scene, rng: np.random.Generator, roles: Roles = CITYSCAPES
 
 
 def cast_shadow(image: np.ndarray, foot: tuple[int, int], width: int, rng: np.random.Generator) -> None:
-    """Darken, or now and then brighten, a soft flat shape around a foot point, in place; labels stay."""
+    """Darken (or occasionally brighten) a soft flat shape around a foot point, in place."""
     w = max(4, int(width * rng.uniform(0.6, 2.5)))
     h = max(3, int(w * rng.uniform(0.1, 0.5)))
     mask = np.pad(random_blob(h, w, rng).astype(np.float32), 4)

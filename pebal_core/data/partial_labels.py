@@ -1,4 +1,4 @@
-"""Labels that name several classes at once: a coarsely labelled scene still says which classes a pixel may have."""
+"""Group labels, which stand for several classes, so that coarsely labelled scenes can be used for training."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ GROUPS: dict[int, tuple[int, ...]] = {
     ROADSIDE: (3, 4, 5, 6, 7),  # wall, fence, pole, traffic light, traffic sign
     FAR: (2, 8),  # building, vegetation
     CARS: (13, 14, 15, 16),  # car, truck, bus, train
-    RIDERS: (12, 17, 18),  # rider and what is ridden: motorcycle, bicycle
+    RIDERS: (12, 17, 18),  # rider, motorcycle, bicycle
     SIGNS: (6, 7),  # traffic light, traffic sign
     GREEN: (8, 9),  # vegetation, terrain
     WALLS: (2, 3),  # building, wall
 }
-"""Label → the trainIds of Cityscapes that it may stand for; `ANYTHING`, a scene without labels, may be any class."""
+"""Cityscapes trainIds by group label. `ANYTHING`, the label of unlabelled scenes, stands for any class."""
 
 
 def resolve_groups(target: Tensor, logits: Tensor) -> Tensor:
-    """Replace each group label by the class of the group that the network finds most probable there.
+    """Replace each group label by the class of the group that the network rates most probable at that pixel.
 
     Args:
         target: B×H×W integers; not modified.
-        logits: B×(K+1)×h×w; no gradient flows.
+        logits: B×(K+1)×h×w; no gradient flows through them.
 
     Returns:
         B×H×W without group labels.

@@ -1,4 +1,4 @@
-"""Road scenes with class labels: files found, paired and checked before anything runs."""
+"""Finds road scenes with class labels, and pairs and checks their files before anything runs."""
 
 from __future__ import annotations
 
@@ -32,17 +32,20 @@ from ..labels import (
 
 SKY = 10
 CHECKED = 8
-"""Scenes of a set that are read before training starts."""
+"""Number of scenes of a set that are read and checked before training starts."""
 
 TRAIN_IDS: np.ndarray = np.where(np.arange(256) < 19, np.arange(256), VOID).astype(np.uint8)
-"""Files that hold trainIds already."""
+"""Lookup table of files that already hold trainIds."""
 
 IDD_LITE_TO_TRAIN_ID: np.ndarray = np.full(256, VOID, np.uint8)
-"""IDD Lite's 7 coarse classes → trainIds and groups of `partial_labels`; living things include animals: void."""
+"""IDD Lite's 7 coarse classes → trainIds and groups of `partial_labels`.
+
+The class of living things becomes void, because it includes animals.
+"""
 IDD_LITE_TO_TRAIN_ID[[0, 1, 3, 4, 5, 6]] = 0, BESIDE_ROAD, VEHICLES, ROADSIDE, FAR, SKY
 
 CAMVID_TO_GROUPS: np.ndarray = CAMVID_TO_TRAIN_ID.copy()
-"""CamVid's 11 classes → trainIds, and groups where one of them covers several trainIds."""
+"""CamVid's 11 classes → trainIds, or groups if a class covers several trainIds."""
 for _train_id, _group in {13: CARS, 12: RIDERS, 7: SIGNS, 8: GREEN, 2: WALLS}.items():
     CAMVID_TO_GROUPS[_train_id == CAMVID_TO_TRAIN_ID] = _group
 
@@ -50,10 +53,10 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def read_image(path: Path) -> np.ndarray:
-    """H×W×3 uint8 RGB.
+    """Read an image as H×W×3 uint8 RGB.
 
     Raises:
-        PebalError: the file is missing, cut short or not an image.
+        PebalError: the file is missing, truncated or not an image.
     """
     image = read_pixels(path, cv2.IMREAD_COLOR_RGB)
     if image is None:
@@ -62,7 +65,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_ids(path: Path) -> np.ndarray:
-    """H×W uint8 of a single-channel label image, values as stored.
+    """Read a single-channel label image as H×W uint8, with the values as stored.
 
     Raises:
         PebalError: the file is missing, unreadable or not single-channel 8-bit.
@@ -91,24 +94,26 @@ def list_images(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class SceneSet:
-    """Images paired with label files, and the table that turns their ids into trainIds."""
+    """Images paired with label files, and the table that maps their ids to class numbers."""
 
     name: str
     pairs: tuple[tuple[Path, Path], ...]
+    """Image file and label file of each scene."""
     id_table: np.ndarray
+    """Lookup table, 256 uint8, from an id to a class number."""
     known_ids: tuple[int, ...] = tuple(range(256))
     """Ids that may occur in the label files."""
     classes: ClassList = field(default_factory=cityscapes_classes)
-    """What the labels mean."""
+    """The classes to which `id_table` maps."""
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image H×W×3 uint8 RGB and labels H×W uint8 trainIds (255 = void).
+        """Read an image (H×W×3 uint8 RGB) and its labels (H×W uint8 class numbers, 255 = void).
 
         Raises:
-            PebalError: unreadable file, or image and labels of different size.
+            PebalError: a file is unreadable, or image and labels differ in size.
         """
         image_path, label_path = self.pairs[index]
         image, ids = read_image(image_path), read_ids(label_path)
@@ -119,10 +124,10 @@ class SceneSet:
 
 @dataclass(frozen=True)
 class UnlabelledScenes(SceneSet):
-    """Footage that shows nothing but known things: each pixel is what the network takes it for."""
+    """Unlabelled footage that shows known classes only; training uses the class that the network predicts."""
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image H×W×3 uint8 RGB and `ANYTHING` H×W uint8."""
+        """Read an image (H×W×3 uint8 RGB); its labels are `ANYTHING` everywhere (H×W uint8)."""
         image = read_image(self.pairs[index][0])
         return image, np.full(image.shape[:2], ANYTHING, np.uint8)
 
@@ -142,12 +147,12 @@ def camvid(root: str | Path, split: str) -> SceneSet:
 
 
 def camvid_groups(root: str | Path, split: str) -> SceneSet:
-    """CamVid for a network that knows more classes than it: "car" may be a truck, and so on (see `partial_labels`)."""
+    """CamVid for a network with finer classes; its "car", for example, may be a truck (see `partial_labels`)."""
     return replace(camvid(root, split), id_table=CAMVID_TO_GROUPS)
 
 
 def cityscapes(root: str | Path, split: str) -> SceneSet:
-    """Cityscapes in its official layout, labelIds mapped to trainIds in memory."""
+    """Cityscapes in its official layout; labelIds are mapped to trainIds on reading."""
     pairs = _find_pairs(
         Path(root) / "leftImg8bit" / split,
         "*/*_leftImg8bit.png",
@@ -167,7 +172,7 @@ def cityscapes_train_ids(root: str | Path, split: str) -> SceneSet:
 
 
 def cityscapes_flat(root: str | Path, split: str) -> SceneSet:
-    """Cityscapes as the reference lays it out, trainIds without folders per city.
+    """Cityscapes in the layout of the reference, with trainIds and without a folder per city.
 
     ``images/city_gt_fine/{split}/*_leftImg8bit.png`` and ``annotation/city_gt_fine/{split}/*_gtFine.png``.
     """
@@ -180,7 +185,7 @@ def cityscapes_flat(root: str | Path, split: str) -> SceneSet:
 
 
 def idd_lite(root: str | Path, split: str) -> SceneSet:
-    """India Driving Dataset Lite: coarse classes, which become groups of trainIds (see `partial_labels`)."""
+    """India Driving Dataset Lite, whose coarse classes become groups of trainIds (see `partial_labels`)."""
     pairs = _find_pairs(
         Path(root) / "leftImg8bit" / split,
         "*/*_image.jpg",
@@ -190,11 +195,15 @@ def idd_lite(root: str | Path, split: str) -> SceneSet:
 
 
 def folders(root: str | Path, split: str, classes: ClassList) -> SceneSet:
-    """Any images with label files of the same names: ``images/`` and ``labels/``, each with a folder of the split or
-    without, in any format that keeps values.
+    """Any images in ``images/`` with label files of the same names in ``labels/``, in any lossless format.
 
     Args:
-        classes: what the values in the label files mean.
+        root: the folder that holds both.
+        split: name of a subfolder of both, if there is one.
+        classes: meaning of the values in the label files.
+
+    Raises:
+        PebalError: a folder is missing, an image has no labels, or two label files have the same name.
     """
     images, labels = Path(root) / "images", Path(root) / "labels"
     if (images / split).is_dir():
@@ -220,26 +229,39 @@ SCENE_SETS: dict[str, Callable[[str | Path, str], SceneSet]] = {
     "idd_lite": idd_lite,
     "unlabelled": unlabelled,
 }
-"""By the name of the layout; `register_layout` adds to it."""
+"""Functions that open a data set, by the name of its layout; `register_layout` adds to them."""
 
 
 def register_layout(name: str, open_set: Callable[[str | Path, str], SceneSet]) -> None:
-    """Make a layout of one's own known by its name.
+    """Register your own layout of labelled data under a name.
 
     Args:
-        open_set: from the data folder and the split to the scenes; raises `PebalError` where it finds none.
+        name: name for configurations.
+        open_set: function of the data folder and the split that returns the scenes; it raises `PebalError` if it finds
+            none.
+
+    Examples:
+        >>> def one_scene(root, split):
+        ...     pair = (Path(root) / "image.png", Path(root) / "labels.png")
+        ...     return SceneSet("one scene", (pair,), TRAIN_IDS)
+        >>> register_layout("one_scene", one_scene)
+        >>> len(open_scenes("one_scene", "data", "train"))
+        1
     """
     SCENE_SETS[name] = open_set
 
 
 def open_scenes(layout: str, root: str | Path, split: str, classes: ClassList | None = None) -> SceneSet:
-    """The scenes of a data set by the name of its layout.
+    """Open a data set by the name of its layout.
 
     Args:
-        classes: what the values in the label files mean; for the layout ``folders`` alone, the others know it.
+        layout: a name in `SCENE_SETS`, or ``folders``.
+        root: the data folder.
+        split: name of the split.
+        classes: meaning of the values in the label files, for the layout ``folders`` only.
 
     Raises:
-        PebalError: unknown layout, or a folder that does not hold it.
+        PebalError: the layout is unknown, or the folder does not hold it.
     """
     if layout == "folders":
         if classes is None:
@@ -254,14 +276,16 @@ def open_scenes(layout: str, root: str | Path, split: str, classes: ClassList | 
 
 
 def as_classes(scenes: SceneSet, classes: ClassList, mapping: str | Path | None = None) -> SceneSet:
-    """The scenes with the classes of a network.
+    """Convert the labels of a set to the classes of a network.
 
     Args:
-        mapping: file that maps the classes of the scenes on those of the network (`read_mapping`).
+        scenes: the set.
+        classes: the classes of the network.
+        mapping: file that maps the classes of the scenes to those of the network (see `read_mapping`).
 
     Raises:
-        PebalError: the classes differ and there is no mapping; or the labels do not fit into 8 bits beside so many
-            classes.
+        PebalError: the classes differ and there is no mapping, or group labels do not fit into 8 bits together with so
+            many classes.
     """
     if mapping is not None:
         if ((scenes.id_table >= FIRST_GROUP) & (scenes.id_table < OUTLIER)).any():
@@ -288,11 +312,11 @@ def _few(names: Sequence[str]) -> str:
 
 
 def check_scenes(scenes: SceneSet) -> None:
-    """Read some scenes spread over the set, and look for the mistakes that training would hide.
+    """Read some scenes spread over the set, and look for mistakes that training would not reveal.
 
     Raises:
-        PebalError: ids that the layout does not have (such as labelIds where trainIds are expected), a set without any
-            labelled pixel, skies that are redder than blue (red and blue swapped), or a file that cannot be read.
+        PebalError: the labels hold ids that the layout does not have (such as labelIds where trainIds are expected), no
+            pixel is labelled, skies are more red than blue (swapped channels), or a file cannot be read.
     """
     picked = sorted({round(i) for i in np.linspace(0, len(scenes) - 1, CHECKED)})
     if isinstance(scenes, UnlabelledScenes):
@@ -338,7 +362,7 @@ def _hint(scenes: SceneSet, ids: np.ndarray) -> str:
 
 
 def _find_pairs(images: Path, pattern: str, labels_of: Callable[[Path, str], Path]) -> tuple[tuple[Path, Path], ...]:
-    """Images of a folder, sorted, each with its label file, which is named from the image and its stem."""
+    """Pair the images of a folder, sorted, with the label files that `labels_of` derives from image and stem."""
     if not images.is_dir():
         raise PebalError(f"The folder {images} does not exist; check the data folder and its layout.")
     suffix = pattern.rpartition("*")[2]

@@ -1,4 +1,4 @@
-"""Labelled sequences: a folder of drives in which every pixel of a foreign object carries the object's number.
+"""Labelled sequences, which are drives in which every pixel of an anomalous object carries the object's number.
 
 FOLDER/NAME/images/*.jpg       frames in the order of their names
 FOLDER/NAME/objects/*.png      H×W uint8: 0 = known, n = object n, 255 = void
@@ -24,36 +24,44 @@ from .scenes import list_images, read_ids, read_image
 
 INFO = "sequence.json"
 RING = 8
-"""Pixels around a pasted object whose colours it takes on."""
+"""Width in pixels of the surroundings to whose colours a pasted object is adapted."""
 
 
 @dataclass(frozen=True)
 class Road:
-    """Flat ground before a level pinhole camera, in pixels of frames that are `width` wide, and metres."""
+    """Flat ground in front of a level pinhole camera, in pixels of frames that are `width` wide."""
 
     width: int = 960
     horizon: float = 305.0
+    """Row of the horizon."""
     centre: float = 492.0
+    """Column of the middle of the lane."""
     focal: float = 700.0
+    """Focal length in pixels."""
     camera_height: float = 1.3
+    """Metres above the ground."""
 
 
 @dataclass(frozen=True)
 class Approach:
-    """How an object comes nearer: at constant speed from `farthest` to `nearest` metres, in `frames` frames."""
+    """An object that comes nearer at constant speed, from `farthest` to `nearest` metres within `frames` frames."""
 
     farthest: float = 60.0
     nearest: float = 7.0
     frames: int = 60
     object_width: float = 1.0
-    """Metres."""
+    """Width of the object in metres."""
     lateral: float = 0.0
-    """Metres to the right of the camera."""
+    """Offset to the right of the camera in metres."""
     relight: float = 0.3
-    """Share by which the object's colours move towards those around it."""
+    """Share by which the object's colours are adapted to its surroundings."""
 
     def distance(self, frame: int) -> float:
-        """Metres at a frame of the approach, which begins anew after `frames`."""
+        """Distance in metres at a frame; the approach starts again after `frames` frames.
+
+        >>> Approach(farthest=60.0, nearest=10.0, frames=11).distance(5)
+        35.0
+        """
         progress = (frame % self.frames) / max(self.frames - 1, 1)
         return self.farthest + (self.nearest - self.farthest) * progress
 
@@ -65,10 +73,13 @@ def place(
 
     Args:
         image: H×W×3 uint8 RGB.
-        frame: its number, from which the distance follows.
+        cutout: the object.
+        road: geometry of the road.
+        approach: motion of the object.
+        frame: number of the frame, which determines the distance.
 
     Returns:
-        the image with the object and its shadow, and the object's mask H×W uint8 (1 on it, 0 elsewhere).
+        The image with the object and its shadow, and the object's mask H×W uint8 (1 on it, 0 elsewhere).
     """
     scale = image.shape[1] / road.width
     pixels_per_metre = scale * road.focal / approach.distance(frame)
@@ -110,12 +121,16 @@ def write_sequence(
     """Write one labelled sequence from a clip.
 
     Args:
-        cutout: the object; None: the clip as it is, which shows nothing foreign.
-        frames: of the sequence at most.
-        every: one frame in so many is taken; the rate is that much lower.
+        folder: folder to write to.
+        source: the clip.
+        cutout: the object; None writes the clip without an object.
+        road: geometry of the road.
+        approach: motion of the object.
+        frames: largest number of frames to write.
+        every: take every n-th frame of the clip; the frame rate is divided by it.
 
     Returns:
-        the number of frames.
+        The number of frames written.
     """
     count = 0
     for frame in islice(islice(source, 0, None, every), frames):
@@ -137,7 +152,7 @@ class SequenceFrame:
 
     name: str
     seconds: float
-    """Since the first frame."""
+    """Time since the first frame."""
     image: np.ndarray
     """H×W×3 uint8 RGB."""
     objects: np.ndarray
@@ -177,10 +192,10 @@ class LabelledSequence:
 
 
 def open_sequences(folder: Path) -> list[LabelledSequence]:
-    """Every sequence of a folder, by name.
+    """Open every sequence of a folder, sorted by name.
 
     Raises:
-        PebalError: the folder holds none, or one of them is incomplete.
+        PebalError: the folder holds no sequence, or one of them is incomplete.
     """
     found = sorted(path.parent for path in folder.glob(f"*/{INFO}"))
     if not found:

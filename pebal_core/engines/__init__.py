@@ -1,4 +1,4 @@
-"""What runs a network: one small interface, one module per runtime."""
+"""Engines that run a network behind one small interface, with one module per runtime."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ class Engine(Protocol):
     """Runs one model on one device."""
 
     name: str
-    """Runtime really in use, such as ``torch``."""
+    """Runtime that is actually in use, such as ``torch``."""
     device_name: str
-    """Device really in use, such as ``cpu`` or ``cuda:0 (NVIDIA …)``."""
+    """Device that is actually in use, such as ``cpu`` or ``cuda:0 (NVIDIA …)``."""
     precision: str
     """Arithmetic of the network: ``fp32``, ``fp16`` or ``bf16``."""
     timings: dict[str, float]
@@ -21,9 +21,9 @@ class Engine(Protocol):
 
     @property
     def notes(self) -> list[str]:
-        """What runs slower on this machine than it could, and why, one sentence each."""
+        """Accelerations that are unavailable on this machine and the reasons, one sentence each."""
         ...
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Labels N×H×W uint8 and energies N×H×W float32 of images N×H×W×3 uint8 RGB."""
+        """Compute labels (N×H×W uint8) and energies (N×H×W float32, nats) of images (N×H×W×3 uint8 RGB)."""
         ...

@@ -1,7 +1,7 @@
-"""What makes a GPU faster than eager PyTorch, each with eager PyTorch to fall back on.
+"""Accelerations for GPUs, each of which falls back to eager PyTorch.
 
-Nothing here may change an answer or stop a run: whatever fails, or answers otherwise than the plain way does, is left
-out from then on, and its `reason` says why.
+None of them may change a result or stop a run. One that fails, or whose result differs from the plain computation, is
+switched off from then on, and its `reason` says why.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 
 Function = Callable[..., tuple[Tensor, ...]]
-"""Of tensors on one device, and of values that can be hashed."""
+"""A function of tensors on one device and of hashable values."""
 
 MAX_GRAPHS = 4
-"""Shapes of which a graph is kept: each holds the memory of all activations."""
+"""Most shapes for which a graph is kept; each graph holds the memory of all activations."""
 TOLERANCE = 0.02
-"""Greatest difference of two answers, as a share of the largest value: other kernels round otherwise."""
+"""Greatest difference between two results, as a share of the largest value; it allows for different rounding."""
 UNEQUAL = 1e-3
-"""Greatest share of integers, such as labels, that differ."""
+"""Greatest share of integers, such as labels, that may differ."""
 
 
 def agree(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:
-    """Whether two answers are the same but for rounding; infinities and NaN count as equal to themselves."""
+    """Whether two results are equal up to rounding; infinities and NaN count as equal to themselves."""
     for a, b in zip(one, other, strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
             return False
@@ -41,17 +41,17 @@ def agree(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:
 
 
 def sentence(error: Exception) -> str:
-    """An exception in one line."""
+    """Describe an exception in one line."""
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no reason given')}"
 
 
 class Guarded:
-    """A fast function that is compared with the plain one at the first call of each shape.
+    """A fast function that is compared with a plain one at the first call for each shape.
 
     Args:
-        title: what it is, for `reason`.
-        fast: given up at its first exception or wrong answer.
-        plain: what it has to agree with.
+        title: name of the acceleration, for `reason`.
+        fast: the fast function, which is abandoned after its first exception or wrong result.
+        plain: the reference function.
     """
 
     def __init__(self, title: str, fast: Function, plain: Function) -> None:
@@ -76,14 +76,15 @@ class Guarded:
 
 
 class Graphed:
-    """A function of one tensor on a CUDA device, replayed as a CUDA graph: one launch in place of one per kernel.
+    """A function of one tensor on a CUDA device, replayed as a CUDA graph, which needs a single launch.
 
-    A graph belongs to one shape and is captured when that comes first, with the convolution algorithms that are fastest
-    there. After `MAX_GRAPHS` shapes, others run eagerly.
+    A graph belongs to one shape. It is captured when that shape first occurs, with the convolution algorithms that are
+    fastest for it. After `MAX_GRAPHS` shapes, others run eagerly.
 
     Args:
-        title: what it is, for `reason`.
-        function: needs no value from the device on the host, and always answers a shape in the same shape.
+        title: name of the function, for `reason`.
+        function: the function. It must not read values from the device on the host, and the shape of its result must
+            depend only on the shape of its input.
     """
 
     def __init__(self, title: str, function: Function) -> None:
@@ -92,7 +93,7 @@ class Graphed:
         self._graphs: dict[tuple[object, ...], tuple[torch.cuda.CUDAGraph, Tensor, tuple[Tensor, ...]]] = {}
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The function's answer, in tensors of the caller's own."""
+        """Call the function; the caller owns the returned tensors."""
         key = (tuple(x.shape), x.stride(), x.dtype)
         if key not in self._graphs:
             if not self.reason and len(self._graphs) < MAX_GRAPHS:
@@ -104,41 +105,41 @@ class Graphed:
                         torch.cuda.empty_cache()
             if key not in self._graphs:
                 return self._function(x)
-        graph, place, answer = self._graphs[key]
-        place.copy_(x)
+        graph, buffer, answer = self._graphs[key]
+        buffer.copy_(x)
         graph.replay()
         return tuple(t.clone() for t in answer)
 
     def _capture(self, x: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, tuple[Tensor, ...]]:
-        place = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
-        place.copy_(x)
-        graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(x.device)
+        buffer = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+        buffer.copy_(x)
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(x.device)
         side = torch.cuda.Stream(x.device)  # type: ignore[no-untyped-call]
         with fastest_convolutions():
-            side.wait_stream(here)
-            with torch.cuda.stream(side):  # capturing needs another stream, on which everything ran before
+            side.wait_stream(current)
+            with torch.cuda.stream(side):  # capturing needs a side stream on which the function has run before
                 for _ in range(2):
-                    expected = self._function(place)
-            here.wait_stream(side)
+                    expected = self._function(buffer)
+            current.wait_stream(side)
             torch.cuda.synchronize(x.device)
-            # Other threads may use the device in the meantime.
+            # The mode allows other threads to use the device during the capture.
             with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-                answer = self._function(place)
+                answer = self._function(buffer)
         graph.replay()
         torch.cuda.synchronize(x.device)
         if not agree(answer, expected):
             raise RuntimeError("its answer is not that of plain PyTorch")
-        return graph, place, answer
+        return graph, buffer, answer
 
 
 def timer() -> torch.cuda.Event:
-    """An event that knows when it came."""
+    """Make an event that records its time."""
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
 def fastest_convolutions() -> Iterator[None]:
-    """Let cuDNN try its algorithms for each new shape and take the fastest."""
+    """Let cuDNN benchmark its algorithms for each new shape and use the fastest."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:
@@ -148,9 +149,10 @@ def fastest_convolutions() -> Iterator[None]:
 
 
 class Transfers:
-    """Copies between host and device through pinned memory, on streams beside that of the computation.
+    """Copies between host and device through pinned memory, on their own streams.
 
-    So a copy runs while the device computes what came before. Where memory cannot be pinned, copies are plain.
+    A copy therefore runs while the device still computes the previous frame. If memory cannot be pinned, the copies are
+    synchronous.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -158,19 +160,19 @@ class Transfers:
         self._up, self._down = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]
 
     def upload(self, values: np.ndarray) -> tuple[Tensor, torch.cuda.Event]:
-        """The values on the device, for the current stream, and an event at the beginning of the copy."""
+        """Copy values to the device; returns the tensor, usable on the current stream, and an event at the start."""
         source, start = torch.from_numpy(values), timer()
         pinned = self._pinned(source)
-        here = torch.cuda.current_stream(self.device)
+        current = torch.cuda.current_stream(self.device)
         with torch.cuda.stream(self._up):
             start.record(self._up)
             copied = (source if pinned is None else pinned.copy_(source)).to(self.device, non_blocking=True)
-        here.wait_stream(self._up)
-        copied.record_stream(here)
+        current.wait_stream(self._up)
+        copied.record_stream(current)
         return copied, start
 
     def download(self, values: tuple[Tensor, ...]) -> tuple[list[Tensor], torch.cuda.Event]:
-        """What is going to be the values on the host, and the event after which it is."""
+        """Start copying values to the host; returns host tensors and the event after which they are valid."""
         end = timer()
         self._down.wait_stream(torch.cuda.current_stream(self.device))
         copies = []
@@ -183,23 +185,23 @@ class Transfers:
         return copies, end
 
     def _pinned(self, like: Tensor) -> Tensor | None:
-        """Page-locked memory on the host of the same shape: PyTorch keeps and reuses it."""
+        """Page-locked host memory of the same shape, which PyTorch caches and reuses; None if it is unavailable."""
         if not self.reason:
             try:
                 return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
-            except Exception as error:  # a limit on locked memory
+            except Exception as error:  # for example a limit on locked memory
                 self.reason = f"Copies are not pinned ({sentence(error)})."
         return None
 
 
 class Answer:
-    """Labels and energies that a device is about to have computed: call it to wait for them.
+    """Pending labels and energies of a device; calling it waits for them.
 
     Args:
-        copies: on the host, valid after the last of the events.
-        events: beginning, preprocessed, inferred, copied.
-        waited: seconds of the host's own part of preprocessing.
-        timings: gets the seconds of the stages.
+        copies: host tensors, valid after the last event.
+        events: start of the work, and end of preprocessing, inference and the copy to the host.
+        waited: seconds that preprocessing took on the host.
+        timings: receives the seconds of the stages.
     """
 
     def __init__(
@@ -210,7 +212,7 @@ class Answer:
     def __call__(self) -> tuple[np.ndarray, np.ndarray]:
         self._events[-1].synchronize()
         arrived = time.perf_counter()
-        # Out of pinned memory, of which a machine has little, so that answers can be kept.
+        # Copy the results out of pinned memory, which is scarce, so that callers can keep them.
         labels, energy = (copy.numpy().copy() for copy in self._copies)
         stages = [1e-3 * a.elapsed_time(b) for a, b in zip(self._events, self._events[1:], strict=False)]
         self._timings["preprocess"] = self._waited + stages[0]

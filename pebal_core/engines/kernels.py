@@ -1,12 +1,12 @@
-"""Triton kernels that read labels and energy from logits on a GPU in one pass.
+"""Triton kernels that compute labels and energy from logits on a GPU in one pass.
 
-Each output pixel mixes its four neighbouring logits of one class after the other in registers, so the K channels
-never exist at full resolution: 5 bytes are written per pixel, and not 80 more. With TRITON_INTERPRET=1 the kernels also
-run on the CPU.
+Each output pixel interpolates its four neighbouring logits in registers, one class after the other. The K channels
+never exist at full resolution, so 5 bytes are written per pixel instead of 80 more. With TRITON_INTERPRET=1 the kernels
+also run on the CPU.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
-# Triton reads the types of a kernel's arguments off each call.
+# Triton infers the types of a kernel's arguments from each call.
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from ..scores import GAUSSIAN
 
 BLOCK = 256
-"""Pixels of one row that a program computes."""
+"""Number of pixels of one row that a program computes."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -26,7 +26,7 @@ def _read(
     logits, labels, energy, rows, columns, height, width, row_step, column_step,
     image_stride, class_stride, row_stride, column_stride, classes: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """Running maximum, its class, and sum of exponentials (relative to that maximum) over the classes."""
+    """Accumulate the maximum, its class, and the sum of exponentials relative to the maximum, over the classes."""
     x = tl.program_id(0) * block + tl.arange(0, block)
     y = tl.program_id(1)
     image = tl.program_id(2).to(tl.int64)
@@ -61,7 +61,7 @@ def _read(
 
 @triton.jit
 def _reflect(i, size):
-    """Index mirrored at both borders, which are not repeated."""
+    """Mirror an index at both borders, without repeating the border pixels."""
     i = tl.where(i < 0, -i, i)
     return tl.where(i >= size, 2 * size - 2 - i, i)
 
@@ -71,7 +71,7 @@ def _blur(
     energy, blurred, height, width, w0: tl.constexpr, w1: tl.constexpr, w2: tl.constexpr, w3: tl.constexpr,
     block: tl.constexpr,
 ):  # fmt: skip
-    """7×7 taps: weights w0 w1 w2 w3 w2 w1 w0 along both axes; the cache holds what the taps share."""
+    """Blur with 7×7 taps, of weights w0 w1 w2 w3 w2 w1 w0 along both axes; the cache serves repeated reads."""
     x = tl.program_id(0) * block + tl.arange(0, block)
     y = tl.program_id(1)
     image = tl.program_id(2).to(tl.int64)
@@ -88,7 +88,10 @@ def _blur(
 
 
 def read(logits: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Labels N×H×W uint8 and energies N×H×W float32; arguments as of `Readout`. Any strides, any floating type."""
+    """Compute labels (N×H×W uint8) and energies (N×H×W float32) from logits of any strides and floating-point type.
+
+    The arguments are those of `Readout`.
+    """
     count, channels, rows, columns = logits.shape
     labels = torch.empty((count, *size), dtype=torch.uint8, device=logits.device)
     energy = torch.empty((count, *size), device=logits.device)
@@ -102,7 +105,7 @@ def read(logits: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> tupl
 
 
 def blur(energy: Tensor) -> Tensor:
-    """The 7×7 Gaussian (sigma 1, reflected borders) on energies N×H×W float32, both sides at least 4."""
+    """Apply the 7×7 Gaussian (sigma 1, reflected borders) to energies N×H×W float32 with sides of at least 4."""
     energy = energy.contiguous()
     blurred = torch.empty_like(energy)
     count, height, width = energy.shape

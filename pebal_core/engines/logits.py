@@ -1,4 +1,4 @@
-"""What engines share whose network ends in logits: labels and energy are read from them at the image's size."""
+"""Base class of engines whose network returns logits, from which labels and energy are computed."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from .readout import Readout
 
 
 class Logits(NamedTuple):
-    """The network's answer at its own resolution."""
+    """The network's output at its own resolution."""
 
     values: Tensor
-    """N×(K+1)×h×w, the last channel is the abstention."""
+    """N×(K+1)×h×w; the last channel is the abstention."""
     padded: tuple[int, int]
-    """Size of the image as the network took it: what the logits are upsampled to."""
+    """(height, width) of the padded network input, to which the logits are upsampled."""
     seen: tuple[int, int]
-    """The part of that, from the upper left corner, which is no padding."""
+    """(height, width) of the part without padding, which starts at the upper left corner."""
 
 
 class LogitsEngine(ABC):
     """An engine (see `pebal_core.engines.Engine`) that can also give logits.
 
     Args:
-        input_size: (height, width) at which the network runs; None = the image's own size.
-        smoothing: whether the energy passes the 7×7 Gaussian.
+        input_size: (height, width) at which the network runs; None keeps the size of the image.
+        smoothing: whether the energy is smoothed by the 7×7 Gaussian.
     """
 
     name: str
@@ -49,15 +49,16 @@ class LogitsEngine(ABC):
 
     @abstractmethod
     def logits(self, images: np.ndarray, input_size: tuple[int, int] | None) -> Logits:
-        """Logits of images N×H×W×3 uint8 RGB; sets the `timings` of preprocess and inference.
+        """Compute logits of images, and set the `timings` of preprocess and inference.
 
         Args:
-            input_size: (height, width) to bring the images to first; None = their own size.
+            images: N×H×W×3 uint8 RGB.
+            input_size: (height, width) to which the images are scaled first; None keeps their size.
         """
 
     @torch.inference_mode()
     def read(self, logits: Logits, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Labels N×H×W uint8 and energies N×H×W float32, without the Gaussian, at the size of the image."""
+        """Compute labels (N×H×W uint8) and unsmoothed energies (N×H×W float32) at the size (H, W) of the image."""
         labels, energy = self._readout(logits.values, logits.padded, logits.seen)
         if logits.seen != size:
             labels = F.interpolate(labels[:, None], size, mode="nearest-exact")[:, 0]

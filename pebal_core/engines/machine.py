@@ -1,4 +1,4 @@
-"""What inference on the CPU needs to know of the machine, and to set in the process, whatever the runtime."""
+"""Process settings and machine properties that inference on the CPU needs with any runtime."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from pathlib import Path
 
 
 def allotted_cores(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Cores that this process may use.
+    """Number of cores that this process may use.
 
-    OpenMP does not know of a container's share (file ``limit``: quota and period). It would start a thread for each
-    core of the machine, and in every layer all would wait for those that are not let run.
+    OpenMP ignores a container's CPU quota. It would start a thread for each core of the machine, and in every layer all
+    threads would wait for those that the quota keeps from running.
+
+    Args:
+        limit: file with the quota and the period of the container's control group.
     """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     quota, _, period = limit.read_text().partition(" ") if limit.is_file() else ("max", "", "")
@@ -22,9 +25,9 @@ def allotted_cores(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
 def keep_freed_memory() -> None:
     """Let the C library keep freed memory for the next image instead of returning it to the system.
 
-    PyTorch allocates every activation anew. By default glibc maps large ones from the system and unmaps them, so that
-    each of their pages is cleared again for every image: 45,000 page faults per image of 512×1024 with the starter.
-    Without glibc nothing happens.
+    PyTorch allocates every activation anew. By default glibc maps and unmaps large allocations, so that the system
+    clears each of their pages again for every image. With the starter that causes 45,000 page faults per image of
+    512×1024 pixels. Without glibc this function does nothing.
     """
     if sys.platform != "linux":
         return
@@ -36,9 +39,9 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Give back what was freed so far and `keep_freed_memory` keeps, such as the memory that loading a model took.
+    """Return the freed memory that `keep_freed_memory` retains to the system, for example after loading a model.
 
-    Without glibc nothing happens.
+    Without glibc this function does nothing.
     """
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
         library.malloc_trim(0)

@@ -1,4 +1,4 @@
-"""The ONNX Runtime engine: an exported model on the CPU, CUDA or TensorRT. It does without PyTorch."""
+"""The ONNX Runtime engine, which runs an exported model on the CPU, CUDA or TensorRT without PyTorch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ except ModuleNotFoundError as error:
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pebal/tensorrt"
-"""Where TensorRT keeps what it took minutes to build."""
+"""Folder in which TensorRT caches its engines, which take minutes to build."""
 
 
 class OnnxEngine:
@@ -32,14 +32,16 @@ class OnnxEngine:
 
     Args:
         model: the file, or its content.
-        device: ``auto`` (CUDA where it works), ``cpu``, ``cuda``, ``tensorrt``, or one of these two with ``:N``.
-        precision: ``auto``, or what the model was exported with.
-        input_size: None, or what the model was exported with; (0, 0) = the image's own size.
-        smoothing: None, or what the model was exported with.
-        options: of the session, in place of `session_options`.
+        device: ``auto`` (CUDA if it works, else the CPU), ``cpu``, ``cuda``, ``tensorrt``, ``cuda:N`` or
+            ``tensorrt:N``.
+        precision: ``auto``, or the precision of the export.
+        input_size: None, or the (height, width) of the export; (0, 0) stands for the size of the image.
+        smoothing: None, or the smoothing of the export.
+        options: session options, in place of `session_options`.
 
     Raises:
-        PebalError: a damaged or foreign file, a device that cannot be had, or a setting that needs another export.
+        PebalError: the file is damaged or was not written by ``pebal export``, the device is unavailable, or a setting
+            needs another export.
     """
 
     name = "onnxruntime"
@@ -75,11 +77,11 @@ class OnnxEngine:
 
     @property
     def notes(self) -> list[str]:
-        """See `Engine`: what was asked for runs, or loading failed."""
+        """Always empty; see `Engine`. The requested device is in use, or loading has failed."""
         return []
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """See `Engine`; the stages are the way to the device, the whole graph, and the way back."""
+        """See `Engine`. The timed stages are the copy to the device, the whole graph, and the copy back."""
         started = time.perf_counter()
         binding = self.session.io_binding()
         pixels = onnxruntime.OrtValue.ortvalue_from_numpy(images, self._memory, self._index)
@@ -99,10 +101,10 @@ class OnnxEngine:
 
 
 def parse_device(name: str) -> tuple[str, int]:
-    """Kind and index of a device.
+    """Split the name of a device into kind and index.
 
     Raises:
-        PebalError: not the name of a device, or one that the installed package has not.
+        PebalError: the name is invalid, or the installed package does not support the device.
     """
     parts = re.fullmatch(r"(auto|cpu)|(cuda|tensorrt)(?::(\d+))?", name)
     if parts is None:
@@ -117,7 +119,7 @@ def parse_device(name: str) -> tuple[str, int]:
 
 
 def session_options() -> onnxruntime.SessionOptions:
-    """As many threads as the PyTorch engine takes, and nothing below errors in the log."""
+    """Session options with as many threads as the PyTorch engine uses, and a log of errors only."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0] or allotted_cores())
     options.log_severity_level = 3
@@ -125,13 +127,14 @@ def session_options() -> onnxruntime.SessionOptions:
 
 
 def read_metadata(model: Path | bytes, title: str) -> ModelInfo:
-    """What an exported model says of itself.
+    """Read the description that an exported model carries.
 
     Args:
-        title: the model in messages.
+        model: the file, or its content.
+        title: name of the model in messages.
 
     Raises:
-        PebalError: damaged, not written by ``pebal export``, or as `scan`.
+        PebalError: the model is damaged or was not written by ``pebal export``; also as for `scan`.
     """
     try:
         metadata = scan(model if isinstance(model, bytes) else model.read_bytes(), title).metadata
@@ -147,7 +150,7 @@ def _available() -> list[str]:
 
 
 def _providers(kind: str, index: int, model: Path | bytes, precision: str) -> list[tuple[str, dict[str, str]]]:
-    """The wanted execution provider and those to which it may leave single operations, with their options."""
+    """The execution provider and the fallbacks for single operations, each with its options."""
     cpu: tuple[str, dict[str, str]] = (PROVIDERS["cpu"], {})
     cuda = (PROVIDERS["cuda"], {"device_id": str(index)})
     if kind == "cpu":
@@ -155,7 +158,7 @@ def _providers(kind: str, index: int, model: Path | bytes, precision: str) -> li
     if kind == "cuda":
         return [cuda, cpu]
     content = model if isinstance(model, bytes) else model.read_bytes()
-    # ONNX Runtime itself puts the GPU's architecture and the shapes into the names of the files.
+    # ONNX Runtime adds the GPU's architecture and the shapes to the file names.
     folder = CACHE / f"{hashlib.sha256(content).hexdigest()[:16]}-{onnxruntime.__version__}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -178,7 +181,7 @@ def _open(
     model: Path | bytes, title: str, choice: list[tuple[str, dict[str, str]]], options: onnxruntime.SessionOptions
 ) -> onnxruntime.InferenceSession:
     if choice[0][0] != PROVIDERS["cpu"]:
-        onnxruntime.preload_dlls()  # CUDA and cuDNN where pip installed them
+        onnxruntime.preload_dlls()  # finds CUDA and cuDNN if pip installed them
     try:
         return onnxruntime.InferenceSession(
             model if isinstance(model, bytes) else str(model), options, providers=choice
@@ -189,7 +192,7 @@ def _open(
 
 
 def _check_ends(session: onnxruntime.InferenceSession, title: str) -> None:
-    """Refuse a graph that is none of ``pebal export``."""
+    """Refuse a graph whose inputs and outputs differ from those of ``pebal export``."""
     ends = [(end.name, end.type, len(end.shape)) for end in (*session.get_inputs(), *session.get_outputs())]
     if ends != [("images", "tensor(uint8)", 4), ("labels", "tensor(uint8)", 3), ("energy", "tensor(float)", 3)]:
         raise PebalError(
@@ -202,7 +205,7 @@ def _package() -> str:
 
 
 def _failure(kind: str) -> str:
-    """Why a provider that the package has is not in the session."""
+    """Explain why a provider that the package contains could not be started."""
     needed = f"CUDA {getattr(onnxruntime, 'cuda_version', '')}".strip() + " and cuDNN"
     if kind == "tensorrt":
         needed += " and TensorRT"
@@ -215,7 +218,7 @@ def _failure(kind: str) -> str:
 def _require(
     info: ModelInfo, title: str, precision: str, input_size: tuple[int, int] | None, smoothing: bool | None
 ) -> None:
-    """Refuse settings other than those that the graph was made with.
+    """Refuse settings that differ from those of the export.
 
     Raises:
         PebalError: another export is needed.

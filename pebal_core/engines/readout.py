@@ -1,7 +1,7 @@
-"""Labels and energy at the size of the image from logits at the network's own resolution.
+"""Computes labels and energy at the size of the image from logits at the network's own resolution.
 
-On the CPU, the K channels are upsampled band by band in buffers that stay in the processor's cache; on a GPU, in the
-registers of one kernel. So they never exist at full resolution as a whole.
+On the CPU, the K channels are upsampled band by band in buffers that stay in the processor's cache. On a GPU they are
+upsampled in the registers of one kernel. The K channels therefore never exist at full resolution as a whole.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ..scores import free_energy, gaussian_blur
 from .cuda import Function, Guarded
 
 BAND_VALUES = 1 << 19
-"""Values of one band, all channels: two megabytes. Smaller bands cost calls, larger ones leave the cache."""
+"""Values of one band over all channels (two megabytes). Smaller bands need more calls, larger ones leave the cache."""
 
 LOG2_E = math.log2(math.e)
 
 
 class Readout:
-    """Upsampling (bilinear, aligned corners), energy and argmax; reuses its buffers from call to call."""
+    """Upsamples logits (bilinear, aligned corners) and computes energy and argmax; reuses its buffers between calls."""
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
@@ -34,7 +34,7 @@ class Readout:
         self._blur: Function = lambda energy: (gaussian_blur(energy),)
 
     def use_kernels(self) -> None:
-        """On a GPU, let kernels that write no full-resolution logits do it, where they can be compiled."""
+        """On a GPU, use fused kernels that write no full-resolution logits, if they can be compiled."""
 
         def read(*arguments: Any) -> tuple[Tensor, ...]:
             from . import kernels
@@ -51,26 +51,26 @@ class Readout:
 
     @property
     def guarded(self) -> list[Guarded]:
-        """The kernels in use; each knows whether it gave up."""
+        """The kernels in use; the `reason` of each is set if it was switched off."""
         return [part for part in (self._on_device, self._blur) if isinstance(part, Guarded)]
 
     def smooth(self, energy: Tensor) -> Tensor:
-        """The 7×7 Gaussian (sigma 1, reflected borders) on energies N×H×W; OpenCV's where they are on the CPU."""
+        """Apply the 7×7 Gaussian (sigma 1, reflected borders) to energies N×H×W; on the CPU it uses OpenCV."""
         if energy.device.type != "cpu":
             (energy,) = self._blur(energy)
             return energy
         return torch.from_numpy(np.stack([smooth_array(image) for image in energy.numpy()]))
 
     def __call__(self, logits: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Read the answer for a batch.
+        """Compute labels and energies of a batch.
 
         Args:
             logits: N×(K+1)×h×w; the last channel is the abstention.
-            padded: size to upsample to.
-            size: part of it, from the upper left corner, that is wanted.
+            padded: (height, width) to upsample to.
+            size: (H, W) of the part to return, which starts at the upper left corner.
 
         Returns:
-            labels N×H×W uint8 and energies N×H×W float32 in nats, without the Gaussian.
+            Labels N×H×W uint8 and unsmoothed energies N×H×W float32 in nats.
         """
         height, width = size
         if logits.device.type != "cpu":
@@ -83,12 +83,13 @@ class Readout:
         return labels, energy
 
     def _read(self, logits: Tensor, padded: tuple[int, int], labels: Tensor, energy: Tensor) -> None:
-        """One image: logits K×h×w → labels and energy H×W.
+        """Compute labels and energy (H×W) of one image from its logits (K×h×w).
 
-        Widening comes first, on few rows; then every output row is a mixture of two rows. With m the highest logit,
-        f - m is exactly 0 there and negative elsewhere, so as an integer its sign bit tells the two apart, and the
-        highest of (bits of f - m) | (K - 1 - k) is K - 1 - label: a vectorised maximum in place of a slow argmax.
-        Logits are taken in units of log 2 because PyTorch's exp2 is three times as fast as its exp.
+        The columns are upsampled first, while there are few rows; then every output row is a mixture of two rows. Let m
+        be the highest logit. f - m is exactly 0 for the highest class and negative for the others, so its sign bit
+        tells the two apart when it is read as an integer. The maximum over k of (bits of f - m) | (K - 1 - k) therefore
+        equals K - 1 - label, and a vectorised maximum replaces a slow argmax. Logits are scaled to base 2 because
+        PyTorch's exp2 is three times as fast as its exp.
         """
         count, rows, _ = logits.shape
         height, width = labels.shape
@@ -124,11 +125,11 @@ class Readout:
 
 
 def read_plainly(logits: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The same by way of full-resolution logits; arguments and answer as of `Readout`."""
+    """Compute the same as `Readout` from full-resolution logits; arguments and results are those of `Readout`."""
     full = upsample(logits.float(), padded)[..., : size[0], : size[1]]
     return full[:, :-1].argmax(dim=1).to(torch.uint8), free_energy(full)
 
 
 def smooth_array(energy: np.ndarray) -> np.ndarray:
-    """The 7×7 Gaussian (sigma 1, reflected borders) on one energy map H×W."""
+    """Apply the 7×7 Gaussian (sigma 1, reflected borders) to one energy map H×W."""
     return cv2.GaussianBlur(energy, (7, 7), 1.0, borderType=cv2.BORDER_REFLECT_101)

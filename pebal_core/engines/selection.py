@@ -1,4 +1,4 @@
-"""Select the engine that runs a model: the one asked for or, with ``auto``, the faster of those that can run it."""
+"""Selects the engine that runs a model; ``auto`` picks the fastest one that can run it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ..model_file import ONNX, ModelInfo, file_sha256, load_model, read_info
 from . import Engine
 
 NOMINAL_SIZE = (512, 1024)
-"""Image on which engines are compared where the model has no size of its own."""
+"""(height, width) of the image on which engines are compared if the model has no input size."""
 TURNS = 3
 REST = 0.1
-"""Seconds between two turns: for a while, idle threads of ONNX Runtime spin and slow down what comes next."""
+"""Pause in seconds between two runs, because idle threads of ONNX Runtime keep spinning and slow down the next run."""
 
 
 class Settings(NamedTuple):
-    """What an engine is asked for; see `AnomalyDetector.load`."""
+    """Requested settings of an engine; see `AnomalyDetector.load`."""
 
     device: str
     precision: str
@@ -37,17 +37,17 @@ class Selected(NamedTuple):
     info: ModelInfo
     path: Path
     reason: str = ""
-    """Why this engine, where there was a choice."""
+    """Why this engine was chosen, if there was a choice."""
 
 
 def select(path: Path, engine: str, settings: Settings) -> Selected:
-    """The engine ``torch``, ``onnxruntime`` or ``auto``, with the model loaded.
+    """Load a model on the engine ``torch``, ``onnxruntime`` or ``auto``.
 
-    An .onnx file runs on ONNX Runtime alone. A .safetensors file runs on PyTorch, and on ONNX Runtime where the file
-    that was exported from it lies beside it under the same name.
+    An .onnx file runs only on ONNX Runtime. A .safetensors file runs on PyTorch, and also on ONNX Runtime if its export
+    is stored beside it under the same name.
 
     Raises:
-        PebalError: the model cannot run as asked for.
+        PebalError: the model cannot run with these settings.
     """
     if path.suffix == ONNX:
         if engine == "torch":
@@ -58,7 +58,7 @@ def select(path: Path, engine: str, settings: Settings) -> Selected:
     if engine == "torch" or not path.with_suffix(ONNX).is_file():
         return _on_torch(path, settings)
     one = _on_torch(path, settings)
-    try:  # speed is not bought with precision that nobody asked for
+    try:  # both run at the same precision, so that `auto` never trades precision for speed
         other = _on_onnx_runtime(exported(path), settings._replace(precision=one.engine.precision))
     except PebalError as error:
         return one._replace(reason=f"The engine is torch. {error}")
@@ -66,10 +66,10 @@ def select(path: Path, engine: str, settings: Settings) -> Selected:
 
 
 def exported(path: Path) -> Path:
-    """The ONNX model beside a .safetensors file that was made from it.
+    """Path of the ONNX model that was exported from a .safetensors file and is stored beside it.
 
     Raises:
-        PebalError: there is none, or it was made from another file.
+        PebalError: there is no such model, or it was exported from another file.
     """
     sibling = path.with_suffix(ONNX)
     if not sibling.is_file():
@@ -80,10 +80,10 @@ def exported(path: Path) -> Path:
 
 
 def model_info(path: Path) -> ModelInfo:
-    """What a model file of either kind says of itself, without reading weights.
+    """Read the description of a model file of either kind, without its weights.
 
     Raises:
-        PebalError: the file is truncated, or carries no metadata of ours.
+        PebalError: the file is truncated, or carries no metadata of this project.
     """
     if path.suffix != ONNX:
         return read_info(path)
@@ -93,7 +93,7 @@ def model_info(path: Path) -> ModelInfo:
 
 
 def faster(one: Selected, other: Selected) -> Selected:
-    """The one that takes less time for an image; both take turns."""
+    """Time both engines on an image, in turns, and return the faster one."""
     height, width = one.info.input_size or NOMINAL_SIZE
     image = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
     seconds: dict[str, list[float]] = {}

@@ -1,4 +1,4 @@
-"""The PyTorch engine: CPU or CUDA, BatchNorm folded, channels last, optional half precision."""
+"""The PyTorch engine, for the CPU or CUDA, with folded BatchNorm, channels last, and optional half precision."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ class TorchEngine(LogitsEngine):
     """Runs a `SegmentationNetwork`.
 
     Args:
-        network: taken over: folded, then moved to the device, the precision and channels-last order.
-        info: its normalisation is used.
-        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+        network: the network, which the engine takes over; it is folded and moved to the device, precision and
+            channels-last order.
+        info: description of the model, whose normalisation is used.
+        device: ``auto`` (CUDA if there is a GPU), ``cpu``, ``cuda`` or ``cuda:N``.
         precision: ``auto`` (fp16 on CUDA, fp32 on CPU), ``fp32``, ``fp16`` or ``bf16``.
-        input_size: (height, width) at which the network runs; None = the image's own size.
-        smoothing: whether the energy passes the 7×7 Gaussian.
-        accelerate: on CUDA, whether to use graphs, fused kernels for the readout, and pinned and overlapped copies;
-            what of it cannot be had on a machine is left out, as `notes` then say.
+        input_size: (height, width) at which the network runs; None keeps the size of the image.
+        smoothing: whether the energy is smoothed by the 7×7 Gaussian.
+        accelerate: on CUDA, whether to use graphs, fused kernels for the readout, and pinned, overlapped copies. Those
+            that are unavailable on a machine are switched off, and `notes` say so.
 
     Raises:
-        PebalError: a named device that is missing; there is no silent fallback.
+        PebalError: the named device is missing; there is no silent fallback.
     """
 
     name = "torch"
@@ -71,7 +72,7 @@ class TorchEngine(LogitsEngine):
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         for module in self.network.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.float()  # its input, a sum of many layers, may be
+                module.float()  # its input, a sum of many layers, may be fp32
         self.mean = 255 * torch.tensor(info.mean, device=self.device).view(1, 3, 1, 1)
         self.scale = 1 / (255 * torch.tensor(info.std, device=self.device).view(1, 3, 1, 1))
         self._pixels = torch.empty(0, device=self.device)
@@ -94,10 +95,10 @@ class TorchEngine(LogitsEngine):
 
     @torch.inference_mode()
     def start(self, images: np.ndarray) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
-        """Begin to answer images N×H×W×3 uint8 RGB; what is returned gives the answer when called.
+        """Start to process images N×H×W×3 uint8 RGB; the returned function waits for labels and energies.
 
-        On CUDA, the device computes in the meantime, so that whoever begins one batch before asking for the answer to
-        the one before keeps it busy. Elsewhere the answer is complete at once.
+        On CUDA the device computes in the meantime. A caller that starts a batch before it waits for the previous one
+        keeps the device busy. On the CPU the result is complete when this method returns.
         """
         if self._transfers is None:
             answer = super().__call__(images)
@@ -134,9 +135,9 @@ class TorchEngine(LogitsEngine):
         return (self.network.head(self.network.trunk(batch)),)
 
     def _preprocess(self, images: Tensor, input_size: tuple[int, int] | None) -> Tensor:
-        """N×H×W×3 uint8 → normalised and padded N×3×h×w; the bytes are already channels last.
+        """Normalise and pad images N×H×W×3 uint8 to N×3×h×w; the bytes are already channels last.
 
-        Shrinking is antialiased: small obstacles otherwise fall between the samples, and those that do not flicker.
+        Downscaling is antialiased, because small obstacles would otherwise fall between the samples or flicker.
         """
         pixels = images.permute(0, 3, 1, 2)
         if input_size is not None and tuple(pixels.shape[-2:]) != input_size:
@@ -152,17 +153,17 @@ class TorchEngine(LogitsEngine):
 
 
 def use_this_machine() -> None:
-    """Settings of the whole process by which inference gains: kept memory, and a core for each thread."""
+    """Set up the whole process for fast inference: keep freed memory, and use one thread per available core."""
     keep_freed_memory()
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), allotted_cores()))
 
 
 def find_device(name: str) -> torch.device:
-    """The device of this name.
+    """Find the device of this name.
 
     Raises:
-        PebalError: it is not there; the message says what is.
+        PebalError: the device does not exist; the message lists the alternatives.
     """
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")

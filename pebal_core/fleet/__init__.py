@@ -1,1 +1,1 @@
-"""Many recordings: which moments of them are worth looking at."""
+"""Finds the moments in many recordings that are worth looking at."""

@@ -1,7 +1,7 @@
-"""Tasks done in this process, or by Ray on the workers of one machine or many: the same results either way.
+"""Runs tasks in this process or, with Ray, on workers on one or more machines, with the same results.
 
-Each worker is a process that loads what it needs once (a model, on a GPU of its own or on a stated number of cores)
-and then takes one task after the other. A worker that dies is replaced, and its task is tried again.
+Each worker is a process that loads a model once, on its own GPU or on a given number of cores, and then processes one
+task after the other. A worker that dies is replaced, and its task is tried again.
 """
 
 from __future__ import annotations
@@ -18,27 +18,28 @@ from typing import Any, Protocol, TypeVar
 from ..errors import PebalError
 
 ATTEMPTS = 3
-"""Workers that a task may cost before it is given up."""
+"""Number of workers that may die over a task before the task is given up."""
 HERE = "local"
+"""Address for starting a cluster on this machine."""
 CONNECTING = 10.0
-"""Seconds that the head of a cluster has to answer."""
+"""Seconds to wait for the head of a cluster to respond."""
 
 T = TypeVar("T")
 Load = Callable[[], Callable[[Any], Any]]
-"""Makes, in the worker, the function that does a task. It is pickled, so it is a `functools.partial` of a class or a
-function of this package, with absolute paths."""
+"""Function that a worker calls to make the function that processes a task. It is pickled, so it must be a
+`functools.partial` of a class or function of this package, with absolute paths."""
 
 
 Done = tuple[T, Any, PebalError | None]
-"""A task, what came of it, and why it failed."""
+"""A task, its result, and the error if it failed."""
 
 
 class LostError(PebalError):
-    """The fault of one task: workers died over it, or it raised what nobody expects."""
+    """Failure of one task, because workers died over it or it raised an unexpected exception."""
 
 
 class Workers(Protocol):
-    """Who does the tasks.
+    """The processes that run the tasks.
 
     Example::
 
@@ -49,18 +50,18 @@ class Workers(Protocol):
 
     @property
     def count(self) -> int:
-        """Processes that take tasks."""
+        """Number of processes that run tasks."""
 
     def results(self, tasks: Iterable[T], ahead: int | None = None) -> Iterator[Done[T]]:
-        """Each task, what came of it, and why it failed: the `PebalError` that it raised, or a `LostError`.
+        """Yield each task with its result, or with the `PebalError` that it raised or a `LostError`.
 
         Args:
-            tasks: drawn as workers become free; ``str(task)`` is its name in sentences.
-            ahead: None: in the order in which they are done. A number: in their own order, and no more than this many
-                are drawn before the earliest is done, so that memory stays bounded.
+            tasks: the tasks, which are drawn as workers become free; ``str(task)`` names the task in messages.
+            ahead: None yields the results in the order in which they are completed. A number yields them in the order
+                of the tasks, and draws at most this many before the earliest is completed, to bound the memory.
 
         Raises:
-            PebalError: no worker is left that could load.
+            PebalError: no worker could be loaded.
         """
 
 
@@ -69,8 +70,9 @@ class Cluster:
     """A Ray cluster.
 
     Args:
-        address: of a running cluster, as Ray takes it; `HERE`: one is started on this machine, and ends with the work.
-        cores: per worker, where the cluster has no GPU.
+        address: address of a running cluster in Ray's notation; `HERE` starts one on this machine for the duration of
+            the work.
+        cores: CPU cores per worker if the cluster has no GPU.
     """
 
     address: str
@@ -79,16 +81,16 @@ class Cluster:
 
 @contextmanager
 def open_workers(cluster: Cluster | None, load: Load, most: int) -> Iterator[Workers]:
-    """Workers for as long as the context lasts.
+    """Start workers that live as long as the context.
 
     Args:
-        cluster: None: this process does everything itself.
-        load: called once by each worker.
-        most: workers that there is work for.
+        cluster: the cluster; None runs everything in this process.
+        load: function that each worker calls once.
+        most: largest useful number of workers.
 
     Raises:
-        PebalError: Ray is not installed, the cluster cannot be reached, or it has no room for a worker; without a
-            cluster: whatever `load` raises.
+        PebalError: Ray is not installed, the cluster cannot be reached, or it has no resources for a worker. Without a
+            cluster, anything that `load` raises.
     """
     if cluster is None:
         yield _ThisProcess(load())
@@ -98,7 +100,7 @@ def open_workers(cluster: Cluster | None, load: Load, most: int) -> Iterator[Wor
         import ray
     except ModuleNotFoundError as error:
         raise PebalError("--ray needs the package ray: pip install 'pebal_ros[ray]'.") from error
-    # Ray's sockets lie in it, and their paths must be short, whatever the usual temporary folder is.
+    # Ray puts its sockets into this folder, and their paths must be short, so the usual temporary folder is not used.
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         _connect(ray, cluster.address, folder)
         try:
@@ -109,7 +111,7 @@ def open_workers(cluster: Cluster | None, load: Load, most: int) -> Iterator[Wor
 
 def _connect(ray: Any, address: str, folder: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdecimal():  # Ray itself would try for minutes
+    if host and port.isdecimal():  # checked first because Ray itself would try for minutes
         try:
             socket.create_connection((host, int(port)), CONNECTING).close()
         except (OSError, OverflowError) as error:
@@ -122,7 +124,7 @@ def _connect(ray: Any, address: str, folder: str) -> None:
         options |= {"include_dashboard": False, "_temp_dir": folder}
     try:
         ray.init(address=address, **options)
-    except Exception as error:  # Ray has no common base for what goes wrong
+    except Exception as error:  # Ray's exceptions have no common base
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise PebalError(f"The Ray cluster {address} cannot be reached: {reason}") from error
 
@@ -139,7 +141,7 @@ def _start(ray: Any, cluster: Cluster, load: Load, most: int) -> _RayWorkers:
 
 
 class _ThisProcess:
-    """Does the tasks one after the other, as they are asked for."""
+    """Runs the tasks one after the other in this process, as their results are requested."""
 
     count = 1
 
@@ -164,7 +166,7 @@ class _Worker:
         self._work: Callable[[Any], Any] = _not_loaded
 
     def load(self) -> None:
-        """Apart from the constructor, so that what it raises arrives as it is."""
+        """Load the model; this is separate from the constructor so that Ray passes on its exceptions unchanged."""
         self._work = self._load()
 
     def do(self, task: Any) -> Any:
@@ -176,20 +178,20 @@ def _not_loaded(task: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class _Try:
+class _Attempt:
     number: int
     task: Any
     attempt: int
 
 
 class _RayWorkers:
-    """Actors of which each does one task at a time, or two in turn where the order of the results is kept."""
+    """Ray actors, each of which has one task at a time, or two if the results are yielded in the order of the tasks."""
 
     def __init__(self, ray: Any, make: Callable[[], Any], count: int) -> None:
         self.count = count
         self._ray, self._make = ray, make
         self._busy: dict[Any, int] = {}
-        """Tasks that each loaded worker has."""
+        """Number of tasks of each loaded worker."""
         self._loading: dict[Any, Any] = {}
         self._refusal = "no worker could be started"
         for _ in range(count):
@@ -197,8 +199,8 @@ class _RayWorkers:
 
     def results(self, tasks: Iterable[T], ahead: int | None = None) -> Iterator[Done[T]]:
         source = enumerate(tasks)
-        again: deque[_Try] = deque()
-        running: dict[Any, tuple[Any, _Try]] = {}
+        again: deque[_Attempt] = deque()
+        running: dict[Any, tuple[Any, _Attempt]] = {}
         done: dict[int, Done[T]] = {}
         first, drawn, exhausted = 0, 0, False
         while True:
@@ -211,7 +213,7 @@ class _RayWorkers:
                     exhausted = True
                     break
                 else:
-                    begun, drawn = _Try(*following, 1), drawn + 1
+                    begun, drawn = _Attempt(*following, 1), drawn + 1
                 running[worker.do.remote(begun.task)] = worker, begun
                 self._busy[worker] += 1
             if exhausted and not running and not again:
@@ -220,12 +222,12 @@ class _RayWorkers:
                 raise PebalError(f"No worker is left: {self._refusal}")
             (reference,), _ = self._ray.wait([*running, *self._loading], num_returns=1)
             if reference in self._loading:
-                self._welcome(reference)
+                self._finish_loading(reference)
                 continue
             worker, begun = running.pop(reference)
             outcome = self._outcome(reference, worker, begun)
             if outcome is None:
-                again.append(_Try(begun.number, begun.task, begun.attempt + 1))
+                again.append(_Attempt(begun.number, begun.task, begun.attempt + 1))
             elif ahead is None:
                 yield begun.task, *outcome
             else:
@@ -234,13 +236,13 @@ class _RayWorkers:
                     yield done.pop(first)
                     first += 1
 
-    def _outcome(self, reference: Any, worker: Any, begun: _Try) -> tuple[Any, PebalError | None] | None:
-        """What a task gave, and why it failed; None where it is to be tried again."""
+    def _outcome(self, reference: Any, worker: Any, begun: _Attempt) -> tuple[Any, PebalError | None] | None:
+        """The result of a task and its error; None if the task is to be tried again."""
         errors = self._ray.exceptions
         try:
             result, error = self._ray.get(reference), None
-        except errors.RayActorError:  # killed, out of memory, or a library that took the process down
-            if self._busy.pop(worker, None) is not None:  # else another task of this worker told so before
+        except errors.RayActorError:  # killed, out of memory, or crashed in a library
+            if self._busy.pop(worker, None) is not None:  # else another task of this worker has already reported it
                 self._add()
             if begun.attempt < ATTEMPTS:
                 return None
@@ -248,7 +250,7 @@ class _RayWorkers:
         except errors.RayTaskError as raised:
             expected, cause = isinstance(raised.cause, PebalError), raised.cause
             result, error = None, cause if expected else LostError(f"{begun.task} could not be looked at: {cause!r}.")
-        if worker in self._busy:  # else it died over its other task
+        if worker in self._busy:  # else the worker died over its other task
             self._busy[worker] -= 1
         return result, error
 
@@ -256,8 +258,8 @@ class _RayWorkers:
         worker = self._make()
         self._loading[worker.load.remote()] = worker
 
-    def _welcome(self, reference: Any) -> None:
-        """Take in a worker that has loaded, or note why it could not."""
+    def _finish_loading(self, reference: Any) -> None:
+        """Register a worker that has loaded, or record why it could not."""
         worker, errors = self._loading.pop(reference), self._ray.exceptions
         try:
             self._ray.get(reference)
@@ -268,6 +270,6 @@ class _RayWorkers:
             self._refusal = next(iter(str(error).splitlines()), "it died while it loaded")
 
     def _free(self, depth: int) -> Any | None:
-        """The worker with the fewest tasks, if it can take another."""
+        """The worker with the fewest tasks, if it has fewer than `depth`."""
         worker = min(self._busy, key=self._busy.__getitem__, default=None)
         return worker if worker is not None and self._busy[worker] < depth else None

@@ -1,4 +1,4 @@
-"""Moments of a source: frames joined into events, and the most telling frame of each."""
+"""Groups the frames of a source into events and selects the most relevant frame of each as its moment."""
 
 from __future__ import annotations
 
@@ -15,56 +15,57 @@ from ..footage import Frame
 from ..outputs import Products
 
 GAP = 1.0
-"""Seconds between two alarming frames up to which they are one event."""
+"""Alarming frames belong to one event if at most this many seconds lie between them."""
 LONGEST = 20.0
-"""Seconds after which another event begins, unless an object goes on that the event began with."""
+"""Seconds after which a new event begins, unless an object of the event is still visible."""
 QUANTILE = 0.999
-"""Of the energies of a frame without a confirmed object: what the frame is ranked by."""
+"""Quantile of the energies by which a frame without a confirmed object is ranked."""
 STEP = 4
-"""Every so many pixels count for it, along both axes."""
+"""Stride in pixels, along both axes, with which energies are sampled for the quantile."""
 LOOK_SIDE = 16
 """Bits of `look` along one side."""
 SAME_LOOK = 0.1
-"""Share of differing bits up to which two pictures look the same. Of a video of a highway, neighbouring frames differ
+"""Two images look the same if at most this share of bits differs. In a video of a highway, neighbouring frames differ
 in 8 % (median) and frames a second apart in 21 %."""
 SAME_PLACE = 0.3
-"""Intersection over union from which two boxes are in one place."""
+"""Two boxes are in the same place from this intersection over union on."""
 JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True)
 class Moment:
-    """The most telling frame of an event."""
+    """The most relevant frame of an event."""
 
     source: str
     topic: str
-    """Of a recording; else empty."""
+    """Image topic of a recording; empty for other sources."""
     name: str
-    """Of the frame within its source."""
+    """Name of the frame within its source."""
     seconds: float
-    """Of the frame since the source's first."""
+    """Time of the frame since the first frame of the source."""
     time_ns: int
-    """When it was taken, in nanoseconds since the epoch; 0: not known."""
+    """Time stamp in nanoseconds since the epoch; 0 if unknown."""
     first: float
+    """Start of the event in seconds."""
     last: float
-    """Seconds at which the event begins and ends."""
+    """End of the event in seconds."""
     energy: float
-    """Nats: the highest mean energy of a confirmed object, else the `QUANTILE` of the frame."""
+    """Highest mean energy of a confirmed object, otherwise the `QUANTILE` of the frame, in nats."""
     objects: tuple[dict[str, Any], ...]
     """Confirmed objects, as in ``objects.jsonl``."""
     look: str
     """Difference hash of the frame, hexadecimal."""
     object_look: str
-    """That of its strongest object; empty: there is none."""
+    """Difference hash of the object with the highest energy; empty if there is no object."""
 
     @property
     def rank(self) -> tuple[bool, float]:
-        """Confirmed objects come first, then the energy decides."""
+        """Sort key that puts moments with confirmed objects first and then ranks by energy."""
         return bool(self.objects), self.energy
 
     @property
     def distance(self) -> float | None:
-        """Metres to the nearest confirmed object, where it is known."""
+        """Metres to the nearest confirmed object; None if unknown."""
         return min((one["distance_m"] for one in self.objects if one["distance_m"] is not None), default=None)
 
     def as_json(self) -> dict[str, Any]:
@@ -77,7 +78,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Kept:
-    """A moment with its pictures as JPEG."""
+    """A moment with its images as JPEG."""
 
     moment: Moment
     image: bytes
@@ -85,25 +86,35 @@ class Kept:
 
 
 class EventFinder:
-    """Joins the frames of one source into events and keeps the best of them.
+    """Groups the frames of one source into events and keeps the best of them.
 
-    Frames with a confirmed object belong to one event while an object goes on, or while at most `GAP` seconds lie
-    between them. Frames without one are grouped likewise where their highest energies reach the threshold; once an
-    object is confirmed, the last of them belong to its event.
+    Frames with a confirmed object belong to one event while an object persists, or while at most `GAP` seconds lie
+    between them. Frames without an object are grouped in the same way if their highest energies reach the threshold.
+    Once an object is confirmed, the last of these frames belong to its event.
 
     Args:
-        top: events that are kept.
-        threshold: nats; None: every frame may be of interest.
+        source: name of the source.
+        top: number of events to keep.
+        threshold: in nats; None treats every frame as alarming.
     """
 
     def __init__(self, source: str, top: int, threshold: float | None) -> None:
         self._source, self._top, self._threshold = source, top, threshold
         self._open: _Event | None = None
         self._best: list[tuple[tuple[bool, float], int, Kept]] = []
-        self._numbers = itertools.count(0, -1)  # of two events of one rank, the earlier stays
+        self._numbers = itertools.count(0, -1)  # of two events with the same rank, the earlier one is kept
 
     def add(self, frame: Frame, products: Products, ignored: np.ndarray | None) -> float:
-        """Take up the next frame; returns the `QUANTILE` of its energies in nats."""
+        """Add the next frame.
+
+        Args:
+            frame: the frame.
+            products: the detector's results.
+            ignored: H×W uint8, nonzero where energies do not count; None if all count.
+
+        Returns:
+            The `QUANTILE` of the frame's energies in nats.
+        """
         ids = {found.id for found, _ in products.sighting.confirmed}
         energy = _frame_energy(products, ignored)
         alarming = bool(ids) or self._threshold is None or energy >= self._threshold
@@ -118,7 +129,7 @@ class EventFinder:
         return energy
 
     def finish(self) -> list[Kept]:
-        """The events, the most telling first."""
+        """The best events, in descending rank."""
         self._close()
         return [kept for _, _, kept in sorted(self._best, key=lambda entry: entry[:2], reverse=True)]
 
@@ -142,9 +153,9 @@ class _Event:
         self.best: tuple[Frame, Products] | None = None
 
     def takes(self, seconds: float, ids: set[int]) -> bool:
-        """Whether a frame still belongs to this event: one without an alarm does until the gap is over."""
+        """Whether a frame still belongs to this event; frames without an alarm do until the gap is over."""
         if seconds < self.first:
-            return False  # the clock was set back
+            return False  # the clock jumped back
         if ids & self.ids:
             return True
         return seconds - self.last <= GAP and seconds - self.first <= LONGEST
@@ -186,7 +197,11 @@ class _Event:
 
 
 def select(moments: Sequence[Moment], top: int) -> tuple[list[Moment], int]:
-    """The highest ranked moments that do not look alike, and the number of near-duplicates left out on the way."""
+    """Select the `top` highest-ranked moments that do not look alike.
+
+    Returns:
+        The moments, and the number of near-duplicates that were skipped.
+    """
     chosen: list[Moment] = []
     left_out = 0
     for moment in sorted(moments, key=lambda one: one.rank, reverse=True):
@@ -200,7 +215,7 @@ def select(moments: Sequence[Moment], top: int) -> tuple[list[Moment], int]:
 
 
 def _alike(one: Moment, other: Moment) -> bool:
-    """Whether the frames look the same, and their strongest objects lie in one place and look the same as well."""
+    """Whether two frames look the same and their strongest objects look the same and are in the same place."""
     if bool(one.object_look) != bool(other.object_look) or _differing(one.look, other.look) > SAME_LOOK:
         return False
     if not one.object_look:
@@ -219,7 +234,10 @@ def _overlap(one: Sequence[int], other: Sequence[int]) -> float:
 
 
 def difference_hash(image: np.ndarray) -> str:
-    """Whether each of `LOOK_SIDE`² places is brighter than the one to its right, hexadecimal."""
+    """Hexadecimal hash of an image (H×W×3 uint8 RGB).
+
+    Each bit says whether one of `LOOK_SIDE`² cells is brighter than its right neighbour.
+    """
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     small = cv2.resize(gray, (LOOK_SIDE + 1, LOOK_SIDE), interpolation=cv2.INTER_AREA).astype(np.int16)
     return np.packbits(small[:, :-1] > small[:, 1:]).tobytes().hex()

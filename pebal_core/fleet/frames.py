@@ -1,4 +1,4 @@
-"""Frames through the network in batches, in this process or on workers, with the answers in the order of the frames."""
+"""Runs the network on frames in batches, in this process or on workers, and returns results in the order of frames."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ..footage import Frame
 from .cluster import Workers
 
 AHEAD = 3
-"""Batches for each worker that are decoded before the earliest is answered."""
+"""Number of batches per worker that are decoded before the earliest is completed."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What is sent to a worker.
+    """Images that are sent to a worker together.
 
     Args:
-        name: of the first frame.
-        images: H×W×3 uint8 RGB each, of one size.
+        name: name of the first frame.
+        images: H×W×3 uint8 RGB each, all of one size.
     """
 
     name: str
@@ -44,19 +44,19 @@ class Network:
 
 
 def answers(detector: AnomalyDetector, images: list[np.ndarray]) -> list[Result]:
-    """Labels and energy of images of one size."""
+    """Run the detector on images of one size."""
     return [detector(images[0])] if len(images) == 1 else detector(images)
 
 
 def batches(frames: Iterator[Frame], size: int) -> Iterator[list[Frame]]:
-    """Frames of one size in groups of at most `size`, in their order."""
+    """Group consecutive frames of equal size into batches of at most `size` frames."""
     batch: list[Frame] = []
     for frame in frames:
         batch.append(frame)
         if len(batch) > 1 and frame.image.shape != batch[0].image.shape:
             yield batch[:-1]
             batch = [frame]
-        if len(batch) == size:  # at once: the next frame of a camera may take its time
+        if len(batch) == size:  # yields without waiting for the next frame of a camera
             yield batch
             batch = []
     if batch:
@@ -64,16 +64,17 @@ def batches(frames: Iterator[Frame], size: int) -> Iterator[list[Frame]]:
 
 
 def answered(frames: Iterator[Frame], workers: Workers, size: int) -> Iterator[tuple[Frame, Result]]:
-    """Each frame with its answer, in their order.
+    """Yield each frame with its result, in the order of the frames.
 
-    Where reading the frames fails, those before it are answered first.
+    If reading the frames fails, the results of the frames read so far are yielded first.
 
     Args:
-        workers: whose function is a `Network`.
-        size: of a batch.
+        frames: the frames.
+        workers: workers whose function is a `Network`.
+        size: number of frames in a batch.
 
     Raises:
-        PebalError: as the frames do, or a batch cannot be answered.
+        PebalError: reading the frames fails, or a batch cannot be processed.
     """
     waiting: deque[list[Frame]] = deque()
     failures: list[Exception] = []

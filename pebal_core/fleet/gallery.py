@@ -1,4 +1,4 @@
-"""What a triage leaves behind: the page, the table, the frames and the clips of the chosen moments."""
+"""Writes the results of a triage: the page, the table, and the frames and clips of the chosen moments."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from ..render import VideoWriter
 from .events import Moment
 
 MARGIN = 2.0
-"""Seconds that a clip shows before and after its event."""
+"""Seconds of footage in a clip before and after its event."""
 CLIP_LONGEST = 20.0
+"""Longest event in a clip, in seconds."""
 CLIP_WIDTH, PAGE_WIDTH = 1280, 960
-"""Pixels to which wider pictures are reduced."""
+"""Width in pixels to which wider images are scaled down in clips and on the page."""
 COLUMNS = (
     "rank", "source", "topic", "frame", "seconds", "utc", "first", "last", "energy", "objects", "distance_m", "image",
     "clip",
@@ -34,14 +35,14 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Chosen:
-    """A moment of the gallery."""
+    """A moment that was chosen for the gallery."""
 
     rank: int
     moment: Moment
     stored: Path
-    """Its image; the overlay lies beside it."""
+    """File of its image; the overlay is stored beside it."""
     label: str
-    """Of its own among all moments; names its files."""
+    """Unique label, by which its files are named."""
 
     @property
     def overlay(self) -> Path:
@@ -54,7 +55,7 @@ class Chosen:
 
     @property
     def utc(self) -> str:
-        """When the frame was taken, where the source says it."""
+        """Time at which the frame was taken, in ISO 8601; empty if the source does not store it."""
         if not self.moment.time_ns:
             return ""
         return datetime.fromtimestamp(self.moment.time_ns * 1e-9, timezone.utc).isoformat(timespec="milliseconds")
@@ -67,12 +68,18 @@ class Chosen:
 
 
 def write_gallery(out: Path, chosen: Sequence[Chosen], figures: dict[str, str], failures: Sequence[str]) -> None:
-    """The page ``index.html``, which needs no other file, ``moments.csv``, ``frames/`` and ``clips/``.
+    """Write the self-contained page ``index.html``, ``moments.csv``, ``frames/`` and ``clips/``.
 
-    Files of moments that are not chosen any longer are removed; clips that are there are not cut again.
+    Files of moments that are no longer chosen are removed. Existing clips are not cut again.
+
+    Args:
+        out: folder to write to.
+        chosen: the moments, by rank.
+        figures: figures for the page, by name.
+        failures: sentences about sources that could not be read.
 
     Raises:
-        PebalError: something cannot be written.
+        PebalError: a file cannot be written.
     """
     try:
         _copy_frames(out / "frames", chosen)
@@ -134,7 +141,7 @@ def _keep(folder: Path, names: set[str]) -> None:
 
 
 def _cut_clip(moment: Moment, path: Path) -> None:
-    """The camera's images around an event as VP8, which every browser plays."""
+    """Write the camera's images around an event as VP8 video, which every browser can play."""
     source = FrameSource(moment.source, moment.topic)
     begin = max(moment.first, moment.seconds - CLIP_LONGEST / 2) - MARGIN
     end = min(moment.last, moment.seconds + CLIP_LONGEST / 2) + MARGIN
@@ -156,7 +163,7 @@ def _reduced(image: np.ndarray, width: int) -> np.ndarray:
 
 
 def _embedded(path: Path) -> str:
-    """A picture as an address that holds it."""
+    """Encode an image as a data URL."""
     image = read_pixels(path, cv2.IMREAD_COLOR)
     if image is None:
         raise PebalError(f"{path} is damaged: remove its folder, and run the triage again.")

@@ -1,4 +1,4 @@
-"""One source of a triage: its moments in a folder of their own, which appears whole or not at all."""
+"""Scans one source of a triage and writes its moments to a folder, which appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from ..data.scenes import IMAGE_SUFFIXES
 from ..detector import AnomalyDetector
 from ..errors import CutShortError, PebalError
+from ..files import user_path
 from ..footage import Frame, FrameSource, is_recording
 from ..footage.bags import METADATA
 from ..model_file import MODELS_FOLDER, resolve_model
@@ -22,21 +23,23 @@ from .frames import answers, batches
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg")
 SERIES = "series.csv"
-"""Energy and number of confirmed objects of every frame that was looked at."""
+"""File with the energy and the number of confirmed objects of every processed frame."""
 VERSION = 1
-"""Of what a scan stores; another one is computed anew."""
+"""Version of the stored results; results of another version are computed again."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of every source."""
+    """Settings of a scan, the same for every source."""
 
     top: int
-    """Moments that are kept of each source."""
+    """Number of moments to keep per source."""
     topic: str
+    """Name or type of the image topic in recordings; empty for the only one."""
     rate: float
-    """Frames per second that are looked at; 0: all."""
+    """Frames per second to process; 0 processes all."""
     batch: int
+    """Frames that go through the network at once."""
     objects: ObjectOptions
 
 
@@ -54,7 +57,7 @@ class ModelChoice:
         return AnomalyDetector.load(self.model, self.engine, self.device, self.precision, self.input_size)
 
     def everywhere(self) -> ModelChoice:
-        """The same for workers with another current folder; a shipped model keeps its bare name.
+        """The same choice for workers with another working directory; a shipped model keeps its name.
 
         Raises:
             PebalError: there is no such model.
@@ -75,16 +78,16 @@ class Job:
 
 
 def expand(paths: list[str]) -> list[str]:
-    """Absolute paths of the sources that paths stand for, each once.
+    """Absolute paths of the sources that the given paths stand for, without duplicates.
 
-    A folder that is no recording and holds no images stands for what lies in it.
+    A folder that is no recording and holds no images stands for the sources inside it.
 
     Raises:
-        PebalError: a folder without any source.
+        PebalError: a folder holds no source, or a path is invalid.
     """
     found: list[str] = []
     for given in paths:
-        path = Path(given).expanduser()
+        path = user_path(given)
         within = _within(path.absolute()) if path.is_dir() else [str(path.absolute())]
         if not within:
             raise PebalError(f"The folder {path} holds neither recordings nor videos nor images.")
@@ -108,8 +111,8 @@ def _within(folder: Path) -> list[str]:
 
 
 def key(source: str, request: Request, model_sha256: str) -> str:
-    """Name of the source's folder: another file, model or setting has another."""
-    path = Path(source).expanduser()
+    """Name of the folder for a source's results, which is different for other files, models and settings."""
+    path = user_path(source)
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
     identity = json.dumps([VERSION, str(path.resolve()), stats, asdict(request), model_sha256], sort_keys=True)
@@ -119,13 +122,16 @@ def key(source: str, request: Request, model_sha256: str) -> str:
 def scan(
     source: str, folder: Path, request: Request, detector: AnomalyDetector, advance: Callable[[int], None]
 ) -> None:
-    """Look at every frame of a source and write its moments to a folder.
+    """Process every frame of a source and write its moments to a folder.
 
-    Of a source that ends early, what came before counts, and the folder says so.
+    If a source ends early, its frames up to that point count, and the folder records the problem.
 
     Args:
-        folder: does not exist yet; it appears with everything in it.
-        advance: called with the number of frames done.
+        source: path of the source.
+        folder: folder for the results, which must not exist yet; it appears with its complete content.
+        request: the settings.
+        detector: the detector.
+        advance: function that is called with the number of frames processed.
 
     Raises:
         PebalError: the source cannot be read, or the disk is full.
@@ -134,8 +140,8 @@ def scan(
     read = ObjectReader(request.objects, detector.info, footage)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
-        for left in folder.parent.glob(f".{folder.name}.*.part"):  # by a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in folder.parent.glob(f".{folder.name}.*.part"):  # of a process that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         part.mkdir(parents=True)
         finder = EventFinder(source, request.top, read.settings.threshold)
         problems: list[str] = []
@@ -169,6 +175,8 @@ class Scanner:
     """Scans sources with one model.
 
     Args:
+        request: the settings.
+        choice: the model.
         advance: as for `scan`.
 
     Raises:
@@ -179,25 +187,29 @@ class Scanner:
         self._request, self._detector, self._advance = request, choice.load(), advance
 
     def __call__(self, job: Job) -> None:
-        """Scan a source, unless a worker that died afterwards had done it.
+        """Scan a source, unless its results exist, as when a worker died after the scan.
 
         Raises:
-            PebalError: as `scan`.
+            PebalError: as for `scan`.
         """
         if not job.folder.is_dir():
             scan(job.source, job.folder, self._request, self._detector, self._advance)
 
 
 def stored(folder: Path) -> tuple[list[tuple[Moment, Path]], list[str]]:
-    """What a scan wrote: moments with the path of the image of each, beside which ``NAME_overlay.jpg`` lies, and
-    sentences on what of the source could not be read."""
+    """Read the results of a scan.
+
+    Returns:
+        The moments, each with the path of its image (beside which ``NAME_overlay.jpg`` is stored), and sentences about
+        parts of the source that could not be read.
+    """
     content = json.loads((folder / "moments.json").read_text())
     moments = [Moment.from_json(values) for values in content["moments"]]
     return [(moment, folder / f"{number:04d}.jpg") for number, moment in enumerate(moments)], content["problems"]
 
 
 def _until_cut(frames: Iterator[Frame], problems: list[str]) -> Iterator[Frame]:
-    """The frames of a source; where it ends early, the sentence on it is added to the problems."""
+    """Yield the frames of a source; if it ends early, the error message is added to the problems."""
     try:
         yield from frames
     except CutShortError as error:
@@ -205,12 +217,12 @@ def _until_cut(frames: Iterator[Frame], problems: list[str]) -> Iterator[Frame]:
 
 
 def _thinned(footage: FrameSource, rate: float) -> Iterator[Frame]:
-    """Frames at the given rate at most; 0: all."""
+    """Yield frames at no more than the given rate in hertz; 0 yields all."""
     due = 0.0
     last = 0.0
     for frame in footage:
         if frame.seconds < last:
-            due = frame.seconds  # the clock was set back
+            due = frame.seconds  # the clock jumped back
         last = frame.seconds
         if not rate or frame.seconds >= due - 1e-9:
             due = max(due + 1 / rate, frame.seconds) if rate else 0.0

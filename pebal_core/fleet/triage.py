@@ -1,4 +1,4 @@
-"""Triage: every source scanned, the best moments of all of them chosen, and the gallery written."""
+"""Scans every source of a triage, chooses the best moments of all, and writes the gallery."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .scan import Job, ModelChoice, Request, Scanner, expand, key, stored
 from .viewer import write_rrd
 
 SCANS = "sources"
-"""Folder of the results per source."""
+"""Folder for the results of each source."""
 
 
 def triage(
@@ -30,11 +30,19 @@ def triage(
     cluster: Cluster | None = None,
     rrd: Path | None = None,
 ) -> int:
-    """Scan what was not scanned before, and write the gallery; returns the number of problems with sources.
+    """Scan the sources that have no results yet, and write the gallery.
 
     Args:
-        cluster: where the sources are scanned; None: in this process, one after the other.
-        rrd: a recording of Rerun to be written as well.
+        sources: recordings, videos, folders of images, or folders of any of these.
+        out: folder to write to.
+        request: the settings of the scans.
+        choice: the model.
+        top: number of moments to show.
+        cluster: cluster on which the sources are scanned; None scans them in this process, one after the other.
+        rrd: file for a Rerun recording, if one is wanted.
+
+    Returns:
+        The number of problems with sources.
 
     Raises:
         PebalError: there is no source, or the results cannot be written.
@@ -48,9 +56,9 @@ def triage(
         entries: list[tuple[Moment, Path]] = []
         failures: list[str] = []
         for source, folder in folders.items():
-            moments, said = ([], [problems[source]]) if source in problems else stored(folder)
+            moments, reported = ([], [problems[source]]) if source in problems else stored(folder)
             entries += moments
-            failures += said
+            failures += reported
         for failure in failures:
             print(f"pebal triage: {failure}", file=sys.stderr)
         paths = {id(moment): path for moment, path in entries}
@@ -74,7 +82,7 @@ def triage(
 def _scan_missing(
     folders: Mapping[str, Path], request: Request, choice: ModelChoice, cluster: Cluster | None
 ) -> dict[str, str]:
-    """Scan the sources whose folders are not there yet; returns why some failed, by source."""
+    """Scan the sources whose folders do not exist yet; returns the error messages by source."""
     missing = [Job(source, folder) for source, folder in folders.items() if not folder.is_dir()]
     problems: dict[str, str] = {}
     if not missing:
@@ -83,7 +91,7 @@ def _scan_missing(
     with Progress(*columns) as progress:
         overall = progress.add_task("sources", total=len(folders), completed=len(folders) - len(missing))
         load = partial(Scanner, request, choice.everywhere())
-        if cluster is None:  # within a source, progress shows only in this process
+        if cluster is None:  # the progress within a source is known only in this process
             frames = progress.add_task("frames", total=None)
             load = partial(load, lambda count: progress.advance(frames, count))
         with open_workers(cluster, load, len(missing)) as workers:

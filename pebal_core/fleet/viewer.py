@@ -1,4 +1,4 @@
-"""The chosen moments and the alarm series of all sources as a recording of Rerun."""
+"""Writes the chosen moments and the alarm series of all sources as a Rerun recording."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ APPLICATION = "pebal triage"
 
 
 def write_rrd(path: Path, chosen: Sequence[Chosen], folders: Mapping[str, Path]) -> None:
-    """Write an .rrd file, which appears whole or not at all.
+    """Write an .rrd file, which appears complete or not at all.
 
-    On the timeline ``rank`` lie the moments: image, overlay, the boxes of confirmed objects, and the source in words.
-    On the timeline ``time``, which begins at zero for each source, lie its energies in nats and its confirmed objects.
+    The timeline ``rank`` holds the moments, each with image, overlay, boxes of confirmed objects, and a text that names
+    the source. The timeline ``time``, which starts at zero for each source, holds its energies in nats and its number
+    of confirmed objects.
 
     Args:
-        folders: results by source.
+        path: the file to write.
+        chosen: the moments, by rank.
+        folders: folder of the results by source.
 
     Raises:
         PebalError: rerun-sdk is not installed, or the file cannot be written.
@@ -32,7 +35,7 @@ def write_rrd(path: Path, chosen: Sequence[Chosen], folders: Mapping[str, Path])
     except ModuleNotFoundError as error:
         raise PebalError("--rerun needs the package rerun-sdk: pip install 'pebal_ros[rerun]'.") from error
     with being_written(path) as part:
-        part.touch()  # rerun only warns where it cannot write
+        part.touch()  # raises an error if the file cannot be written; rerun would only warn
         stream = rr.RecordingStream(APPLICATION)
         stream.save(part)
         for one in chosen:

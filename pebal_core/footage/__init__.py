@@ -1,4 +1,4 @@
-"""Footage: videos, recordings (bags), folders of images, single images and webcams behind one iterator.
+"""Reads videos, recordings (bags), folders of images, single images and webcams through one iterator.
 
 for frame in FrameSource("drive.mcap", topic="/front/image_raw"):
     frame.image, frame.seconds

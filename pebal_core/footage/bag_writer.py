@@ -1,4 +1,4 @@
-"""Recordings written without ROS: MCAP that ``ros2 bag play``, Foxglove and Rerun open."""
+"""Writes MCAP recordings without ROS, which ``ros2 bag play``, Foxglove and Rerun can open."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ VISION_MSGS = {
     "vision_msgs/BoundingBox2D bbox\nstring id\n",
     "Detection2DArray": "std_msgs/Header header\nvision_msgs/Detection2D[] detections\n",
 }
-"""Fields of the messages of vision_msgs 4 that are written; rosbags knows ROS's own packages only."""
+"""Definitions of the vision_msgs 4 messages that are written; rosbags includes only the packages of ROS itself."""
 
 
 class BagWriter:
-    """Writes messages of `pebal_core.outputs` to an MCAP file, which appears at the end and is complete.
+    """Writes messages of `pebal_core.outputs` to an MCAP file, which appears when the block ends and is complete.
 
-    Whatever ends the block, what was written until then is kept, unless the writing itself failed.
+    If an exception ends the block, the messages written so far are kept, unless the writing itself failed.
 
     with BagWriter(Path("result.mcap")) as bag:
         bag.write("/front/labels", message, log_ns)
 
     Raises:
-        PebalError: another suffix than .mcap, rosbags is not installed, or the place cannot be written.
+        PebalError: the suffix is not .mcap, rosbags is not installed, or the file cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,10 +51,10 @@ class BagWriter:
         except ModuleNotFoundError as error:
             raise PebalError(f"Writing the recording {path} needs the package rosbags: pip install rosbags.") from error
         self.path = path
-        # rosbags writes a folder, of which the file inside is complete in itself.
+        # rosbags writes a folder; the file inside is a complete recording.
         self._folder = path.with_name(f".{path.name}.{os.getpid()}.part")
         self._writer = Writer(self._folder, version=9, storage_plugin=StoragePlugin.MCAP)
-        # Of the kinds of compression, all viewers read that of chunks.
+        # All viewers can read compressed chunks, unlike the other kinds of compression.
         self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
         self._connections: dict[str, Connection] = {}
         self._failed = False
@@ -68,7 +68,7 @@ class BagWriter:
         return self
 
     def add_topic(self, topic: str, type_name: str) -> None:
-        """Announce a topic, so that the recording has it even where no message comes."""
+        """Declare a topic, so that the recording contains it even without messages."""
         if topic not in self._connections:
             self._connections[topic] = self._writer.add_connection(topic, type_name, typestore=typestore())
 
@@ -76,6 +76,8 @@ class BagWriter:
         """Add a message.
 
         Args:
+            topic: name of the topic.
+            message: the message.
             log_ns: time of recording, in nanoseconds since the epoch.
 
         Raises:
@@ -85,7 +87,7 @@ class BagWriter:
         data = serialize(message)
         try:
             self._writer.write(self._connections[topic], log_ns, data)
-        except BaseException as error:  # among them a Ctrl-C that left half a message
+        except BaseException as error:  # including a KeyboardInterrupt, which may leave half a message
             self._failed = True
             if isinstance(error, OSError):
                 raise self._unwritable(error) from error
@@ -113,13 +115,13 @@ class BagWriter:
 
 
 def serialize(message: Message) -> memoryview:
-    """The bytes of a message as the middleware carries them (CDR, little-endian)."""
+    """Serialize a message as the middleware does (CDR, little-endian)."""
     return typestore().serialize_cdr(_filled(message.type, message), message.type)
 
 
 @functools.cache
 def typestore() -> Any:
-    """The message types of rosbags and those of `VISION_MSGS`."""
+    """The message types of rosbags and of `VISION_MSGS`."""
     from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
     store = get_typestore(Stores.ROS2_JAZZY)
@@ -129,7 +131,7 @@ def typestore() -> Any:
 
 
 def _filled(type_name: str, message: Message | None) -> Any:
-    """A message of rosbags, which has no defaults: every field that is not given is zero, empty or false."""
+    """Make a rosbags message, whose types have no defaults, with every missing field set to zero, empty or false."""
     given = {} if message is None else message.fields
     store = typestore()
     values = {}
@@ -139,12 +141,12 @@ def _filled(type_name: str, message: Message | None) -> Any:
 
 
 def _default(type_name: str, name: str) -> Any:
-    """A message definition's own default where it is not zero: quaternions are the identity."""
+    """The default of a field if it is not zero; quaternions default to the identity."""
     return 1.0 if (type_name, name) == ("geometry_msgs/msg/Quaternion", "w") else None
 
 
 def _value(kind: tuple[Any, Any], given: Any, default: Any = None) -> Any:
-    """A field's value as rosbags wants it: numpy arrays for numbers, lists for everything else."""
+    """Convert a field's value to the type that rosbags expects, a NumPy array for numbers and a list for the rest."""
     from rosbags.interfaces import Nodetype
 
     shape, detail = kind

@@ -1,6 +1,6 @@
-"""Recordings of ROS (bags) without ROS: rosbag2 as MCAP or SQLite, and ROS 1, through the package rosbags.
+"""Reads ROS recordings (bags) without ROS, through the package rosbags: rosbag2 as MCAP or SQLite, and ROS 1.
 
-Only the messages of one topic are decoded, one at a time, so memory does not grow with the recording.
+Only the messages of one topic are decoded, one at a time, so the memory does not grow with the recording.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ SUFFIXES = (".mcap", ".db3", ".bag")
 METADATA = "metadata.yaml"
 REMEDIES = {".bag": "rosbag reindex", ".mcap": "mcap recover"}
 PROBED = 12
-"""Messages from whose stamps the rate is told."""
+"""Number of messages from whose stamps the frame rate is estimated."""
 REPORTED = 5
-"""Malformed images that are reported one by one."""
+"""Number of malformed images that are reported individually."""
 
 logger = logging.getLogger(__name__)
 
 
 def is_recording(path: Path) -> bool:
-    """Whether a path is a bag: a file by its suffix, a folder by what lies in it."""
+    """Whether a path is a bag; files are recognised by their suffix, folders by their content."""
     if path.is_dir():
         return (path / METADATA).is_file() or any(_storage_files(path))
     return path.is_file() and path.suffix.lower() in SUFFIXES
@@ -51,17 +51,17 @@ def _storage_files(folder: Path) -> Iterator[Path]:
 class BagImages:
     """The images of one topic of a recording, in the order in which they were recorded.
 
-    Iterate to get ``number, (message, log_ns, image)``: the number of the message on its topic, the message, when it
-    was recorded in nanoseconds, and its pixels H×W×3 uint8 RGB. A malformed image is skipped, counted in `skipped` and
-    reported to the log, as the node does; its number is left out.
+    Iteration yields ``number, (message, log_ns, image)``, which are the number of the message on its topic, the
+    message, its recording time in nanoseconds, and its pixels H×W×3 uint8 RGB. A malformed image is skipped, counted in
+    `skipped` and logged, as in the node; its number is not used again.
 
     Args:
         path: rosbag2 folder, .mcap, .db3 or ROS 1 .bag file.
-        topic: name or type of the topic; empty: the only image topic. ``image/compressed`` beside ``image`` is the same
-            camera, of which the raw one is taken.
+        topic: name or type of the topic; empty for the only image topic. ``image/compressed`` and ``image`` count as
+            the same camera, for which the raw topic is used.
 
     Raises:
-        PebalError: damaged, unfinished or empty recording, or no such image topic.
+        PebalError: the recording is damaged, unfinished or empty, or has no such image topic.
     """
 
     def __init__(self, path: Path, topic: str = "") -> None:
@@ -79,7 +79,7 @@ class BagImages:
             ]
         self.rate = _rate([stamp for stamp, _ in probed])
         self.first = probed[0] if probed else (0, 0)
-        """When the first image was taken and recorded, in nanoseconds."""
+        """Time stamp and recording time of the first image, in nanoseconds."""
 
     def __iter__(self) -> Iterator[tuple[int, tuple[Any, int, np.ndarray]]]:
         self.skipped = 0
@@ -100,7 +100,7 @@ class BagImages:
             raise PebalError(f"None of the {self.count} images on {self.topic} of {self.path} could be decoded.")
 
     def between(self, begin_ns: int, end_ns: int) -> Iterator[tuple[int, tuple[Any, int, np.ndarray]]]:
-        """Images that were recorded in this time; their numbers begin at zero, and malformed ones are left out."""
+        """Yield the images recorded in an interval; numbers start at zero, and malformed images are skipped."""
         with self._open() as reader:
             for number, (message, log_ns) in enumerate(self._messages(reader, start=begin_ns, stop=end_ns)):
                 image = self._decode(number, message)
@@ -108,7 +108,7 @@ class BagImages:
                     yield number, (message, log_ns, image)
 
     def _decode(self, number: int, message: Any | PebalError) -> np.ndarray | None:
-        """Pixels; None for a malformed image, which is counted and reported."""
+        """Decode the pixels of a message; None for a malformed image, which is counted and logged."""
         try:
             if isinstance(message, PebalError):
                 raise message
@@ -120,10 +120,10 @@ class BagImages:
             return None
 
     def camera_info(self) -> Any:
-        """The first CameraInfo of this camera.
+        """The first CameraInfo message of this camera.
 
         Raises:
-            PebalError: there is none beside the images.
+            PebalError: there is no CameraInfo beside the images.
         """
         topic = f"{self.prefix}camera_info"
         with self._open() as reader:
@@ -134,7 +134,7 @@ class BagImages:
 
     @property
     def prefix(self) -> str:
-        """What precedes the names of this camera's topics, such as ``/front/``."""
+        """Common prefix of the names of this camera's topics, such as ``/front/``."""
         return f"{self.topic.removesuffix('/compressed').rpartition('/')[0]}/"
 
     def _messages(
@@ -145,10 +145,13 @@ class BagImages:
         start: int | None = None,
         stop: int | None = None,
     ) -> Iterator[tuple[Any | PebalError, int]]:
-        """Messages of a topic (default: the images) with their times; of one that cannot be parsed, the reason."""
+        """Yield the messages of a topic (by default the images) with their recording times.
+
+        A message that cannot be parsed is replaced by a PebalError with the reason.
+        """
         chosen = _on(reader, topic or self.topic, types)
         if not chosen:
-            return  # of no connection, rosbags would give the messages of all
+            return  # for an empty list, rosbags would yield the messages of all connections
         ros1 = self.path.suffix.lower() == ".bag"
         store = _typestore(ros1)
         parse = store.deserialize_ros1 if ros1 else store.deserialize_cdr
@@ -158,11 +161,11 @@ class BagImages:
                 connection, log_ns, data = next(messages)
             except StopIteration:
                 return
-            except Exception as error:  # rosbags passes on what SQLite, zstd, lz4 and struct raise
+            except Exception as error:  # rosbags passes on the exceptions of SQLite, zstd, lz4 and struct
                 raise _unreadable(self.path, error) from error
             try:
                 message = parse(data, connection.msgtype)
-            except Exception as error:  # among them IndexError and ValueError of a payload that ends early
+            except Exception as error:  # including IndexError and ValueError for a truncated payload
                 message = PebalError(f"its {len(data)} bytes are no {connection.msgtype} ({_first_line(error)}).")
             yield message, log_ns
 
@@ -180,10 +183,10 @@ def _on(reader: Reader1 | Reader2, topic: str, types: Sequence[str]) -> list[Con
 
 
 def open_reader(path: Path) -> Reader1 | Reader2:
-    """An opened reader of rosbags.
+    """Open a recording with rosbags.
 
     Raises:
-        PebalError: rosbags is not installed, or the recording cannot be read; the sentence names the remedy.
+        PebalError: rosbags is not installed, or the recording cannot be read; the message names the remedy.
     """
     try:
         from rosbags.rosbag1 import Reader as Reader1
@@ -205,16 +208,21 @@ def open_reader(path: Path) -> Reader1 | Reader2:
     try:
         reader = Reader1(path) if path.suffix.lower() == ".bag" else Reader2(path)
         reader.open()
-    except Exception as error:  # besides ReaderError, what struct, SQLite and YAML raise on damaged files
+    except Exception as error:  # ReaderError, and exceptions of struct, SQLite and YAML for damaged files
         raise _unreadable(path, error) from error
     return reader
 
 
 def choose_topic(connections: Sequence[Connection], asked: str, path: Path) -> str:
-    """Name of the image topic that was asked for by name or type, or of the only one.
+    """Find the image topic by name or type, or the only one.
+
+    Args:
+        connections: the connections of the recording.
+        asked: name or type of the topic; empty for the only one.
+        path: the recording, for messages.
 
     Raises:
-        PebalError: there is none, it carries something else, or there are several to choose from.
+        PebalError: there is no such topic, it carries no images, or there are several candidates.
     """
     types: dict[str, set[str]] = {}
     for one in connections:
@@ -254,7 +262,7 @@ def _others(types: dict[str, set[str]]) -> str:
 
 @functools.cache
 def _typestore(ros1: bool) -> Any:
-    """Image and CompressedImage have had the same fields in every distribution of either ROS."""
+    """Message types of ROS 1 or 2; Image and CompressedImage have the same fields in every distribution of each."""
     from rosbags.typesys import Stores, get_typestore
 
     return get_typestore(Stores.ROS1_NOETIC if ros1 else Stores.ROS2_HUMBLE)
@@ -265,7 +273,7 @@ def _stamp(message: Any) -> int:
 
 
 def _rate(stamps: Sequence[int]) -> float:
-    """Hz by the median distance of stamps in nanoseconds; 10 where they do not tell."""
+    """Rate in hertz from the median interval of time stamps in nanoseconds; 10 if the stamps do not increase."""
     gaps = [later - earlier for earlier, later in pairwise(stamps) if later > earlier]
     rate = 1e9 / statistics.median(gaps) if gaps else 10.0
     return min(max(rate, 0.01), 1000.0)

@@ -1,7 +1,7 @@
-"""The pixels of ROS image messages, and back: one decoder for the node and for recordings.
+"""Decodes ROS image messages, for the node and for recordings.
 
-A message is anything with the fields of sensor_msgs/Image or sensor_msgs/CompressedImage, whether rclpy or rosbags made
-it. Errors do not name the topic: the caller knows it.
+A message is any object with the fields of sensor_msgs/Image or sensor_msgs/CompressedImage, created by rclpy or by
+rosbags. Error messages do not name the topic, which the caller adds.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ RgbImage: TypeAlias = np.ndarray
 
 @dataclass(frozen=True)
 class Encoding:
-    """How the buffer of an encoding is laid out and how it becomes RGB."""
+    """Memory layout of an encoding and its conversion to RGB."""
 
     channels: int
-    """Samples per pixel and row."""
+    """Samples per pixel in a row."""
     convert: Callable[[np.ndarray], RgbImage]
-    """Rows×W×channels (rows×W when there is one) → H×W×3 RGB of the same type."""
+    """Function from rows×W×channels (rows×W for one channel) to H×W×3 RGB of the same type."""
     sample: type[np.unsignedinteger] = np.uint8
     half_planes: int = 0
-    """Rows that follow the image's own, in halves of its height: 1 for the chroma plane of NV12."""
+    """Additional rows after the image, in units of half its height; 1 for the chroma plane of NV12."""
     even_width: bool = False
     even_height: bool = False
 
@@ -48,13 +48,13 @@ _PLAIN: dict[str, Encoding] = {
     "rgba": Encoding(4, _with(cv2.COLOR_RGBA2RGB)),
     "bgra": Encoding(4, _with(cv2.COLOR_BGRA2RGB)),
     "mono": Encoding(1, _with(cv2.COLOR_GRAY2RGB)),
-    # ROS names a Bayer pattern by its first four pixels, OpenCV by the second and third of the second row.
+    # ROS names a Bayer pattern after its first four pixels, OpenCV after the second and third pixel of the second row.
     "bayer_rggb": Encoding(1, _with(cv2.COLOR_BayerBG2RGB)),
     "bayer_bggr": Encoding(1, _with(cv2.COLOR_BayerRG2RGB)),
     "bayer_gbrg": Encoding(1, _with(cv2.COLOR_BayerGR2RGB)),
     "bayer_grbg": Encoding(1, _with(cv2.COLOR_BayerGB2RGB)),
 }
-"""Those that exist with 8 and with 16 bits."""
+"""Encodings that exist with 8 and with 16 bits."""
 
 ENCODINGS: dict[str, Encoding] = {
     **{f"{name}8": encoding for name, encoding in _PLAIN.items()},
@@ -69,19 +69,19 @@ ENCODINGS: dict[str, Encoding] = {
 
 
 def decode(message: Any) -> RgbImage:
-    """RGB pixels of an image message of either kind.
+    """Decode a raw or compressed image message to H×W×3 uint8 RGB.
 
     Raises:
-        PebalError: a malformed message.
+        PebalError: the message is malformed.
     """
     return to_rgb(message) if hasattr(message, "encoding") else from_compressed(message)
 
 
 def to_rgb(message: Any) -> RgbImage:
-    """RGB pixels of an image message; for rgb8 a view of the message's own buffer.
+    """Convert a raw image message to H×W×3 uint8 RGB; for rgb8 the result is a view of the message's buffer.
 
     Raises:
-        PebalError: zero size, unknown encoding, or a step or data length that does not fit the size.
+        PebalError: the size is zero, the encoding is unknown, or the step or data length does not match the size.
     """
     height, width, step = message.height, message.width, message.step
     if height == 0 or width == 0:
@@ -110,15 +110,15 @@ def to_rgb(message: Any) -> RgbImage:
     if encoding.channels > 1:  # splitting the last axis is a view, padding or not
         pixels = pixels.reshape(rows, width, encoding.channels)
     rgb = encoding.convert(pixels)
-    # The full range of 16 bits onto 8, as cv_bridge does: a 12-bit camera has to publish shifted values.
+    # Scales the full 16-bit range to 8 bits, like cv_bridge, so a 12-bit camera has to publish shifted values.
     return rgb if itemsize == 1 else cv2.convertScaleAbs(rgb, alpha=255.0 / 65535.0)
 
 
 def from_compressed(message: Any) -> RgbImage:
-    """RGB pixels of a JPEG or PNG message.
+    """Decode a JPEG or PNG message to H×W×3 uint8 RGB.
 
     Raises:
-        PebalError: not an image, or one that ends early (decoders fill the rest with grey and say nothing).
+        PebalError: the data are no image or truncated; decoders alone would silently fill the missing part with grey.
     """
     data = memoryview(message.data)
     if bytes(data[:2]) != b"\xff\xd8" and bytes(data[:4]) != b"\x89PNG":

@@ -1,4 +1,4 @@
-"""Frames from a video, a recording, a folder of images, one image or a webcam."""
+"""Reads frames from a video, a recording, a folder of images, one image or a webcam."""
 
 from __future__ import annotations
 
@@ -18,62 +18,62 @@ from ..objects import CameraModel
 from .bags import BagImages, is_recording
 
 SLACK = 2.0
-"""Seconds by which a stamp and its time of recording may drift apart within a recording."""
+"""Largest drift in seconds between time stamps and recording times within a recording."""
 COUNTING = (".mp4", ".m4v", ".mov", ".avi")
-"""Containers that store their number of frames; that of others follows from duration and rate, within one percent."""
+"""Containers that store their number of frames; for others it follows from duration and rate, within one percent."""
 FOLDER_RATE = 10.0
-"""Hz at which a folder of images is taken to have been recorded."""
+"""Frame rate in hertz that is assumed for a folder of images."""
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """How a frame lies in its recording."""
+    """The message from which a frame was decoded."""
 
     message: Any
-    """The sensor_msgs Image or CompressedImage, with the fields that ROS gives it."""
+    """The sensor_msgs Image or CompressedImage message."""
     topic: str
     log_ns: int
-    """When it was recorded, in nanoseconds since the epoch."""
+    """Recording time in nanoseconds since the epoch."""
 
     @property
     def stamp_ns(self) -> int:
-        """When the camera says that it took the picture, in nanoseconds; 0: it does not say."""
+        """Time stamp of the camera in nanoseconds; 0 if the camera sets none."""
         stamp = self.message.header.stamp
         return stamp.sec * 1_000_000_000 + stamp.nanosec
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame, what to call it, and when it was taken."""
+    """One frame with its name and time."""
 
     name: str
-    """Of its own within the source; fit for a file."""
+    """Unique name within the source, which can serve as a file name."""
     image: np.ndarray
     """H×W×3 uint8 RGB."""
     seconds: float
-    """Since the first frame; for videos, folders and webcams counted from the rate."""
+    """Time since the first frame; for videos, folders and webcams it follows from the frame rate."""
     recorded: Recorded | None = None
-    """Of a frame from a recording."""
+    """The message, if the frame comes from a recording."""
 
 
 class FrameSource:
-    """Iterate to get `Frame`s; opened and checked on construction.
+    """A source of frames, which is opened and checked on construction; iteration yields `Frame`s.
 
     Args:
         source: path of a video, a recording (rosbag2 folder, .mcap, .db3 or ROS 1 .bag), a folder of images or one
             image, or the index of a camera (``0``).
-        topic: of a recording, the image topic by its name or its type; empty: the only one.
+        topic: name or type of the image topic in a recording; empty for the only one.
 
     Raises:
-        PebalError: missing, unreadable or empty, or a recording without that topic; while iterating, an image that
-            cannot be read.
-        CutShortError: after the last frame that could be read, if that is not the last one.
+        PebalError: the source is missing, unreadable or empty, or the recording has no such topic; during iteration, an
+            image cannot be read.
+        CutShortError: the source ends early; it is raised after the last readable frame.
     """
 
     rate: float
     """Frames per second as recorded."""
     count: int | None
-    """Number of frames as the container states it; None for a camera."""
+    """Number of frames according to the container; None for a camera."""
 
     def __init__(self, source: str | Path, topic: str = "") -> None:
         self.source = str(source)
@@ -111,29 +111,29 @@ class FrameSource:
 
     @property
     def topics(self) -> list[str]:
-        """Of a recording, the chosen image topic; else nothing."""
+        """The chosen image topic of a recording; empty for other sources."""
         return [self._bag.topic] if self._bag is not None else []
 
     @property
     def prefix(self) -> str:
-        """What precedes the names of this camera's topics in ROS: of a recording that of its images, else ``/``."""
+        """Prefix of this camera's ROS topics, taken from the image topic of a recording; ``/`` for other sources."""
         return self._bag.prefix if self._bag is not None else "/"
 
     @property
     def skipped(self) -> int:
-        """Malformed images that the last iteration left out; each of the first was reported to the log."""
+        """Number of malformed images that the last iteration skipped; the first of them were logged individually."""
         return self._bag.skipped if self._bag is not None else 0
 
     def calibration(self) -> CameraModel:
-        """The camera's calibration as recorded beside its images.
+        """The camera's calibration, as recorded beside its images.
 
         Raises:
-            PebalError: the source is no recording, or it holds none.
+            PebalError: the source is no recording, or it holds no calibration.
         """
         if self._bag is None:
             raise PebalError(f"{self.source} is no recording and holds no calibration: name a file of its camera.")
         info = self._bag.camera_info()
-        # ROS 1 writes the names of both matrices in capitals.
+        # ROS 1 spells both field names in capitals.
         matrix, distortion = (
             np.array(getattr(info, name if hasattr(info, name) else name.upper())) for name in ("k", "d")
         )
@@ -145,7 +145,7 @@ class FrameSource:
         return self._listed(0) if self._files else self._captured(0)
 
     def between(self, begin: float, end: float) -> Iterator[Frame]:
-        """Frames of a part of the source, in seconds since its first frame; what lies before is not decoded."""
+        """Yield the frames between two times in seconds since the first frame; earlier frames are not decoded."""
         number = max(0, math.ceil(begin * self.rate - 1e-6))
         if self._bag is not None:
             logged = self._bag.first[1]
@@ -185,14 +185,14 @@ class FrameSource:
             capture.release()
 
     def _refuse_twins(self) -> None:
-        """Frames are called by their files' names without suffixes: of two of one name, one would hide the other."""
+        """Refuse two images whose names differ only in the suffix, because frames are named without it."""
         first: dict[str, Path] = {}
         for path in self._files:
             if first.setdefault(path.stem, path) != path:
                 raise PebalError(f"{first[path.stem]} and {path} have one name; rename one of them.")
 
     def _check_end(self, read: int) -> None:
-        """Compare the frames that were read with what the container promises."""
+        """Compare the number of frames that were read with the number that the container announces."""
         if self.is_camera:
             raise CutShortError(f"The camera {self.source} gave no more after {read} frames; check the device.")
         count = self.count or 0

@@ -1,1 +1,1 @@
-"""Metrics that take in a data set frame by frame: `update`, `merge` across processes, `compute`."""
+"""Metrics that accumulate a data set frame by frame, with `update`, `merge` across processes, and `compute`."""

@@ -1,4 +1,4 @@
-"""What raises alarms among known things, by class, and what is found among outliers, by size."""
+"""Measures false alarms by class, and the recall of outliers by size."""
 
 from __future__ import annotations
 
@@ -10,31 +10,48 @@ import numpy as np
 STEP = 0.02
 LOWEST, HIGHEST = -80.0, 20.0
 BINS = round((HIGHEST - LOWEST) / STEP)
-"""Energies in nats are counted in bins of this width; what lies outside goes into the outermost."""
+"""Energies in nats are counted in bins of width `STEP`; values outside the range go into the outermost bins."""
 FOUND = 0.25
-"""An outlier is found where at least this share of its pixels raises an alarm."""
+"""An outlier counts as found if at least this share of its pixels is alarmed."""
 SIZES = (8, 12, 20, 32)
-"""Least height in pixels of each group of outliers; the last has no upper bound."""
+"""Smallest height in pixels of each group of outliers; the last group has no upper bound."""
 
 
 class Alarms:
-    """Energies of known pixels by class, and of outliers by height, frame by frame.
+    """Accumulates energies of known pixels by class, and of outliers by height, frame by frame.
 
-    The threshold is the energy that a given share of all known pixels exceeds, all frames pooled.
+    The threshold is the energy that a given share of the known pixels of all frames exceeds.
+
+    Args:
+        classes: names of the trainIds 0, 1, …
+
+    Examples:
+        >>> alarms = Alarms(["road"])
+        >>> energy = np.full((20, 10), -8, np.float32)
+        >>> outlier = np.zeros((20, 10), bool)
+        >>> outlier[2:14, 3:6], energy[2:14, 3:6] = True, -2
+        >>> alarms.update(energy, np.where(outlier, 255, 0), outlier)
+        >>> alarms.by_class(-5), alarms.recall(-5)
+        ({'road': 0.0}, {'12-19': 1.0})
     """
 
     def __init__(self, classes: Sequence[str]) -> None:
-        """`classes`: the names of the trainIds 0, 1, …"""
         self.classes = tuple(classes)
         self.counts = np.zeros((len(self.classes), BINS), np.int64)
         self.objects = np.zeros((0, 2))
-        """Height in pixels and the energy that a share `FOUND` of the pixels exceeds, for each outlier."""
+        """N×2; height in pixels of each outlier, and the energy that a share `FOUND` of its pixels reaches."""
 
     def update(self, energy: np.ndarray, labels: np.ndarray, outlier: np.ndarray) -> None:
-        """Add a frame: energy H×W in nats, labels H×W (trainIds; others take no part), outlier H×W bool."""
+        """Add a frame.
+
+        Args:
+            energy: H×W floats in nats.
+            labels: H×W integers, trainIds; pixels with other values are ignored.
+            outlier: H×W bool, true on outliers.
+        """
         known = labels < len(self.classes)
-        # Infinities, and what overflows here, belong to the outermost bins; NaN, which the pooled metrics refuse, has
-        # no integer.
+        # Infinities and overflowing values belong to the outermost bins. NaN, which the pooled metrics refuse, cannot
+        # be converted to an integer.
         with np.errstate(over="ignore"):
             steps = np.nan_to_num((energy[known] - LOWEST) / STEP, nan=0.0)
         bins = steps.clip(0, BINS - 1).astype(np.int64)
@@ -48,7 +65,7 @@ class Alarms:
         self.objects = np.concatenate([self.objects, np.array(found).reshape(-1, 2)])
 
     def threshold(self, share: float) -> float:
-        """The energy that this share of the known pixels exceeds, to `STEP` nats; NaN without any."""
+        """Energy in nats that this share of the known pixels exceeds, to a precision of `STEP`; NaN without pixels."""
         total = self.counts.sum(0)
         if not total.sum():
             return float("nan")
@@ -56,7 +73,7 @@ class Alarms:
         return LOWEST + STEP * int(np.count_nonzero(above > share * total.sum()))
 
     def by_class(self, threshold: float) -> dict[str, float]:
-        """Share of the pixels of each class above the threshold, for the classes that occur."""
+        """Share of each class's pixels above the threshold (in nats), for the classes that occur."""
         first = int(np.clip(round((threshold - LOWEST) / STEP), 0, BINS))
         totals = self.counts.sum(1)
         return {
@@ -64,7 +81,7 @@ class Alarms:
         }
 
     def recall(self, threshold: float) -> dict[str, float]:
-        """Share of the outliers of each height (pixels) that are found, for the sizes that occur."""
+        """Share of outliers that are found at a threshold in nats, by height in pixels, for the heights that occur."""
         found = {}
         for low, high in zip(SIZES, (*SIZES[1:], np.inf), strict=True):
             here = self.objects[(self.objects[:, 0] >= low) & (self.objects[:, 0] < high), 1]
@@ -73,7 +90,7 @@ class Alarms:
         return found
 
     def merge(self, other: Alarms) -> None:
-        """Add the frames of another."""
+        """Add the frames of another instance."""
         self.counts += other.counts
         self.objects = np.concatenate([self.objects, other.objects])
 
@@ -83,7 +100,7 @@ class Alarms:
 
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray]) -> Alarms:
-        """What `state_dict` returned, as read back by `numpy.load`."""
+        """Restore from the arrays of `state_dict`, for example as read by `numpy.load`."""
         alarms = cls([str(name) for name in state["classes"]])
         alarms.counts, alarms.objects = state["counts"].copy(), state["objects"].copy()
         return alarms

@@ -1,4 +1,4 @@
-"""Expected calibration error: is a class predicted with confidence 0.8 right in 80 % of the pixels?"""
+"""Expected calibration error, the mean gap between a prediction's confidence and its accuracy."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pebal_core.metrics.checks import check_sizes
 
 @dataclass(frozen=True)
 class CalibrationResult:
-    """Over all labelled pixels of all images together; the tuples have an entry per bin, None for an empty one."""
+    """The error over all labelled pixels of all images; the tuples have one entry per bin, None for an empty bin."""
 
     images: int
     pixels: int
     ece: float | None
-    """As a fraction; None without a labelled pixel."""
+    """Expected calibration error as a fraction; None if there is no labelled pixel."""
     bin_pixels: tuple[int, ...]
     bin_confidence: tuple[float | None, ...]
     bin_accuracy: tuple[float | None, ...]
@@ -28,14 +28,14 @@ class CalibrationResult:
 class CalibrationMetrics:
     """Accumulates the expected calibration error (Guo et al., ICML 2017, eq. 5).
 
-    Pixels are sorted by confidence into M bins of equal width, ((m-1)/M, m/M], the first with 0:
+    Pixels are sorted by confidence into M bins of equal width, ((m-1)/M, m/M]; the first bin includes 0:
 
         ECE = Σ_m (n_m / N) · |accuracy_m - mean confidence_m|
 
     Examples:
         >>> metrics = CalibrationMetrics()
         >>> metrics.update(np.array([[0.9, 0.9]]), np.array([[3, 3]]), np.array([[3, 5]]), name='frame 1')
-        >>> round(metrics.compute().ece, 2)  # 90 % sure, and right half the time
+        >>> round(metrics.compute().ece, 2)  # a confidence of 90 %, but an accuracy of 50 %
         0.4
     """
 
@@ -50,10 +50,10 @@ class CalibrationMetrics:
             confidence: H×W floats in 0…1, the probability of the predicted class.
             labels: H×W integers, predicted trainIds.
             target: H×W integers, trainIds or 255 for void (left out).
-            name: of the frame, for messages.
+            name: name of the frame, for messages.
 
         Raises:
-            PebalError: the sizes differ, or a confidence is no probability.
+            PebalError: the sizes differ, or a confidence is not between 0 and 1.
         """
         check_sizes(name, "confidences", confidence, target)
         check_sizes(name, "predicted labels", labels, target)
@@ -68,7 +68,7 @@ class CalibrationMetrics:
         self.images += 1
 
     def merge(self, other: CalibrationMetrics) -> None:
-        """Add the frames of another with as many bins."""
+        """Add the frames of another instance with the same number of bins."""
         self._sums += other._sums
         self.images += other.images
 
@@ -78,14 +78,14 @@ class CalibrationMetrics:
 
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray]) -> CalibrationMetrics:
-        """What `state_dict` returned, as read back by `numpy.load`."""
+        """Restore from the arrays of `state_dict`, for example as read by `numpy.load`."""
         metrics = cls(state["sums"].shape[1])
         metrics.images = int(state["images"])
         metrics._sums = state["sums"].copy()
         return metrics
 
     def compute(self) -> CalibrationResult:
-        """The metrics of all frames so far."""
+        """Compute the metrics of all frames added so far."""
         pixels, confidence, correct = self._sums
         total = float(pixels.sum())
         return CalibrationResult(

@@ -1,4 +1,4 @@
-"""What every metric refuses, in sentences that name the frame."""
+"""Checks of the inputs that all metrics share; the error messages name the frame."""
 
 from __future__ import annotations
 
@@ -8,14 +8,29 @@ from pebal_core.errors import PebalError
 
 
 def check_sizes(name: str, what: str, array: np.ndarray, target: np.ndarray) -> None:
-    """Refuse an array of another size than the label image; `what` names it in the plural."""
+    """Refuse an array that differs in size from the label image.
+
+    Args:
+        name: name of the frame, for messages.
+        what: name of the array in the plural, for messages.
+        array: H×W.
+        target: the label image, H×W.
+
+    Raises:
+        PebalError: the sizes differ.
+    """
     if array.shape != target.shape:
         sizes = ["×".join(map(str, shape)) for shape in (array.shape, target.shape)]
         raise PebalError(f"{name}: the {what} are {sizes[0]} (height×width) but the label image is {sizes[1]}.")
 
 
 def check_scores(name: str, score: np.ndarray, target: np.ndarray) -> None:
-    """Refuse a score map that is not float32, has another size than the label image, or holds a NaN."""
+    """Refuse a score map that is not float32, differs in size from the label image, or holds a NaN.
+
+    Raises:
+        TypeError: the scores are not float32.
+        PebalError: the sizes differ, or a score is NaN.
+    """
     if score.dtype != np.float32:
         raise TypeError(f"scores must be float32, not {score.dtype}: conversion can merge distinct scores")
     check_sizes(name, "scores", score, target)

@@ -1,12 +1,15 @@
-"""Component metrics of SegmentMeIfYouCan (Chan et al., NeurIPS 2021, section 4.2): are objects found, and one by one?
+"""Component metrics of SegmentMeIfYouCan (Chan et al., NeurIPS 2021, section 4.2), which evaluate individual objects.
 
-k are the components of the outlier pixels, k' those of the pixels whose score reaches a threshold (8-connected). With
-K'(k) the union of all k' that touch k, and A(k) its pixels that lie on outlier components other than k,
+Let k be an 8-connected component of the outlier pixels, and k' an 8-connected component of the pixels whose score
+reaches a threshold. Let K'(k) be the union of all k' that touch k, and A(k) the pixels of K'(k) that belong to outlier
+components other than k. Then
 
-    sIoU(k) = |k ∩ K'(k)| / |(k ∪ K'(k)) without A(k)|          one prediction over two objects harms neither
+    sIoU(k) = |k ∩ K'(k)| / |(k ∪ K'(k)) without A(k)|
     PPV(k') = |k' ∩ all outlier pixels| / |k'|
     TP(τ), FN(τ) = number of k with sIoU ≥ τ, < τ               FP(τ) = number of k' with PPV < τ
     F1(τ)   = 2 TP / (2 TP + FN + FP)                           averaged over τ = 0.25, 0.30, … 0.75
+
+Because A(k) is excluded, one prediction that covers two objects lowers the sIoU of neither.
 """
 
 from __future__ import annotations
@@ -22,12 +25,12 @@ from pebal_core.metrics.checks import check_scores
 TAUS = np.linspace(0.25, 0.75, 11)
 
 SIZE_LIMITS: dict[str, tuple[int, int]] = {"anomaly": (500, 100), "obstacle": (50, 10)}
-"""The benchmark's limits in pixels for each track: smallest prediction, smallest object."""
+"""The benchmark's limits in pixels for each track, which are the smallest prediction and the smallest object."""
 
 
 @dataclass(frozen=True)
 class ComponentResult:
-    """Figures as fractions; None, with the reason in `undefined`, where there is no object to find."""
+    """Figures as fractions; all are None, with the reason in `undefined`, if there is no object to find."""
 
     images: int
     objects: int
@@ -36,14 +39,22 @@ class ComponentResult:
     siou: float | None = None
     """Mean over objects."""
     ppv: float | None = None
-    """Mean over predictions; None also where nothing was predicted."""
+    """Mean over predictions; also None if nothing was predicted."""
     f1: float | None = None
     """Mean over `TAUS`."""
     f1_at_taus: tuple[float, ...] | None = None
+    """F1 at each of `TAUS`."""
 
 
 class ComponentMetrics:
-    """Accumulates components frame by frame; the threshold is usually that of the best pixel F1 of the same set.
+    """Accumulates component metrics frame by frame.
+
+    The threshold is usually the one with the best pixel-wise F1 on the same set.
+
+    Args:
+        threshold: a pixel is predicted as an anomaly if its score is at least this.
+        smallest_prediction: predicted components with fewer pixels are dropped.
+        smallest_object: objects with fewer pixels become void.
 
     Examples:
         >>> metrics = ComponentMetrics(threshold=0.5, smallest_prediction=1, smallest_object=1)
@@ -56,12 +67,6 @@ class ComponentMetrics:
     """
 
     def __init__(self, threshold: float, smallest_prediction: int = 500, smallest_object: int = 100) -> None:
-        """Args:
-
-        threshold: a pixel is predicted an anomaly if its score is at least this.
-        smallest_prediction: predicted components with fewer pixels are dropped.
-        smallest_object: objects with fewer pixels become void.
-        """
         self.settings = (float(threshold), int(smallest_prediction), int(smallest_object))
         self.images = self.objects = self.predictions = 0
         self._siou_sum = self._ppv_sum = 0.0
@@ -69,7 +74,7 @@ class ComponentMetrics:
         self._fp = np.zeros(len(TAUS), np.int64)
 
     def update(self, score: np.ndarray, target: np.ndarray, *, name: str) -> None:
-        """Add a frame; arguments and errors as of `PooledMetrics.update`."""
+        """Add a frame; arguments and errors are those of `PooledMetrics.update`."""
         check_scores(name, score, target)
         siou, ppv = self._match(score, target)
         self.images += 1
@@ -81,7 +86,7 @@ class ComponentMetrics:
         self._fp += np.sum(ppv < TAUS[:, None], axis=1)
 
     def merge(self, other: ComponentMetrics) -> None:
-        """Add the frames of another with the same threshold and limits."""
+        """Add the frames of another instance with the same threshold and limits."""
         if other.settings != self.settings:
             raise ValueError(f"cannot merge component metrics of {other.settings} into those of {self.settings}")
         self.images += other.images
@@ -104,7 +109,7 @@ class ComponentMetrics:
 
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray]) -> ComponentMetrics:
-        """What `state_dict` returned, as read back by `numpy.load`."""
+        """Restore from the arrays of `state_dict`, for example as read by `numpy.load`."""
         threshold, smallest_prediction, smallest_object = state["settings"].tolist()
         metrics = cls(threshold, smallest_prediction, smallest_object)
         metrics.images, metrics.objects, metrics.predictions = state["counts"].tolist()
@@ -113,7 +118,7 @@ class ComponentMetrics:
         return metrics
 
     def compute(self) -> ComponentResult:
-        """The metrics of all frames so far."""
+        """Compute the metrics of all frames added so far."""
         if self.objects == 0:
             reason = f"not defined: no object of at least {self.settings[2]} pixels in {self.images} images"
             return ComponentResult(self.images, 0, self.predictions, reason)
@@ -133,7 +138,7 @@ class ComponentMetrics:
         threshold, smallest_prediction, smallest_object = self.settings
         labelled = (target == 0) | (target == 1)
         objects = _components(target == 1)
-        # Void is taken away before labelling: it cuts predictions apart.
+        # Void is removed before components are labelled, so it can split a prediction.
         predictions = _components((score >= np.float32(threshold)) & labelled)
         predictions[np.bincount(predictions.ravel())[predictions] < smallest_prediction] = 0
         small = (objects > 0) & (np.bincount(objects.ravel())[objects] < smallest_object)
@@ -148,7 +153,7 @@ class ComponentMetrics:
         of_object, of_prediction = np.divmod(pairs, len(prediction_size))
         on_objects = np.bincount(of_prediction, overlap, len(prediction_size))
         intersection = np.bincount(of_object, overlap, len(object_size))
-        # Pixels of each touching prediction, without those on other objects: its size - on_objects + overlap.
+        # Pixels of each touching prediction that are not on other objects, which is its size - on_objects + overlap.
         reach = (prediction_size - on_objects)[of_prediction] + overlap
         union = object_size + np.bincount(of_object, reach, len(object_size)) - intersection
 
@@ -159,5 +164,5 @@ class ComponentMetrics:
 
 
 def _components(mask: np.ndarray) -> np.ndarray:
-    """H×W int32: number of the 8-connected component of each pixel, 0 outside the mask."""
+    """H×W int32, the number of each pixel's 8-connected component; 0 outside the mask."""
     return np.asarray(cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[1])

@@ -1,19 +1,19 @@
-"""Objects found and false objects per frame, at every threshold and at a stored one.
+"""Counts found objects and false objects per frame, over all thresholds and at a stored threshold.
 
     labelled object   8-connected component of at least 50 outlier pixels
-    reported object   8-connected component of at least 100 reported pixels, from which void is taken off first
+    reported object   8-connected component of at least 100 reported pixels, after void pixels are removed
     found             a labelled object of which reported objects cover at least 25 %
     false             a reported object of which less than 25 % are outlier pixels
 
 A threshold t reports the pixels with score ≥ t. The curve of recall = found / labelled over false objects per frame,
-all images pooled, is the free-response ROC (FROC) curve; its score is the mean, over `RATES`, of the best recall at or
-below that rate of false objects (as in LUNA16: Setio et al., Medical Image Analysis 2017).
+pooled over all images, is the free-response ROC (FROC) curve. Its score is the mean, over `RATES`, of the best recall
+at or below each rate of false objects (as in LUNA16; Setio et al., Medical Image Analysis 2017).
 
-The sweep is per image. Each image is cut at about a hundred of its own scores, chosen so that each reports a tenth
-more pixels than the one before, from 100 pixels to the whole image; at a threshold in between, the image counts as at
-the next higher of them. An image with at most `LEVELS` distinct scores is cut at each of them, which is exact.
-Thresholds that report more than a tenth of all inlier pixels are left out: at the lowest ones everything merges into
-one object, which would be a single false object that covers all.
+Thresholds are swept for each image separately. Each image is evaluated at about a hundred of its own scores. They are
+chosen so that each reports a tenth more pixels than the previous one, from 100 pixels to the whole image. At a
+threshold in between, an image counts as at the next higher of its scores. An image with at most `LEVELS` distinct
+scores is evaluated at each of them, which is exact. Thresholds that report more than a tenth of all inlier pixels are
+left out, because at the lowest thresholds everything merges into a single false object.
 """
 
 from __future__ import annotations
@@ -27,25 +27,30 @@ import numpy as np
 from pebal_core.metrics.checks import check_scores, check_sizes
 
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-"""False objects per frame at which the FROC score reads the recall."""
+"""Rates of false objects per frame over which the FROC score averages the recall."""
 
 SMALLEST_OBJECT, SMALLEST_REPORT = 50, 100
-"""Pixels at the size of the labels."""
+"""Smallest areas of labelled and reported objects, in pixels at the size of the labels."""
 
 SIZES = (50, 200, 1000, 5000)
-"""Lower ends in pixels of the groups of labelled objects whose recall is told apart."""
+"""Lower bounds in pixels of the groups of labelled objects whose recall is given separately."""
 
 LEVELS = 128
+"""Most distinct scores with which an image is evaluated at each of them."""
 MOST_REPORTED = 0.1
+"""Largest share of all inlier pixels that a threshold may report."""
 _STEP = 1.1
-_BAND = 128  # rows that are counted at once
-_SHARE_PARTS = 4  # the least share, a quarter, of an object that is covered and of a report that is outliers
-_BATCH = 500_000  # events times replicates that are summed at once
+_BAND = 128  # number of rows that are counted at once
+_SHARE_PARTS = 4  # an object must be covered, and a report must consist of outliers, by one part in this many
+_BATCH = 500_000  # number of events times replicates that are summed at once
 
 
 @dataclass(frozen=True)
 class ObjectCurve:
-    """Operating points at which recall rises, by false objects per frame from the lowest; float64, one length."""
+    """Operating points at which recall rises, in ascending order of false objects per frame.
+
+    All arrays are float64 and have the same length.
+    """
 
     threshold: np.ndarray
     false_per_frame: np.ndarray
@@ -54,23 +59,24 @@ class ObjectCurve:
 
 @dataclass(frozen=True)
 class StoredResult:
-    """What is reported at the stored threshold."""
+    """The figures at the stored threshold."""
 
     recall: float | None
-    """None without a labelled object."""
+    """Share of labelled objects that are found; None if there are none."""
     false_per_frame: float
     size_objects: tuple[int, ...]
-    """Labelled objects in each group of `SIZES`."""
+    """Number of labelled objects in each group of `SIZES`."""
     size_recall: tuple[float | None, ...]
+    """Recall in each group of `SIZES`; None for an empty group."""
     class_pixels: tuple[float | None, ...]
-    """Share of each class's inlier pixels that is reported; None for a class without one."""
+    """Share of each class's inlier pixels that is reported; None for a class without pixels."""
     class_objects: tuple[float, ...]
-    """False objects per frame by the class of most of their inlier pixels."""
+    """False objects per frame, by the class to which most of their inlier pixels belong."""
 
 
 @dataclass(frozen=True)
 class ObjectResult:
-    """Figures as fractions; None, with the reason in `undefined`, where there is no object to find."""
+    """Figures as fractions; those of the curve are None, with the reason in `undefined`, if there is no object."""
 
     images: int
     objects: int
@@ -78,16 +84,21 @@ class ObjectResult:
     score: float | None = None
     """Mean of `recall_at`."""
     recall_at: tuple[float, ...] | None = None
-    """At each of `RATES`."""
+    """Recall at each of `RATES`."""
     curve: ObjectCurve | None = None
     stored: StoredResult | None = None
-    """None where no threshold is stored."""
+    """Figures at the stored threshold; None if there is none."""
 
 
 class ObjectMetrics:
     """Accumulates labelled and reported objects frame by frame.
 
-    The state has some hundred numbers for each image, so that the images can be weighted for a bootstrap.
+    The state keeps a few hundred numbers per image, so that images can be weighted for a bootstrap.
+
+    Args:
+        classes: number of known classes.
+        threshold: the stored threshold; None computes only the curve.
+        floor: lowest threshold of the sweep; None sweeps no thresholds, for a set without outliers.
 
     Examples:
         >>> target, score = np.zeros((2, 40, 40), np.float32)
@@ -101,27 +112,21 @@ class ObjectMetrics:
     """
 
     def __init__(self, classes: int, threshold: float | None = None, floor: float | None = -np.inf) -> None:
-        """Args:
-
-        classes: number of known classes.
-        threshold: the stored one; None: only the curve is made.
-        floor: no threshold below this is swept; None: none is, on a set without outliers.
-        """
         self.settings = (classes, *(np.nan if value is None else float(value) for value in (threshold, floor)))
         self.images = 0
         number, score = np.zeros(0, np.int64), np.zeros(0, np.float32)
         self._parts: dict[str, list[np.ndarray]] = {
-            "inliers": [number],  # pixels of each image
+            "inliers": [number],  # number of inlier pixels of each image
             "levels": [number],  # number of levels of each image
-            "threshold": [score],  # of each level
-            "false": [number],  # objects at each level
-            "reported": [number],  # inlier pixels at each level
+            "threshold": [score],  # threshold of each level
+            "false": [number],  # number of false objects at each level
+            "reported": [number],  # number of reported inlier pixels at each level
             "objects": [number],  # number of labelled objects of each image
-            "size": [number],  # pixels of each labelled object
-            "found": [score],  # the highest level at which each is found, else NaN
-            "stored_found": [number],  # 0 or 1 of each labelled object
-            "stored_false": [number],  # objects of each image
-            "stored_classes": [np.zeros((0, 3, classes), np.int64)],  # of each image, see `_by_class`
+            "size": [number],  # number of pixels of each labelled object
+            "found": [score],  # highest level at which each labelled object is found, else NaN
+            "stored_found": [number],  # 1 for each labelled object that is found at the stored threshold, else 0
+            "stored_false": [number],  # number of false objects of each image at the stored threshold
+            "stored_classes": [np.zeros((0, 3, classes), np.int64)],  # counts of each image, see `_by_class`
         }
 
     def update(
@@ -136,11 +141,12 @@ class ObjectMetrics:
         """Add a frame.
 
         Args:
-            score: H×W floats, higher where more anomalous.
-            target: H×W uint8, 1 anomaly, 0 not, 255 void.
-            name: of the frame, for messages.
-            labels: H×W integers, the known class of each pixel, labelled or predicted; other values: none.
-            stored: H×W bool, the pixels that are reported at the stored threshold; None: those that reach it.
+            score: H×W float32; a higher score is more anomalous.
+            target: H×W uint8, 1 for anomalies, 0 for inliers, 255 for void.
+            labels: H×W integers, the labelled or predicted class of each pixel; other values stand for no class.
+            name: name of the frame, for messages.
+            stored: H×W bool, the pixels that are reported at the stored threshold; None takes those whose score reaches
+                it.
 
         Raises:
             PebalError: the sizes differ, or a score is NaN.
@@ -175,7 +181,7 @@ class ObjectMetrics:
         return not np.isnan(self.settings[1])
 
     def merge(self, other: ObjectMetrics) -> None:
-        """Add the frames of another with the same classes, threshold and floor, after the own ones."""
+        """Append the frames of another instance with the same classes, threshold and floor."""
         if not np.array_equal(other.settings, self.settings, equal_nan=True):
             raise ValueError(f"cannot merge object metrics of {other.settings} into those of {self.settings}")
         self.images += other.images
@@ -188,7 +194,7 @@ class ObjectMetrics:
 
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray]) -> ObjectMetrics:
-        """What `state_dict` returned, as read back by `numpy.load`."""
+        """Restore from the arrays of `state_dict`, for example as read by `numpy.load`."""
         classes, *thresholds = state["settings"].tolist()
         metrics = cls(int(classes), *(None if np.isnan(value) else value for value in thresholds))
         metrics.images = int(state["images"])
@@ -197,7 +203,7 @@ class ObjectMetrics:
         return metrics
 
     def compute(self) -> ObjectResult:
-        """The metrics of all frames so far."""
+        """Compute the metrics of all frames added so far."""
         state = self._state()
         objects, stored = len(state["size"]), self._stored(state)
         if objects == 0:
@@ -214,14 +220,14 @@ class ObjectMetrics:
         )
 
     def replicates(self, weights: np.ndarray) -> np.ndarray:
-        """Figures with weighted images.
+        """Compute the figures with weighted images, for a bootstrap.
 
         Args:
             weights: replicates × images, how often each image counts.
 
         Returns:
-            Replicates × (`RATES` + 3) float64: the recall at each rate, the FROC score, recall and false objects per
-            frame at the stored threshold; NaN where a figure is not defined.
+            Replicates × (number of `RATES` + 3) float64, with the recall at each rate, the FROC score, and recall and
+            false objects per frame at the stored threshold. Undefined figures are NaN.
         """
         state = self._state()
         sweep = _Sweep(state)
@@ -263,16 +269,16 @@ class ObjectMetrics:
 
 @dataclass(frozen=True)
 class _Match:
-    """Reported objects of a frame beside its labelled ones."""
+    """The reported objects of a frame, matched with its labelled objects."""
 
     numbers: np.ndarray
-    """H×W int32: number of the reported component of each pixel, 0 outside."""
+    """H×W int32, the number of each pixel's reported component; 0 outside."""
     false: np.ndarray
-    """Of each number."""
+    """For each number, whether the reported object is false."""
     found: np.ndarray
-    """Of each labelled object."""
+    """For each labelled object, whether it is found."""
     inliers: int
-    """Reported inlier pixels."""
+    """Number of reported inlier pixels."""
 
 
 class _Frame:
@@ -291,7 +297,7 @@ class _Frame:
         reported = reported & self.known
         count, numbers = _components(reported)
         area = np.zeros(count, np.int64)
-        for top in range(0, len(numbers), _BAND):  # since bincount makes 8 bytes of each number
+        for top in range(0, len(numbers), _BAND):  # bincount converts each number to 8 bytes, so bands save memory
             band = slice(top, top + _BAND)
             area += np.bincount(numbers[band][reported[band]], minlength=count)
         at_outliers = numbers.ravel()[self._pixels]
@@ -308,7 +314,7 @@ class _Frame:
 
 
 class _Sweep:
-    """What changes in the sums over all images as the threshold falls, sorted from the highest threshold down."""
+    """Changes of the sums over all images as the threshold falls, sorted from the highest threshold down."""
 
     def __init__(self, state: Mapping[str, np.ndarray]) -> None:
         images = np.arange(len(state["levels"]))
@@ -329,7 +335,7 @@ class _Sweep:
         self._inliers, self._objects = state["inliers"], state["objects"]
 
     def recall(self, weights: np.ndarray) -> np.ndarray:
-        """Replicates × images → replicates × `RATES`; NaN without an object."""
+        """Recall at each of `RATES` (replicates × rates) for weights (replicates × images); NaN without an object."""
         false, recall = self._points(weights)
         best = [np.max(np.where(false <= rate, recall, 0), axis=1, initial=0) for rate in RATES]
         defined = (weights @ self._objects > 0)[:, None]
@@ -344,7 +350,7 @@ class _Sweep:
         return ObjectCurve(threshold[kept].astype(float), false[kept], recall[kept])
 
     def _points(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """False objects per frame (infinite where too much is reported) and recall, replicates × thresholds."""
+        """False objects per frame (infinite if too many pixels are reported) and recall, replicates × thresholds."""
         each = weights[:, self._image]
         false, reported, found = (
             np.cumsum(each * change, axis=1)[:, self._last] for change in (self._false, self._reported, self._found)
@@ -355,7 +361,10 @@ class _Sweep:
 
 
 def _levels(scores: np.ndarray, floor: float) -> np.ndarray:
-    """Thresholds for a frame's known scores, sorted in place, from the highest down; none for a floor of NaN."""
+    """Thresholds for a frame's known scores, from the highest down; empty for a floor of NaN.
+
+    `scores` are sorted in place.
+    """
     scores.sort()
     rises = scores[1:] != scores[:-1]
     if np.count_nonzero(rises) < LEVELS:
@@ -368,7 +377,7 @@ def _levels(scores: np.ndarray, floor: float) -> np.ndarray:
 
 
 def _by_class(match: _Match, target: np.ndarray, labels: np.ndarray, reported: np.ndarray, classes: int) -> np.ndarray:
-    """3 × classes int64: inlier pixels, those reported, false objects by the class of most of their inlier pixels."""
+    """3 × classes int64, with inlier pixels, reported inlier pixels, and false objects by their majority class."""
     inlier = (target == 0) & (labels < classes)
     counts = [np.bincount(labels[mask], minlength=classes) for mask in (inlier, inlier & reported)]
     within = inlier & match.false[match.numbers]
@@ -379,7 +388,7 @@ def _by_class(match: _Match, target: np.ndarray, labels: np.ndarray, reported: n
 
 
 def _components(mask: np.ndarray) -> tuple[int, np.ndarray]:
-    """1 + number of 8-connected components, and the number of each pixel's, H×W int32, 0 outside the mask."""
+    """1 + the number of 8-connected components, and each pixel's component (H×W int32, 0 outside the mask)."""
     count, numbers = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
     return count, np.asarray(numbers)
 

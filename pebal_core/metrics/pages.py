@@ -1,8 +1,8 @@
-"""Counts of float32 scores on disk: the storage behind `ScoreCounts`.
+"""Counts of float32 scores on disk, the storage behind `ScoreCounts`.
 
-Scores are mapped to unsigned 32-bit keys of the same order and filed by *page*, the upper 16 bits of the
-key, each class by itself. A page is stored in the smaller of two forms: the list of the lower 16 bits of its
-pixels, or, once it is crowded, a table of 65,536 counts. Pages written together are a *run*.
+Scores are mapped to unsigned 32-bit keys of the same order. For each class separately they are filed by *page*, which
+is the upper 16 bits of the key. A page is stored in the smaller of two forms, either the list of the lower 16 bits of
+its pixels' keys or, for many pixels, a table of 65,536 counts. Pages that are written together form a *run*.
 """
 
 from __future__ import annotations
@@ -20,19 +20,23 @@ import numpy as np
 from pebal_core.errors import PebalError
 
 PAGE = 1 << 16
-"""Keys in a page; also the number of pages of a class: inliers have page numbers 0…, outliers PAGE…"""
+"""Number of keys in a page, and also of pages per class; inliers have page numbers from 0, outliers from PAGE on."""
 
-_STRETCH = 1 << 18  # pixels that are sorted at once
-_IN_MEMORY = 4 << 20  # bytes of a file that are kept in memory before it goes to disk
+_STRETCH = 1 << 18  # number of pixels that are sorted at once
+_IN_MEMORY = 4 << 20  # bytes of a file that are kept in memory before it is written to disk
 
 Array = np.ndarray
 Buffer = bytes | memoryview
 
 
 def score_keys(scores: Array) -> Array:
-    """float32 scores without NaN → uint32 keys in the same order; -0.0 and 0.0 have one key."""
+    """Map float32 scores without NaN to uint32 keys of the same order; -0.0 and 0.0 have the same key.
+
+    >>> score_keys(np.array([-np.inf, -1, 0, 2], np.float32)).tolist()
+    [8388607, 1082130431, 2147483648, 3221225472]
+    """
     bits = (scores + np.float32(0)).view(np.uint32)
-    # A set sign bit turns the order of the other 31 round: flip them all; else set the sign bit.
+    # A set sign bit reverses the order of the other 31 bits, so all bits are flipped; else only the sign bit is set.
     flipped = bits.view(np.int32) >> 31
     flipped |= np.int32(-(1 << 31))
     bits ^= flipped.view(np.uint32)
@@ -40,33 +44,33 @@ def score_keys(scores: Array) -> Array:
 
 
 def key_scores(keys: Array) -> Array:
-    """The inverse of `score_keys`."""
+    """Map keys back to scores, as the inverse of `score_keys`."""
     return np.where(keys >> 31, keys ^ np.uint32(1 << 31), ~keys).view(np.float32)
 
 
 @dataclass
 class Run:
-    """Pages of both classes, ascending, one behind the other in a file from `start` on."""
+    """Pages of both classes in ascending order, stored consecutively in a file from `start` on."""
 
     file: IO[bytes]
     start: int
     pages: Array  # int32 page numbers
-    pixels: Array  # int64, pixels in each page
-    widths: Array  # uint8: 0 = list of lower 16 bits (uint16), else bytes of each of the 65,536 counts
+    pixels: Array  # int64, number of pixels in each page
+    widths: Array  # uint8, 0 for a list of lower 16 bits (uint16), else the bytes of each of the 65,536 counts
 
     def __post_init__(self) -> None:
         sizes = np.where(self.widths == 0, 2 * self.pixels, PAGE * self.widths.astype(np.int64))
         self._ends = np.concatenate([[0], np.cumsum(sizes)])
 
     def count(self, first: int, end: int) -> int:
-        """Pixels in the pages first ≤ page < end."""
+        """Number of pixels in the pages first ≤ page < end."""
         i, j = np.searchsorted(self.pages, (first, end))
         return int(self.pixels[i:j].sum())
 
     def keys(self, first: int, end: int) -> Array:
         """uint32 keys of all pixels in the pages first ≤ page < end of one class, page by page."""
         i, j = np.searchsorted(self.pages, (first, end))
-        upper = self.pages[i:j].astype(np.uint32) << 16  # the class falls out of the 32 bits
+        upper = self.pages[i:j].astype(np.uint32) << 16  # the shift drops the class from the 32 bits
         if not self.widths[i:j].any():
             return np.repeat(upper, self.pixels[i:j]) | self._read(i, j, 0)
         pages = []
@@ -77,14 +81,14 @@ class Run:
         return np.concatenate(pages)
 
     def table(self, page: int) -> Array:
-        """Numbers of pixels with each of the 65,536 keys of a page."""
+        """Number of pixels at each of the 65,536 keys of a page."""
         i, j = np.searchsorted(self.pages, (page, page + 1))
         width = int(self.widths[i]) if i < j else 0
         content = self._read(i, j, width)
         return content.astype(np.int64) if width else np.bincount(content, minlength=PAGE)
 
     def payload(self, chunk: int = 1 << 20) -> Iterator[bytes]:
-        """All pages as they lie in the file, in pieces of at most `chunk` bytes."""
+        """Yield all pages as stored in the file, in pieces of at most `chunk` bytes."""
         size = int(self._ends[-1])
         for at in range(0, size, chunk):
             self.file.seek(self.start + at)
@@ -96,7 +100,7 @@ class Run:
 
 
 class Level:
-    """Runs of one generation in one temporary file."""
+    """The runs of one generation, in one temporary file."""
 
     def __init__(self) -> None:
         self.runs: list[Run] = []
@@ -110,11 +114,11 @@ class Level:
         pixels: Sequence[int] | Array,
         widths: Sequence[int] | Array,
     ) -> None:
-        """Add a run; `widths` may be filled while `payload` is drawn."""
+        """Add a run; `widths` may be filled while `payload` is iterated."""
         start = self.file.seek(0, os.SEEK_END)
         try:
             for content in payload:
-                self.file.seek(0, os.SEEK_END)  # a merge reads between two writes, perhaps from this file
+                self.file.seek(0, os.SEEK_END)  # a merge may read from this file between two writes
                 self.file.write(content)
             self.file.flush()
         except OSError as error:
@@ -134,16 +138,24 @@ class Level:
 
 
 def distinct(ascending: Array) -> tuple[Array, Array]:
-    """Distinct values of a sorted array and how often each occurs (numpy.unique would sort again)."""
+    """Distinct values of a sorted array and the count of each (numpy.unique would sort again).
+
+    >>> values, counts = distinct(np.array([2, 2, 5]))
+    >>> values.tolist(), counts.tolist()
+    ([2, 5], [2, 1])
+    """
     starts = np.flatnonzero(ascending[1:] != ascending[:-1]) + 1
     starts = np.concatenate([np.zeros(min(len(ascending), 1), np.int64), starts])
     return ascending[starts], np.diff(starts, append=len(ascending))
 
 
 def stretches(totals: Array) -> list[tuple[int, int]]:
-    """Split pages into ascending ranges (first, end) of one page or of few enough pixels to sort at once.
+    """Split pages into ascending ranges (first, end), each a single page or small enough to sort at once.
 
-    `totals` holds the number of pixels in each page; the first and the last page of a range are not empty.
+    `totals` holds the number of pixels in each page. The first and the last page of a range are not empty.
+
+    >>> stretches(np.array([0, 5, 0, 7]))
+    [(1, 4)]
     """
     ranges: list[tuple[int, int]] = []
     room = 0
@@ -159,7 +171,7 @@ def stretches(totals: Array) -> list[tuple[int, int]]:
 
 
 def tally(runs: list[Run], first: int, end: int) -> tuple[Array, Array]:
-    """Distinct keys (uint32, ascending) in a range of pages of one class, and how many pixels have each."""
+    """Distinct keys (uint32, ascending) in a range of pages of one class, and the number of pixels at each."""
     if end - first == 1 and sum(run.count(first, end) for run in runs) > _STRETCH:
         table = np.zeros(PAGE, np.int64)
         for run in runs:
@@ -172,7 +184,7 @@ def tally(runs: list[Run], first: int, end: int) -> tuple[Array, Array]:
 
 
 def merge_runs(runs: list[Run], into: Level) -> None:
-    """Write one run with the pixels of several, each page in its smaller form."""
+    """Merge several runs into one, with each page in its smaller form."""
     totals = np.zeros(2 * PAGE, np.int64)
     for run in runs:
         totals[run.pages] += run.pixels
@@ -193,7 +205,7 @@ def merge_runs(runs: list[Run], into: Level) -> None:
 
 
 def _smaller_form(lower: Array, number: Array) -> tuple[int, Array]:
-    """Width and content of a page, from the lower 16 bits of its distinct keys and the pixels at each."""
+    """Width and content of a page, from the lower 16 bits of its distinct keys and the number of pixels at each."""
     width = np.min_scalar_type(int(number.max())).itemsize
     if 2 * int(number.sum()) <= PAGE * width:
         return 0, np.repeat(lower, number)

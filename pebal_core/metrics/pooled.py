@@ -1,12 +1,12 @@
-"""Pixel metrics of anomaly detection over all pixels of a data set pooled: AUROC, AP, FPR95, best F1, curves.
+"""Pixel-wise metrics of anomaly detection, pooled over all pixels of a data set: AUROC, AP, FPR95, best F1, curves.
 
-A pixel is called an anomaly if its score is at least a threshold t. With P outlier and N inlier pixels,
+A pixel is predicted as an anomaly if its score is at least a threshold t. With P outlier and N inlier pixels,
 
     TP(t), FP(t)  outlier, inlier pixels with score ≥ t
     recall = TPR = TP / P        FPR = FP / N        precision = TP / (TP + FP)
 
-Every figure is exact: it equals scikit-learn's on the concatenated pixels (`roc_auc_score`,
-`average_precision_score`, `roc_curve` with `drop_intermediate=False`), ties and infinite scores included.
+All figures are exact. They equal scikit-learn's on the concatenated pixels (`roc_auc_score`, `average_precision_score`,
+`roc_curve` with `drop_intermediate=False`), including ties and infinite scores.
 """
 
 from __future__ import annotations
@@ -28,42 +28,46 @@ FPR95_DEFINITIONS: dict[str, str] = {
     "bins100": "at the TPR nearest to 0.95 (the lower of two) among the edges of 100 equal bins from the "
     "lowest to the highest finite score (Meta-OoD, whose scores span 0 to 1)",
 }
-"""The definitions of the false positive rate at 95 % true positive rate that are in use."""
+"""Common definitions of the false positive rate at 95 % true positive rate."""
 
 _RECALL = 0.95
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Operating points from the highest threshold down, thinned out for plotting; float64, one length."""
+    """Operating points from the highest threshold down, thinned out for plotting.
+
+    All arrays are float64 and have the same length.
+    """
 
     threshold: np.ndarray
     tpr: np.ndarray  # = recall
     fpr: np.ndarray
-    precision: np.ndarray  # 1 where nothing is called an anomaly
+    precision: np.ndarray  # 1 if no pixel is predicted as an anomaly
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Fractions; all None, with the reason in `undefined`, unless both classes occur."""
+    """Figures as fractions; all are None, with the reason in `undefined`, unless both classes occur."""
 
     images: int
     inliers: int
+    """Number of inlier pixels."""
     outliers: int
-    """Pixels."""
+    """Number of outlier pixels."""
     undefined: str | None = None
     auroc: float | None = None
     ap: float | None = None
     fpr95: float | None = None
     fpr95_definitions: dict[str, float] | None = None
-    """By each of `FPR95_DEFINITIONS`."""
+    """FPR95 by each of `FPR95_DEFINITIONS`."""
     best_f1: float | None = None
     best_f1_threshold: float | None = None
 
 
 @dataclass(frozen=True)
 class PooledResult(Figures):
-    """Figures of all pixels together; `fpr95` is that of the default definition, `first_at_least`."""
+    """Figures over all pixels; `fpr95` follows the default definition, `first_at_least`."""
 
     fpr95_threshold: float | None = None
     curve: Curve | None = None
@@ -74,11 +78,11 @@ class PooledResult(Figures):
 
 
 class PooledMetrics:
-    """Accumulates frames and yields the metrics of all their pixels together.
+    """Accumulates frames and computes the metrics over all their pixels.
 
-    States add up: `merge` joins those of several processes, `state_dict` and `from_state` carry one through
-    a file. One pass is exact. Memory is bounded whatever the number of frames; the counts lie in temporary
-    files (see `ScoreCounts`).
+    The states of several processes can be merged, and `state_dict` and `from_state` store a state in a file. A single
+    pass over the data is exact. The memory is bounded for any number of frames, because the counts are stored in
+    temporary files (see `ScoreCounts`).
 
     Examples:
         >>> metrics = PooledMetrics()
@@ -97,43 +101,50 @@ class PooledMetrics:
         """Add a frame.
 
         Args:
-            score: H×W float32, the higher the more anomalous; may be infinite.
-            target: H×W, 0 = inlier, 1 = outlier, anything else = void (left out).
-            name: of the frame, for messages.
+            score: H×W float32; a higher score is more anomalous, and infinite scores are allowed.
+            target: H×W, 0 for inliers, 1 for outliers; pixels with other values are void and ignored.
+            name: name of the frame, for messages.
 
         Raises:
-            PebalError: the sizes differ, or a score is NaN, be it void: a network that yields NaN is broken.
+            TypeError: the scores are not float32.
+            PebalError: the sizes differ, or a score is NaN, even on a void pixel, because it means a broken network.
         """
         check_scores(name, score, target)
         self._counts.add(score[target == 0], score[target == 1])
         self.images += 1
 
     def merge(self, other: PooledMetrics) -> None:
-        """Add the frames of another."""
+        """Add the frames of another instance."""
         self._counts.merge(other._counts)
         self.images += other.images
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Arrays for `numpy.savez`: about 2 bytes for each pixel of one image that is not void."""
+        """Arrays for `numpy.savez`; for one image they take about 2 bytes per pixel that is not void."""
         return {"images": np.array(self.images), **self._counts.state_dict()}
 
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray]) -> PooledMetrics:
-        """What `state_dict` returned, as read back by `numpy.load`."""
+        """Restore from the arrays of `state_dict`, for example as read by `numpy.load`."""
         metrics = cls()
         metrics.images = int(state["images"])
         metrics._counts = ScoreCounts.from_state(state)
         return metrics
 
     def at_least(self, thresholds: np.ndarray) -> np.ndarray:
-        """Numbers of pixels with score ≥ threshold, n float32 thresholds → 2×n int64: FP and TP.
+        """Count the pixels with score ≥ threshold.
 
-        Taken of single frames, these add up under any weights: what a bootstrap over images needs.
+        Counts of single frames can be added with any weights, as a bootstrap over images needs.
+
+        Args:
+            thresholds: n float32.
+
+        Returns:
+            2×n int64, with FP in the first row and TP in the second.
         """
         return self._counts.at_least(thresholds)
 
     def compute(self) -> PooledResult:
-        """The metrics of all frames so far."""
+        """Compute the metrics of all frames added so far."""
         inliers, outliers = (int(n) for n in self._counts.page_totals().sum(axis=1))
         if inliers == 0 or outliers == 0:
             missing = " and ".join(
@@ -165,7 +176,7 @@ class PooledMetrics:
         )
 
     def _fpr_in_bins(self, inliers: int, outliers: int) -> float:
-        """FPR95 of scores known by their bin only: the thresholds are the lower edges of 100 equal bins."""
+        """FPR95 by the definition `bins100`, whose thresholds are the lower edges of 100 equal bins."""
         low, high = self._counts.finite_range() or (0.0, 0.0)
         fp, tp = self._counts.at_least(np.linspace(low, high, 101)[99::-1].astype(np.float32))
         fp[-1], tp[-1] = inliers, outliers  # -inf belongs to the lowest bin
@@ -173,10 +184,10 @@ class PooledMetrics:
 
 
 class _Summary:
-    """Takes in the distinct outlier scores from the highest down.
+    """Accumulates the figures over the distinct outlier scores, from the highest down.
 
-    Between two of them only inlier pixels lie: FPR rises and TPR stays, so that the areas and the best F1 are
-    decided at the outlier scores alone.
+    Between two outlier scores there are only inlier pixels, so FPR rises while TPR is constant. The areas and the best
+    F1 therefore depend on the outlier scores only.
     """
 
     def __init__(self, inliers: int, outliers: int) -> None:
@@ -192,12 +203,12 @@ class _Summary:
     def add(self, at: OutlierScores) -> None:
         tpr, fpr = at.tp / self._outliers, at.fp / self._inliers
         share = at.outliers / self._outliers
-        # Area under ROC = probability that an outlier scores above an inlier, ties counting half:
+        # The area under the ROC curve is the probability that an outlier scores above an inlier; ties count half.
         # Σ share · (1 - (FPR above the score + FPR from the score on) / 2)
         self.auroc += float(np.sum(share * (1 - (at.fp_above + at.fp) / (2 * self._inliers))))
         # AP = Σ (recall_i - recall_{i-1}) · precision_i
         self.ap += float(np.sum(share * at.tp / (at.tp + at.fp)))
-        # F1 = 2 TP / (P + TP + FP); of equal ones the highest threshold: the fewest alarms
+        # F1 = 2 TP / (P + TP + FP); of equal values the highest threshold counts, which raises the fewest alarms.
         f1 = 2 * at.tp / (self._outliers + at.tp + at.fp)
         best = int(np.argmax(f1))
         if f1[best] > self.best_f1:
@@ -211,7 +222,7 @@ class _Summary:
             self.fpr_at_least, self.fpr95_threshold = float(fpr[first]), float(at.score[first])
         if np.isnan(self.fpr_above) and tpr[-1] > _RECALL:
             self.fpr_above = float(fpr[np.searchsorted(tpr, _RECALL, "right")])
-        # The lowest threshold with the TPR of an outlier score lies just above the next outlier score.
+        # The lowest threshold with the TPR of an outlier score is just above the next outlier score.
         if self._nearest_is_last:
             self.fpr_nearest = float(at.fp_above[0] / self._inliers)
         distance = np.abs(tpr - _RECALL)
@@ -224,9 +235,9 @@ class _Summary:
             self.fpr_nearest = float(fp / self._inliers)
 
     def _add_points(self, at: OutlierScores) -> None:
-        """Keep the vertices of the ROC curve (just above each score, and at it) that enter a new cell.
+        """Keep the vertices of the ROC curve (just above each score and at it) that enter a new cell.
 
-        Cells are 1/500 of TPR by 1/500 of FPR, and 1/50 of a decade of FPR for logarithmic axes.
+        A cell covers 1/500 of TPR and of FPR, and 1/50 of a decade of FPR for logarithmic axes.
         """
         threshold = np.stack([np.nextafter(at.score, np.float32(np.inf)), at.score], axis=1).ravel()
         tp = np.stack([at.tp - at.outliers, at.tp], axis=1).ravel()

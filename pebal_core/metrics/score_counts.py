@@ -1,4 +1,4 @@
-"""How many inlier and outlier pixels have each score: exact for any number of pixels, in bounded memory."""
+"""Counts inlier and outlier pixels at each score, exactly for any number of pixels and in bounded memory."""
 
 from __future__ import annotations
 
@@ -25,33 +25,35 @@ _RUNS_PER_LEVEL = 32
 
 
 class OutlierScores(NamedTuple):
-    """A stretch of the distinct scores that outlier pixels have, from the highest down; arrays of one length.
-
-    `tp`, `fp`: numbers of outlier and of inlier pixels with at least this score; `fp_above`: of inlier pixels
-    with a higher one.
-    """
+    """A range of the distinct scores of outlier pixels, from the highest down; all arrays have the same length."""
 
     score: Array  # float32
-    outliers: Array  # int64, outlier pixels with exactly this score
-    tp: Array
-    fp_above: Array
-    fp: Array
+    outliers: Array  # int64, number of outlier pixels with exactly this score
+    tp: Array  # int64, number of outlier pixels with at least this score
+    fp_above: Array  # int64, number of inlier pixels with a higher score
+    fp: Array  # int64, number of inlier pixels with at least this score
 
 
 class ScoreCounts:
     """Numbers of inlier and outlier pixels at each distinct float32 score.
 
-    What `add` is given becomes a run of pages in a temporary file. 32 runs of one level are merged into one
-    run of the next (a log-structured merge): memory holds the indices of few runs and one stretch of pixels,
-    and the files stop growing once all pages that occur are tables. The memory needed depends on the size of
-    one `add`, not on their number.
+    Each call of `add` writes a run of pages to a temporary file. When a level has 32 runs, they are merged into one run
+    of the next level (a log-structured merge). The memory holds the indices of a few runs and one range of pixels. It
+    depends on the size of a single `add`, not on the number of calls. The files stop growing once all pages that occur
+    are stored as tables.
+
+    Examples:
+        >>> counts = ScoreCounts()
+        >>> counts.add(np.array([-9, -8, -2], np.float32), np.array([-3], np.float32))
+        >>> counts.at_least(np.array([-8, -2.5])).tolist()  # inliers, outliers
+        [[2, 1], [1, 0]]
     """
 
     def __init__(self) -> None:
         self._levels: list[Level] = []
 
     def add(self, inlier_scores: Array, outlier_scores: Array) -> None:
-        """Count the scores of some inlier and some outlier pixels: 1-D float32, may be infinite, no NaN."""
+        """Count the scores of inlier and outlier pixels, 1-D float32 each; they may be infinite but not NaN."""
         payload, pages, pixels = [], [], []
         for class_start, scores in ((0, inlier_scores), (PAGE, outlier_scores)):
             keys = score_keys(scores)
@@ -64,7 +66,7 @@ class ScoreCounts:
         self._append(0, payload, np.concatenate(pages), np.concatenate(pixels), widths)
 
     def merge(self, other: ScoreCounts) -> None:
-        """Add the counts of another; order and grouping do not matter."""
+        """Add the counts of another instance; order and grouping do not matter."""
         if other is self:
             raise ValueError("cannot merge counts into themselves")
         for generation, level in enumerate(other._levels):
@@ -72,7 +74,7 @@ class ScoreCounts:
                 self._append(generation, run.payload(), run.pages, run.pixels, run.widths)
 
     def state_dict(self) -> dict[str, Array]:
-        """Everything, as four arrays: 2 bytes for each pixel of one image, less for many images together."""
+        """The whole state as four arrays, which take 2 bytes per pixel for one image and less for many images."""
         if len(self._runs()) != 1:
             single = Level()
             merge_runs(self._runs(), single)
@@ -83,7 +85,7 @@ class ScoreCounts:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Array]) -> ScoreCounts:
-        """The counts that `state_dict` returned."""
+        """Restore from the arrays of `state_dict`."""
         counts = cls()
         counts._append(
             0, [np.ascontiguousarray(state["payload"]).data], state["pages"], state["pixels"], state["widths"]
@@ -91,14 +93,14 @@ class ScoreCounts:
         return counts
 
     def page_totals(self) -> Array:
-        """2×65,536 int64: inlier and outlier pixels in each page of scores, from the lowest up."""
+        """2×65,536 int64, the number of inlier and outlier pixels in each page of scores, from the lowest up."""
         totals = np.zeros(2 * PAGE, np.int64)
         for run in self._runs():
             totals[run.pages] += run.pixels
         return totals.reshape(2, PAGE)
 
     def outlier_scores(self) -> Iterator[OutlierScores]:
-        """The counts at every distinct score of an outlier pixel, in stretches from the highest down."""
+        """Yield the counts at every distinct score of an outlier pixel, in ranges from the highest down."""
         inliers, outliers = totals = self.page_totals()
         for first, end in reversed(stretches(totals.sum(axis=0))):
             if not outliers[first:end].any():
@@ -115,12 +117,12 @@ class ScoreCounts:
             )
 
     def at_least(self, thresholds: Array) -> Array:
-        """Pixels with score ≥ threshold: n float32 thresholds → 2×n int64 (inliers, outliers)."""
+        """Count the pixels with score ≥ threshold; n float32 thresholds give 2×n int64 (inliers, outliers)."""
         keys = score_keys(np.asarray(thresholds, np.float32))
         result = np.zeros((2, len(keys)), np.int64)
         for class_start, totals, counts in zip((0, PAGE), self.page_totals(), result, strict=True):
             ranges = stretches(totals)
-            # A threshold between two ranges has as many pixels above it as the start of the next range.
+            # A threshold between two ranges has the same number of pixels above it as the start of the next range.
             owners = np.searchsorted([end for _, end in ranges], keys >> 16, "right")
             for owner in set(owners.tolist()) - {len(ranges)}:
                 first, end = ranges[owner]
@@ -130,9 +132,9 @@ class ScoreCounts:
         return result
 
     def finite_range(self) -> tuple[float, float] | None:
-        """Lowest and highest finite score, None if there is none."""
+        """Lowest and highest finite score; None if there is none."""
         totals = self.page_totals().sum(axis=0)
-        totals[score_keys(np.array([-np.inf, np.inf], np.float32)) >> 16] = 0  # pages of their own
+        totals[score_keys(np.array([-np.inf, np.inf], np.float32)) >> 16] = 0  # infinities have separate pages
         pages = np.flatnonzero(totals)
         if len(pages) == 0:
             return None
@@ -165,6 +167,6 @@ class ScoreCounts:
 
 
 def _below(tallied: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Distinct keys, ascending, and the number of pixels below each; one entry more for those below none."""
+    """Distinct keys, ascending, and the number of pixels below each, followed by the number of all pixels."""
     keys, number = tallied
     return keys, np.cumsum(np.append(0, number))

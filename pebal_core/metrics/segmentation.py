@@ -1,4 +1,4 @@
-"""Intersection over union of the inlier classes, from a confusion matrix that adds up frame by frame."""
+"""Intersection over union of the inlier classes, from a confusion matrix that is accumulated frame by frame."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from pebal_core.metrics.checks import check_sizes
 
 @dataclass(frozen=True)
 class SegmentationResult:
-    """Figures as fractions, over all labelled pixels of all images together."""
+    """Figures as fractions, over all labelled pixels of all images."""
 
     images: int
     pixels: int
     classes: tuple[str, ...]
     iou: tuple[float | None, ...]
-    """Of each class; None for one that is neither labelled nor predicted anywhere."""
+    """IoU of each class; None for a class that is neither labelled nor predicted anywhere."""
     miou: float | None
-    """Mean over the classes with an IoU; None without a labelled pixel."""
+    """Mean over the classes with an IoU; None if there is no labelled pixel."""
     accuracy: float | None
-    """Share of labelled pixels with the right class."""
+    """Share of labelled pixels with the correct class."""
 
     def miou_of(self, class_ids: Sequence[int]) -> float | None:
-        """Mean over those of the given classes that have an IoU, for sets that label only some of them."""
+        """Mean over those given classes that have an IoU, for sets that label only some classes."""
         present = [iou for i in class_ids if (iou := self.iou[i]) is not None]
         return sum(present) / len(present) if present else None
 
@@ -37,7 +37,10 @@ class SegmentationMetrics:
 
         IoU_k = C[k, k] / (Σ_l C[k, l] + Σ_t C[t, k] - C[k, k])
 
-    Void pixels (255 in the target) take no part, whatever is predicted there.
+    Void pixels (255 in the target) are ignored.
+
+    Args:
+        classes: names of the trainIds 0, 1, …
 
     Examples:
         >>> metrics = SegmentationMetrics(['road', 'car'])
@@ -48,7 +51,6 @@ class SegmentationMetrics:
     """
 
     def __init__(self, classes: Sequence[str]) -> None:
-        """`classes`: the names of the trainIds 0, 1, …"""
         self.classes = tuple(classes)
         self.images = 0
         self.confusion = np.zeros((len(self.classes),) * 2, np.int64)
@@ -59,10 +61,10 @@ class SegmentationMetrics:
         Args:
             labels: H×W integers, predicted trainIds.
             target: H×W integers, trainIds or 255 for void.
-            name: of the frame, for messages.
+            name: name of the frame, for messages.
 
         Raises:
-            PebalError: the sizes differ, or a value outside void is no class.
+            PebalError: the sizes differ, or a value is neither a class nor void.
         """
         check_sizes(name, "predicted labels", labels, target)
         known = target != VOID
@@ -74,7 +76,7 @@ class SegmentationMetrics:
         self.images += 1
 
     def merge(self, other: SegmentationMetrics) -> None:
-        """Add the frames of another, of the same classes."""
+        """Add the frames of another instance with the same classes."""
         if other.classes != self.classes:
             raise ValueError(f"cannot merge metrics of the classes {other.classes} into those of {self.classes}")
         self.confusion += other.confusion
@@ -90,14 +92,14 @@ class SegmentationMetrics:
 
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray]) -> SegmentationMetrics:
-        """What `state_dict` returned, as read back by `numpy.load`."""
+        """Restore from the arrays of `state_dict`, for example as read by `numpy.load`."""
         metrics = cls(state["classes"].tolist())
         metrics.images = int(state["images"])
         metrics.confusion = state["confusion"].copy()
         return metrics
 
     def compute(self) -> SegmentationResult:
-        """The metrics of all frames so far."""
+        """Compute the metrics of all frames added so far."""
         right = np.diagonal(self.confusion)
         union = self.confusion.sum(axis=0) + self.confusion.sum(axis=1) - right
         iou = tuple(float(r / u) if u else None for r, u in zip(right, union, strict=True))
@@ -113,15 +115,15 @@ class SegmentationMetrics:
         )
 
     def labelled_classes(self) -> list[int]:
-        """Ids of the classes that the targets so far label anywhere."""
+        """Numbers of the classes that occur in the targets added so far."""
         return np.flatnonzero(self.confusion.sum(axis=1)).tolist()
 
     def labelled_miou(self) -> float | None:
-        """Mean IoU over the labelled classes alone, for sets that label only some of a network's classes."""
+        """Mean IoU over the labelled classes only, for sets that label only some of a network's classes."""
         return self.compute().miou_of(self.labelled_classes())
 
     def group_iou(self, groups: Mapping[str, Sequence[int]]) -> dict[str, float | None]:
-        """IoU of groups of classes, each as if its classes were one; None where a group is nowhere.
+        """IoU of groups of classes, each treated as a single class; None for a group that occurs nowhere.
 
         >>> metrics = SegmentationMetrics(["car", "bus", "road"])
         >>> metrics.update(np.array([[1, 2]]), np.array([[0, 2]]), name="a bus for a car")

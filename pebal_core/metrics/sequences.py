@@ -1,8 +1,8 @@
-"""Objects over time, against labelled sequences: found, how soon, under one number, and at what price.
+"""Evaluates tracked objects on labelled sequences: recall, delay, identity switches and false objects.
 
-An object *appears* once it has at least `MIN_OBJECT` pixels. It is *covered* in a frame where reported objects cover at
-least `MIN_COVERED` of its pixels. A reported object is *false* if it never lies on a labelled object with at least
-`MIN_COVERED` of its own pixels; void pixels do not count.
+An object *appears* once it has at least `MIN_OBJECT` pixels. It is *covered* in a frame if reported objects cover at
+least `MIN_COVERED` of its pixels. A reported object is *false* if there is no frame in which at least `MIN_COVERED` of
+its own pixels are on labelled objects; void pixels do not count.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ VOID_NUMBER = 255
 
 @dataclass
 class _Truth:
-    """What became of one labelled object."""
+    """History of one labelled object."""
 
     appeared: float
+    """Time of the first appearance in seconds."""
     confirmed: float | None = None
+    """Time of the first report in seconds."""
     width: int | None = None
-    """Of the labelled object in pixels, when it was first reported."""
+    """Width in pixels when it was first reported."""
     last_id: int | None = None
     switches: int = 0
 
@@ -39,46 +41,57 @@ class SequenceResult:
     frames: int
     minutes: float
     objects: int
-    """Labelled objects that appeared."""
+    """Number of labelled objects that appeared."""
     reported: int
-    """Of them, how many were ever reported."""
+    """Number of labelled objects that were reported at least once."""
     share_reported: float | None
-    """None: there was no labelled object."""
+    """Share of labelled objects that were reported; None if there were none."""
     seconds_to_report: float | None
-    """Median over the objects that were reported, from their appearance on."""
+    """Median time from appearance to the first report, over the reported objects."""
     width_at_report: float | None
-    """Median width of the labelled object in pixels when it was first reported."""
+    """Median width in pixels of a labelled object when it was first reported."""
     id_switches: int
+    """Number of times that the reported number of a labelled object changed."""
     false_objects: int
-    """Numbers that were reported and never lay on a labelled object."""
+    """Number of reported objects that never were on a labelled object."""
     false_per_minute: float
     false_per_frame: float
-    """Mean number of false objects that a frame reports."""
+    """Mean number of false objects per frame."""
 
 
 @dataclass
 class SequenceMetrics:
-    """Accumulates sequences; `begin` each, then `update` with its frames in order."""
+    """Accumulates sequences; call `begin` for each, then `update` with its frames in order.
+
+    Examples:
+        >>> metrics = SequenceMetrics()
+        >>> metrics.begin(rate=10, frames=1)
+        >>> labelled = np.zeros((20, 20), np.uint8)
+        >>> labelled[:10, :10] = 1
+        >>> metrics.update([], labelled, seconds=0.0)  # nothing is reported
+        >>> metrics.compute().objects, metrics.compute().share_reported
+        (1, 0.0)
+    """
 
     sequences: int = 0
     frames: int = 0
     seconds: float = 0.0
     false_in_frames: int = 0
-    """False reports summed over frames."""
+    """Number of reports of false objects, summed over frames."""
     false_objects: int = 0
     truths: list[_Truth] = field(default_factory=list)
     _current: dict[int, _Truth] = field(default_factory=dict)
     _reported: dict[int, list[bool]] = field(default_factory=dict)
-    """By number of a reported object: in each frame, whether it lay on a labelled one."""
+    """For each reported object and each of its frames, whether it was on a labelled object."""
 
     def begin(self, rate: float, frames: int) -> None:
-        """A new sequence of so many frames a second."""
+        """Start a new sequence, with its rate in frames per second and its number of frames."""
         self.end()
         self.sequences += 1
         self.seconds += frames / rate
 
     def end(self) -> None:
-        """Close the sequence in hand; `compute` does so by itself."""
+        """Finish the current sequence; `compute` calls this itself."""
         self.truths += self._current.values()
         for seen in self._reported.values():
             if not any(seen):
@@ -90,9 +103,9 @@ class SequenceMetrics:
         """Add a frame.
 
         Args:
-            reported: what the vehicle is told of; with a temporal rule the confirmed objects alone.
-            labelled: H×W uint8: 0 = known, n = object n, 255 = void.
-            seconds: since the sequence began.
+            reported: the objects that are reported to the vehicle; with a temporal rule only the confirmed ones.
+            labelled: H×W uint8, in which 0 is known, n is object n, and 255 is void.
+            seconds: time since the start of the sequence.
         """
         self.frames += 1
         sizes = np.bincount(labelled.ravel(), minlength=256)
@@ -103,7 +116,7 @@ class SequenceMetrics:
             inside = np.bincount(labelled[y : y + height, x : x + width][found.mask], minlength=256)
             known, on_objects = int(inside[0]), int(inside[1:VOID_NUMBER].sum())
             if known + on_objects == 0:
-                continue  # on void alone: neither right nor wrong
+                continue  # an object on void only is neither right nor wrong
             self._reported.setdefault(found.id, []).append(on_objects >= MIN_COVERED * (known + on_objects))
             covered += inside
             for number in np.flatnonzero(inside[1:VOID_NUMBER]) + 1:
@@ -122,7 +135,7 @@ class SequenceMetrics:
             truth.last_id = identity
 
     def compute(self) -> SequenceResult:
-        """The figures of all sequences so far."""
+        """Compute the figures of all sequences added so far."""
         self.end()
         reported = [truth for truth in self.truths if truth.confirmed is not None]
         minutes = self.seconds / 60

@@ -1,4 +1,4 @@
-"""Segmentation networks by name: one way to build any of them."""
+"""Builds segmentation networks by name."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .wide_resnet38 import DeepLabV3PlusWideResNet38
 
 
 def kept_classes(num_outputs: int = 20, *, network: str, own_trunk: bool, **arguments: object) -> KeptClasses:
-    """`KeptClasses` of two networks of this name and arguments."""
+    """Build `KeptClasses` of two networks with this name and these arguments."""
     energy, classes = (build_network(network, num_outputs, **arguments) for _ in range(2))
     return KeptClasses(energy, classes, own_trunk)
 
 
 def anomaly_branch(num_outputs: int = 20, *, network: str, width: int = 48, **arguments: object) -> AnomalyBranch:
-    """`AnomalyBranch` on a network of this name and arguments."""
+    """Build an `AnomalyBranch` on a network with this name and these arguments."""
     return AnomalyBranch(build_network(network, num_outputs, **arguments), width)
 
 
@@ -40,24 +40,37 @@ NETWORKS: dict[str, Callable[..., SegmentationNetwork]] = {
 
 
 def register_network(name: str, build: Callable[..., SegmentationNetwork]) -> None:
-    """Make a network of one's own known by its name, in configurations and in model files.
+    """Register your own network under a name, for configurations and model files.
 
     Args:
-        build: takes ``num_outputs`` and the network's own arguments by name.
+        name: name of the network.
+        build: function that takes ``num_outputs`` and the network's own arguments by name, and returns the network.
+
+    Examples:
+        >>> def wide_espnetv2(num_outputs=20):
+        ...     return ESPNetv2(num_outputs, scale=4.0)
+        >>> register_network("wide_espnetv2", wide_espnetv2)
+        >>> build_network("wide_espnetv2", num_outputs=6).num_outputs
+        6
     """
     NETWORKS[name] = build
 
 
 def build_network(name: str, num_outputs: int = 20, **arguments: object) -> SegmentationNetwork:
-    """Build a network with fresh weights.
+    """Build a network with random weights.
 
     Args:
         name: a key of `NETWORKS`.
         num_outputs: K inlier classes + 1 abstention channel.
-        arguments: passed to the network's constructor.
+        arguments: arguments of the network's constructor.
 
     Raises:
-        PebalError: unknown name or arguments.
+        PebalError: the name or an argument is unknown.
+
+    Examples:
+        >>> network = build_network("espnetv2", num_outputs=6, scale=0.5).eval()
+        >>> tuple(network(torch.zeros(1, 3, 32, 48)).shape)
+        (1, 6, 32, 48)
     """
     if name not in NETWORKS:
         raise PebalError(f"Unknown network '{name}'; choose one of: {', '.join(sorted(NETWORKS))}.")
@@ -65,16 +78,20 @@ def build_network(name: str, num_outputs: int = 20, **arguments: object) -> Segm
         return NETWORKS[name](num_outputs=num_outputs, **arguments)
     except PebalError:
         raise
-    except Exception as error:  # the arguments may come from a file, and libraries fail at them in many ways
+    except Exception as error:  # the arguments may come from a file, and bad ones can raise any exception
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise PebalError(f"Network '{name}' cannot be built with {arguments!s:.200}: {reason:.200}") from error
 
 
 def describe_network(name: str, num_outputs: int = 20, **arguments: object) -> dict[str, Tensor]:
-    """State dict of a network on PyTorch's meta device: names, shapes and types without values, in no memory.
+    """State dict of a network on PyTorch's meta device, with names, shapes and types but without values or memory.
 
     Raises:
-        PebalError: as `build_network`.
+        PebalError: as for `build_network`.
+
+    Examples:
+        >>> describe_network("espnetv2", num_outputs=6)["bu_dec_l4.merge_layer.3.weight"].shape
+        torch.Size([6, 3, 1, 1])
     """
     with torch.device("meta"), CountsOnCpu():
         return build_network(name, num_outputs, **arguments).state_dict()

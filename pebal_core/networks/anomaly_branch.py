@@ -1,4 +1,4 @@
-"""One frozen segmentation network with an anomaly branch beside its head."""
+"""A frozen segmentation network with a trainable anomaly branch beside its head."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from ..errors import PebalError
 from .base import SegmentationNetwork, upsample
 
 FINEST = 4
-"""Stride at which the branch answers; finer features are averaged down to it."""
+"""Stride of the branch's output; finer features are averaged down to it."""
 LEVELS = (4, 8, 16)
 """Strides of the branch's own levels."""
 STRIDES = (1, 2, 4, 8, 16, 32)
-"""Of the maps that it can read."""
+"""Strides of the feature maps that the branch can use."""
 DILATIONS = {4: (1, 2), 8: (1, 2), 16: (1, 2, 4)}
 """Dilations of the blocks of each level."""
 
 
 class AnomalyBranch(SegmentationNetwork):
-    """A frozen network, whose logits a small branch shifts by as much as it takes a pixel for unknown.
+    """A frozen network whose logits a small branch shifts, depending on how unknown a pixel looks.
 
     With f the logits of the frozen network, K the index of its abstention, and (δ, r) the two maps of the branch:
 
         f'_k = f_k + δ  for k < K,      f'_K = f_K + r,      hence  E' = E - δ
 
-    A shift of all K class logits moves no class probability, so the labels stay those of the frozen network whatever
-    the branch learns, while any energy can be reached. The branch starts at δ = r = 0. It reads the features that the
-    trunk computes anyway, and what the frozen head is certain of: its logits, their log-sum-exp and their entropy.
-    Keeping the segmentation and learning the anomaly beside it: Liu et al., Residual Pattern Learning (ICCV 2023).
+    A shift of all K class logits changes no class probability. The labels therefore equal those of the frozen network
+    for any weights of the branch, while any energy can be reached. The branch starts at δ = r = 0. Its inputs are the
+    features that the trunk computes anyway and the certainty of the frozen head, which consists of its logits, their
+    log-sum-exp and their entropy. The idea of keeping the segmentation and learning the anomalies beside it comes from
+    Liu et al., Residual Pattern Learning (ICCV 2023).
 
-    Here the trunk of a `SegmentationNetwork` is everything that is frozen, its head is the branch: that is what
-    fine-tuning trains.
+    As a `SegmentationNetwork`, its trunk is everything that is frozen, and its head is the branch, which fine-tuning
+    trains.
 
     Args:
         network: a network that declares its `features`; its weights are never changed.
@@ -76,7 +77,7 @@ class AnomalyBranch(SegmentationNetwork):
 
 
 def certainty_of(logits: Tensor) -> Tensor:
-    """The logits B×(K+1)×h×w, and behind them log Σ exp and the entropy of the K class logits."""
+    """Append log Σ exp and the entropy of the K class logits to the logits B×(K+1)×h×w; returns B×(K+3)×h×w."""
     log_sum = torch.logsumexp(logits[:, :-1], dim=1, keepdim=True)
     log_probability = logits[:, :-1] - log_sum
     entropy = -(log_probability.exp() * log_probability).sum(1, keepdim=True)
@@ -84,7 +85,7 @@ def certainty_of(logits: Tensor) -> Tensor:
 
 
 def bring(x: Tensor, stride: int, wanted: int) -> Tensor:
-    """A map of one stride at another; both are powers of two."""
+    """Resample a map from one stride to another; both are powers of two."""
     if stride > wanted:
         return F.interpolate(x, scale_factor=float(stride // wanted), mode="bilinear", align_corners=True)
     while stride < wanted:
@@ -93,18 +94,18 @@ def bring(x: Tensor, stride: int, wanted: int) -> Tensor:
 
 
 def halve(x: Tensor) -> Tensor:
-    """3×3 average at stride 2: odd sides are rounded up, as strided convolutions do."""
+    """Average 3×3 pixels at stride 2; odd sides are rounded up, as in strided convolutions."""
     return F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
 
 
 class Branch(nn.Module):
-    """From feature maps to two maps at stride 4: down to stride 16 for context, and up again.
+    """Computes two maps at stride 4 from feature maps, by going down to stride 16 for context and up again.
 
-    Half the width at stride 4, where most of the time goes.
+    At stride 4, which takes most of the time, it has half the width.
 
     Args:
-        inputs: channels and stride of each feature map, one of them at stride 4; strides are powers of two up to 32.
-        width: channels inside.
+        inputs: channels and stride of each feature map. One map must have stride 4; strides are powers of two up to 32.
+        width: number of inner channels.
     """
 
     def __init__(self, inputs: tuple[tuple[int, int], ...], width: int) -> None:
@@ -128,10 +129,10 @@ class Branch(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """B×2×h×w at stride 4: the shift δ of the class logits and r of the abstention."""
+        """The shifts δ of the class logits and r of the abstention, B×2×h×w at stride 4."""
         sums: dict[int, Tensor] = {}
         for x, given, stride, project in zip(maps, self.given, self.strides, self.projections, strict=True):
-            # The projection runs where there are fewer pixels: after an average, before an enlargement.
+            # The projection runs on fewer pixels after downsampling and before upsampling.
             projected = bring(project(bring(x, min(given, stride), stride)), max(given, stride), stride)
             sums[stride] = sums[stride] + projected if stride in sums else projected
         down = [self.bends[0](sums[FINEST])]
@@ -145,12 +146,12 @@ class Branch(nn.Module):
 
 
 def conv_norm(inputs: int, outputs: int) -> nn.Sequential:
-    """1×1 convolution and BatchNorm."""
+    """A 1×1 convolution followed by BatchNorm."""
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
 
 
 class SeparableBlock(nn.Module):
-    """Depth-wise 3×3, BatchNorm, PReLU, 1×1 and BatchNorm, around which the input is added."""
+    """A residual block of a depth-wise 3×3 convolution, BatchNorm, PReLU, a 1×1 convolution and BatchNorm."""
 
     def __init__(self, width: int, dilation: int) -> None:
         super().__init__()

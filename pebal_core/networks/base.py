@@ -1,4 +1,4 @@
-"""What every segmentation network of the project offers."""
+"""The base class of all segmentation networks of the project."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from ..errors import PebalError
 
 
 class SegmentationNetwork(nn.Module, ABC):
-    """K inlier classes + one abstention channel (the last), split into a trunk and a head.
+    """A network with K inlier classes and one abstention channel (the last), split into a trunk and a head.
 
-    PEBAL fine-tunes the head and leaves the trunk as it was, so the two are separate calls; the split also lets
-    a caller keep the logits at the network's own resolution and upsample only what it needs.
+    PEBAL fine-tunes the head and leaves the trunk unchanged, so the two are separate calls. The split also lets a
+    caller keep the logits at the network's own resolution and upsample only the part that it needs.
     """
 
     num_outputs: int
     """K + 1: the inlier classes and the abstention channel."""
     stride: int
-    """`trunk` needs sides that are multiples of this; `forward` pads to it."""
+    """`trunk` needs inputs whose sides are multiples of this; `forward` pads to it."""
     head_prefixes: tuple[str, ...]
     """State-dict prefixes of the parameters that belong to the head."""
     features: tuple[tuple[int, int], ...] = ()
-    """Channels and stride of each tensor that `trunk` gives, (0, 0) for one that is no map of the image; empty: an
-    `AnomalyBranch` cannot use them."""
+    """Channels and stride of each tensor that `trunk` returns, (0, 0) for one that is no map of the image. If it is
+    empty, an `AnomalyBranch` cannot be added."""
     logit_stride: int = 4
-    """Stride of what `head` gives."""
+    """Stride of the logits that `head` returns."""
 
     @abstractmethod
     def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Features of normalised images B×3×H×W."""
+        """Compute features of normalised images B×3×H×W."""
 
     @abstractmethod
     def head(self, features: tuple[Tensor, ...]) -> Tensor:
-        """Logits B×(K+1)×h×w at the network's own resolution."""
+        """Compute logits B×(K+1)×h×w at the network's own resolution."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits B×(K+1)×H×W of normalised images B×3×H×W of any size."""
+        """Compute logits B×(K+1)×H×W of normalised images B×3×H×W of any size."""
         height, width = images.shape[-2:]
         images = self.pad(images)
         logits = upsample(self.head(self.trunk(images)), images.shape[-2:])
         return logits[..., :height, :width]
 
     def pad(self, images: Tensor) -> Tensor:
-        """Images B×3×H×W with the last row and column repeated until both sides are multiples of `stride`."""
+        """Pad images B×3×H×W by repeating the last row and column until both sides are multiples of `stride`."""
         height, width = images.shape[-2:]
         padding = (0, -width % self.stride, 0, -height % self.stride)
         return F.pad(images, padding, mode="replicate") if any(padding) else images
@@ -62,9 +62,9 @@ class SegmentationNetwork(nn.Module, ABC):
 
 
 class CountsOnCpu(TorchFunctionMode):
-    """Inside ``torch.device("meta")``, `torch.linspace` gives numbers all the same.
+    """Makes `torch.linspace` return real numbers inside ``torch.device("meta")``.
 
-    Libraries draw up the dropout of each layer with it, and read the numbers at once.
+    Libraries use it to set the dropout of each layer and read its values immediately.
     """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -73,7 +73,7 @@ class CountsOnCpu(TorchFunctionMode):
 
 
 class _Parts(nn.Module):
-    """A network whose answer is what the trunk and what the head gives."""
+    """A network that returns the outputs of both trunk and head."""
 
     def __init__(self, network: SegmentationNetwork) -> None:
         super().__init__()
@@ -85,14 +85,15 @@ class _Parts(nn.Module):
 
 
 def measure(network: SegmentationNetwork, height: int, width: int) -> None:
-    """Set the `features` and the `logit_stride` of a network from what it gives on PyTorch's meta device, in no memory.
+    """Set the `features` and the `logit_stride` of a network by running it on PyTorch's meta device, without memory.
 
     Args:
-        height: of the image that is tried, in pixels: a multiple of the network's stride.
-        width: likewise.
+        network: the network.
+        height: height of the test image in pixels, a multiple of the network's stride.
+        width: width of the test image in pixels, a multiple of the network's stride.
 
     Raises:
-        PebalError: it gives no K + 1 logits for each pixel.
+        PebalError: the network does not return K + 1 logits per pixel.
     """
     parts, training = _Parts(network), network.training
     state = [*parts.named_parameters(), *parts.named_buffers()]
@@ -107,7 +108,7 @@ def measure(network: SegmentationNetwork, height: int, width: int) -> None:
 
 
 def upsample(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Bilinear to H×W with aligned corners, as every network here was trained."""
+    """Upsample logits B×C×h×w to H×W bilinearly with aligned corners, as in the training of every network here."""
     if tuple(logits.shape[-2:]) == tuple(size):
         return logits
     return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=True)

@@ -1,6 +1,6 @@
-"""ESPNetv2 for semantic segmentation (Mehta et al., CVPR 2019), with the names of the EdgeNets checkpoints.
+"""ESPNetv2 for semantic segmentation (Mehta et al., CVPR 2019), with the weight names of the EdgeNets checkpoints.
 
-Every convolution is followed by BatchNorm and PReLU unless said otherwise, and keeps the size at stride 1.
+Unless stated otherwise, every convolution is followed by BatchNorm and PReLU and keeps the size at stride 1.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ BRANCHES = 4
 """Dilated branches of an EESP unit, and groups of its 1×1 convolutions."""
 NARROW = (1, 1, 2, 3)
 WIDE = (1, 2, 3, 4)
-"""Dilations of the branches: the deepest level sees a small map and stays narrow."""
+"""Dilations of the branches; the deepest level uses `NARROW` because its map is small."""
 PYRAMID_SCALES = (2.0, 1.5, 1.0, 0.5, 0.1)
 PYRAMID_MIN_SIDE = 5
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, dilation: int = 1) -> nn.Conv2d:
-    """Convolution without bias that keeps the size at stride 1."""
+    """A convolution without bias that keeps the size at stride 1."""
     padding = dilation * (kernel // 2)
     return nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias=False)
 
 
 class Conv(nn.Module):
-    """Convolution, then BatchNorm and PReLU where asked for, as the encoder names them (conv, bn, act)."""
+    """A convolution with optional BatchNorm and PReLU, under the encoder's names (conv, bn, act)."""
 
     def __init__(self, convolution: nn.Conv2d, norm: bool = True, act: bool = True) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Conv(nn.Module):
 
 
 class NormAct(nn.Module):
-    """BatchNorm and PReLU, as the encoder names them (bn, act)."""
+    """BatchNorm and PReLU, under the encoder's names (bn, act)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -57,9 +57,9 @@ class NormAct(nn.Module):
 class EESP(nn.Module):
     """Extremely efficient spatial pyramid of depth-wise dilated convolutions.
 
-    The branches are summed cumulatively before they are concatenated, against gridding artefacts.
-    With stride 2 the unit ends after its last BatchNorm: the down-sampler around it adds and activates (its own
-    ``module_act`` then exists, as in the checkpoints, and is unused).
+    The branches are summed cumulatively before they are concatenated, to avoid gridding artefacts. With stride 2 the
+    unit ends after its last BatchNorm, because the surrounding down-sampler adds and activates. Its own ``module_act``
+    then exists, as in the checkpoints, but is unused.
     """
 
     def __init__(self, inputs: int, outputs: int, dilations: tuple[int, ...], stride: int = 1) -> None:
@@ -87,12 +87,12 @@ class EESP(nn.Module):
 
 
 def halve(x: Tensor) -> Tensor:
-    """3×3 average at stride 2; the padded zeros count."""
+    """Average 3×3 pixels at stride 2, including padded zeros."""
     return F.avg_pool2d(x, 3, stride=2, padding=1)
 
 
 class DownSampler(nn.Module):
-    """Halves the resolution: averaged input beside a strided EESP, plus the equally small image."""
+    """Halves the resolution by concatenating the averaged input with a strided EESP and adding the downscaled image."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -101,12 +101,12 @@ class DownSampler(nn.Module):
         self.act = nn.PReLU(outputs)
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
-        """Features at half the resolution of `x`; `image` already has that resolution."""
+        """Compute features at half the resolution of `x`; `image` already has that resolution."""
         return self.act(torch.cat([halve(x), self.eesp(x)], dim=1) + self.inp_reinf(image))
 
 
 class Encoder(nn.Module):
-    """ESPNetv2 without its classifier: features at strides 2, 4, 8 and 16."""
+    """ESPNetv2 without its classifier; it returns features at strides 2, 4, 8 and 16."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ def norm_act(channels: int) -> nn.Sequential:
 
 
 class ConvDec(nn.Module):
-    """Convolution, BatchNorm and PReLU, as the decoder names them (cbr)."""
+    """A convolution, BatchNorm and PReLU, under the decoder's name (cbr)."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class ConvDec(nn.Module):
 
 
 class NormActDec(nn.Module):
-    """BatchNorm and PReLU, as the decoder names them (br)."""
+    """BatchNorm and PReLU, under the decoder's name (br)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -163,7 +163,10 @@ class PyramidPool(nn.Module):
     """Depth-wise 3×3 convolutions at five scales of a narrow projection, merged by a grouped convolution.
 
     Args:
-        last: the module that yields the logits; its 1×1 convolution has a bias and nothing follows it.
+        inputs: number of input channels.
+        width: number of channels of the projection.
+        outputs: number of output channels.
+        last: whether the module returns the logits; its 1×1 convolution then has a bias, and nothing follows it.
     """
 
     def __init__(self, inputs: int, width: int, outputs: int, last: bool = False) -> None:
@@ -183,7 +186,7 @@ class PyramidPool(nn.Module):
         return self.br(self.merge_layer(torch.cat(self.branches(x), dim=1)))
 
     def branches(self, x: Tensor) -> list[Tensor]:
-        """The scales' convolutions of the projection, all at its size."""
+        """Convolve the projection at each scale and resample the results to its size."""
         x = self.projection_layer(x)
         size = (x.shape[-2], x.shape[-1])
         branches = []
@@ -199,15 +202,17 @@ class PyramidPool(nn.Module):
 
 
 class SummedPyramid(nn.Module):
-    """A `PyramidPool` for inference, with the same output for less.
+    """A faster `PyramidPool` for inference, with the same output.
 
-    After the shuffle each group of the merging convolution holds one channel of every branch, so it is a sum of
-    depth-wise convolutions, one per branch. The BatchNorm of the branches goes into their own convolutions: between
-    the two lie only averages, whose weights add up to one.
+    After the shuffle, each group of the merging convolution holds one channel of every branch, so the convolution is a
+    sum of depth-wise convolutions, one per branch. The BatchNorm of the branches is folded into their own convolutions.
+    This is possible because there are only averages between the two, whose weights add up to one.
+
+    Args:
+        pool: the module, which is taken over; the BatchNorm after its merging convolution must be folded already.
     """
 
     def __init__(self, pool: PyramidPool) -> None:
-        """`pool`: taken over; the BatchNorm after its merging convolution is folded already."""
         super().__init__()
         norm, act = pool.merge_layer.get_submodule("0.br").children()
         merge, _, after = pool.merge_layer.get_submodule("2.cbr").children()
@@ -237,7 +242,7 @@ class SummedPyramid(nn.Module):
 
 
 class MergeEncoder(nn.Module):
-    """Encoder features brought to the decoder's width, each channel weighted by the global mean."""
+    """Projects encoder features to the decoder's width, and weights each channel by a function of the global mean."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -249,17 +254,17 @@ class MergeEncoder(nn.Module):
 
 
 class ESPNetv2(SegmentationNetwork):
-    """ESPNetv2 with its segmentation decoder; 0.79 M parameters at scale 2.
+    """ESPNetv2 with its segmentation decoder; it has 0.79 M parameters at scale 2.
+
+    The logits have half the resolution, rounded up for odd sides. Any input size is accepted, because the decoder
+    upsamples to the size of the encoder's features. For sides that are multiples of 16, this is plain doubling.
 
     Args:
         num_outputs: K + 1 channels.
         scale: width multiplier, 0.1 to 8; checkpoints exist for 0.5, 1.0, 1.25, 1.5 and 2.0.
 
     Raises:
-        PebalError: a scale that is none.
-
-    Logits come at half resolution (odd sides: rounded up). Any input size is accepted: the decoder upsamples
-    to the size of the encoder's features, which is plain doubling wherever the sides are multiples of 16.
+        PebalError: the scale is invalid.
     """
 
     stride = 1

@@ -1,4 +1,4 @@
-"""A network made cheaper for inference, with the same output: what stays the same for every image is folded."""
+"""Folds operations that do not depend on the image, which makes inference cheaper with the same output."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from torch.utils._pytree import tree_leaves
 from .base import SegmentationNetwork
 
 TRACE_SIDE = 64
-"""Side of the image on which the network is watched: a multiple of every stride, and small."""
+"""Side in pixels of the image on which the network is traced; it is small and a multiple of every stride."""
 
 
 def fold(network: SegmentationNetwork) -> SegmentationNetwork:
-    """Merge linear layers, such as every BatchNorm that alone follows a convolution, and fix paddings that depend on
-    the size.
+    """Merge linear layers, and replace paddings that depend on the image size by constants.
 
-    Afterwards the network is for inference only, and its state dict fits no model file.
+    A BatchNorm, for example, is merged into a convolution if it is the only consumer of the convolution's output.
+    Afterwards the network can be used for inference only, and its state dict fits no model file.
 
     Args:
-        network: on the CPU; changed in place and put into eval mode.
+        network: a network on the CPU, which is changed in place and put into eval mode.
     """
     network.eval()
     with torch.no_grad():
@@ -41,13 +41,14 @@ def fold(network: SegmentationNetwork) -> SegmentationNetwork:
 
 
 def round_kernels(network: nn.Module, dtype: torch.dtype) -> None:
-    """Round the kernels to a shorter type so that the errors within each kernel cancel.
+    """Round the kernels to a shorter type such that the rounding errors within each kernel cancel.
 
-    Neighbouring pixels are alike, so what counts most is the sum of a kernel's taps, which drifts where each tap is
-    rounded by itself. Here every tap also takes over the error of the one before.
+    Neighbouring pixels are alike, so the sum of a kernel's taps matters most. It drifts if each tap is rounded
+    independently. Here the rounding error of each tap is added to the next one.
 
     Args:
-        network: in float32; its kernels hold values of ``dtype`` afterwards.
+        network: a float32 network, whose kernels hold values of ``dtype`` afterwards.
+        dtype: the shorter type.
     """
     for module in network.modules():
         if not isinstance(module, nn.Conv2d):
@@ -61,7 +62,7 @@ def round_kernels(network: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _pairs(network: SegmentationNetwork) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Convolutions whose output goes to one BatchNorm and nowhere else, as seen while the network runs."""
+    """Find convolutions whose output is used by one BatchNorm and nothing else, by running the network once."""
     uses = _Uses()
     made_by: dict[int, nn.Conv2d] = {}
     found: list[tuple[nn.Conv2d, nn.BatchNorm2d, int]] = []
@@ -99,13 +100,13 @@ def _pairs(network: SegmentationNetwork) -> list[tuple[nn.Conv2d, nn.BatchNorm2d
 
 
 class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts in how many operations each tensor takes part."""
+    """Counts the operations that use each tensor."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.count: Counter[int] = Counter()
         self.kept: list[Tensor] = []
-        """Keeps tensors alive, so that none takes over the identity of another."""
+        """References that keep tensors alive, so that no id is reused."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for leaf in tree_leaves((args, kwargs)):
@@ -123,7 +124,10 @@ def _merge(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
 
 
 def _fixed_padding(convolution: Conv2dSame) -> nn.Module:
-    """TensorFlow's "same" padding, which at even sides (and a trunk sees multiples of its stride) is a constant."""
+    """Replace TensorFlow's "same" padding by a constant.
+
+    The padding is constant for even sides, and the input of a trunk is always a multiple of its stride.
+    """
     before, after = [], []
     for kernel, stride, dilation in zip(convolution.kernel_size, convolution.stride, convolution.dilation, strict=True):
         total = max((kernel - 1) * dilation + 1 - stride, 0)
@@ -143,7 +147,7 @@ def _fixed_padding(convolution: Conv2dSame) -> nn.Module:
     plain.weight, plain.bias = convolution.weight, convolution.bias
     if before == after:
         plain.padding = (before[0], before[1])
-        # What nn.Conv2d derives from the padding; used by other padding modes only, kept consistent all the same.
+        # nn.Conv2d derives this from the padding. Only other padding modes use it, but it is kept consistent.
         plain._reversed_padding_repeated_twice = [before[1], before[1], before[0], before[0]]
         return plain
     return nn.Sequential(nn.ZeroPad2d((before[1], after[1], before[0], after[0])), plain)

@@ -1,4 +1,4 @@
-"""The energies of a fine-tuned network with the classes of the one that it started from."""
+"""Combines the energies of a fine-tuned network with the classes of the network before fine-tuning."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from .base import SegmentationNetwork
 
 
 class KeptClasses(SegmentationNetwork):
-    """Two networks that answer as one.
+    """Two networks that act as one.
 
-    A shift of all K class logits of a pixel moves its energy and leaves its class probabilities. So the answer is the
-    class logits of the starting network, shifted until their energy is that of the fine-tuned one, beside whose
-    abstention they stand: labels are exactly those of the starting network, energies those of the fine-tuned one.
-    Keeping the segmentation and learning the anomaly beside it: Liu et al., Residual Pattern Learning (ICCV 2023).
+    A shift of all K class logits of a pixel changes its energy but not its class probabilities. The output therefore
+    consists of the class logits of the starting network, shifted such that their energy equals that of the fine-tuned
+    network, and of the fine-tuned network's abstention. Labels equal those of the starting network exactly, and
+    energies those of the fine-tuned network. The idea of keeping the segmentation and learning the anomalies beside it
+    comes from Liu et al., Residual Pattern Learning (ICCV 2023).
 
     Args:
         energy: the fine-tuned network.
         classes: the starting network, of the same kind.
-        own_trunk: whether fine-tuning changed the trunk, so that the classes need the starting network's own;
-            otherwise one trunk serves both heads.
+        own_trunk: whether fine-tuning changed the trunk, so that the classes need the starting network's own trunk;
+            otherwise both heads share one trunk.
     """
 
     head_prefixes = ("energy.", "classes.")
@@ -36,7 +37,7 @@ class KeptClasses(SegmentationNetwork):
                     setattr(classes, name, nn.Identity())
 
     def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Features of the fine-tuned network, followed by those of the starting one where it has a trunk."""
+        """Features of the fine-tuned network, followed by those of the starting network if it has its own trunk."""
         features = self.energy.trunk(images)
         return (*features, *self.classes.trunk(images)) if self.own_trunk else features
 

@@ -1,4 +1,4 @@
-"""The architectures of segmentation-models-pytorch, on any of its encoders and of timm's."""
+"""The architectures of segmentation-models-pytorch, with any of its own or timm's encoders."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from .base import SegmentationNetwork, measure
 
 ARCHITECTURES: dict[str, type[nn.Module]] = smp.MODEL_ARCHITECTURES_MAPPING
 FOREIGN = ("encoder_name", "encoder_weights")
-"""Options of the library that are said in another way here, or would make it load a file."""
+"""Options of the library that have another name here, or that would make it load a file."""
 GREATEST = 4096
-"""Of a number among the options: a width, a depth, an index."""
+"""Largest magnitude of a number among the options, such as a width, a depth or an index."""
 
 
 class DeepLabV3Plus(SegmentationNetwork):
     """DeepLabV3+ (Chen et al., ECCV 2018) with atrous separable convolutions and an interchangeable encoder.
+
+    Fine-tuning trains the head, which consists of the layers after the concatenation of ASPP and low-level features
+    (the paper's ``final``). The logits have a quarter of the input resolution.
 
     Args:
         num_outputs: K + 1 channels.
@@ -31,10 +34,7 @@ class DeepLabV3Plus(SegmentationNetwork):
         decoder_channels: width of the ASPP and of the decoder, 1 to 4096.
 
     Raises:
-        PebalError: an argument that is none of these.
-
-    The head that fine-tuning trains is what follows the concatenation of ASPP and low-level features (the paper's
-    ``final``); logits come at a quarter of the input resolution.
+        PebalError: an argument is invalid.
     """
 
     stride = 16
@@ -79,25 +79,26 @@ class DeepLabV3Plus(SegmentationNetwork):
 
 
 class SmpNetwork(SegmentationNetwork):
-    """Any architecture of segmentation-models-pytorch on any encoder that fits it.
+    """Any architecture of segmentation-models-pytorch with any compatible encoder.
 
-    The encoder is the trunk; the decoder and the segmentation head are the head, which fine-tuning trains. The state
-    dict has the library's own names.
+    The encoder is the trunk. The decoder and the segmentation head form the head, which fine-tuning trains. The state
+    dict uses the library's names.
 
     Args:
         num_outputs: K + 1 channels.
-        architecture: the library's name of it in any case: Unet, UnetPlusPlus, MAnet, Linknet, FPN, PSPNet, DeepLabV3,
-            DeepLabV3Plus, PAN, UPerNet, Segformer or DPT.
+        architecture: the library's name for it, in upper or lower case: Unet, UnetPlusPlus, MAnet, Linknet, FPN,
+            PSPNet, DeepLabV3, DeepLabV3Plus, PAN, UPerNet, Segformer or DPT.
         encoder: one of `encoder_names`, such as ``resnet34``, ``mit_b0`` or ``tu-convnext_tiny``; DPT takes vision
             transformers of timm, such as ``tu-vit_base_patch16_224``.
-        options: the architecture's own ones that begin with ``encoder_``, ``decoder_`` or ``psp_``, and timm's
-            ``dynamic_img_size``, ``strict_img_size`` and ``img_size``, which here admit images of any size.
+        options: the architecture's options that start with ``encoder_``, ``decoder_`` or ``psp_``, and timm's
+            ``dynamic_img_size``, ``strict_img_size`` and ``img_size``, which allow images of any size here.
 
     Raises:
-        PebalError: an argument that is none of these, or an encoder that does not fit the architecture.
+        PebalError: an argument is invalid, or the encoder is not compatible with the architecture.
 
-    >>> SmpNetwork(6, "FPN", "resnet18").features[2]
-    (64, 4)
+    Examples:
+        >>> SmpNetwork(6, "FPN", "resnet18").features[2]
+        (64, 4)
     """
 
     head_prefixes = ("decoder.", "segmentation_head.")
@@ -117,13 +118,13 @@ class SmpNetwork(SegmentationNetwork):
         model: Any = kind(encoder_name=encoder, encoder_weights=None, classes=num_outputs, **options)
         self.num_outputs = num_outputs
         self.encoder, self.decoder = model.encoder, model.decoder
-        # What follows the logits is an enlargement, which `forward` and the engines do.
+        # The library's upsampling after the logits is dropped, because `forward` and the engines do it.
         last = model.segmentation_head
         self.segmentation_head = nn.ModuleDict({"head": last.head}) if kind is smp.DPT else nn.Sequential(last[0])
         self.stride = model.encoder.output_stride * {smp.PAN: 8, smp.DPT: 2}.get(kind, 1)
-        """PAN halves the last features three times more, DPT once."""
+        """PAN halves the last features three more times, DPT once more."""
         self.maps = 0
-        """How many features are maps; tokens of the whole image follow them."""
+        """Number of features that are maps; they are followed by tokens of the whole image."""
         try:
             side = math.lcm(self.stride, 64)
             measure(self, side, 2 * side)
@@ -148,10 +149,10 @@ class SmpNetwork(SegmentationNetwork):
 
 
 def check_options(kind: type[nn.Module], options: dict[str, Any]) -> None:
-    """Refuse what the library does not know, or what is out of all proportion: options may come from a file.
+    """Refuse unknown options and implausible values, because options may come from a file.
 
     Raises:
-        PebalError: the message names the option.
+        PebalError: an option is invalid; the message names it.
     """
     known = [
         name
@@ -167,7 +168,7 @@ def check_options(kind: type[nn.Module], options: dict[str, Any]) -> None:
 
 
 def _plain(value: Any, depth: int = 0) -> bool:
-    """Whether this is a small number, a word, or a short list or dictionary of these."""
+    """Whether a value is a small number, a word, or a short list or dictionary of these."""
     if isinstance(value, list | tuple):
         return depth < 2 and len(value) <= 16 and all(_plain(item, depth + 1) for item in value)
     if isinstance(value, dict):
@@ -178,10 +179,10 @@ def _plain(value: Any, depth: int = 0) -> bool:
 
 
 def check_encoder(encoder: Any) -> None:
-    """Refuse an encoder that is none of `encoder_names`: the library would look it up in the network or in a folder.
+    """Refuse an encoder outside `encoder_names`, which the library would look up online or in a folder.
 
     Raises:
-        PebalError: the message says what an encoder's name is.
+        PebalError: there is no such encoder; the message explains the names.
     """
     if encoder not in encoder_names():
         raise PebalError(
@@ -191,5 +192,5 @@ def check_encoder(encoder: Any) -> None:
 
 
 def encoder_names() -> list[str]:
-    """The encoders that the installed libraries build by themselves: timm's names follow a ``tu-``."""
+    """Names of the encoders that the installed libraries can build; timm's have the prefix ``tu-``."""
     return [*smp.encoders.encoders, *(f"tu-{name}" for name in timm.list_models())]

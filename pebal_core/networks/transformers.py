@@ -20,13 +20,13 @@ from .smp import check_encoder
 
 INSTALL = "pip install 'transformers>=5.20'"
 HEADS = ("decode_head", "segmentation_head", "head", "decoder")
-"""Attributes under which the library's models keep what follows the backbone."""
+"""Attributes under which the library's models store the layers after the backbone."""
 DROPPED = ("auto_map", "quantization_config", "attn_implementation", "_attn_implementation", "name_or_path")
-"""Entries of a published configuration by which the library would load something else."""
+"""Entries of a published configuration that would make the library load something else."""
 GREATEST = 65_536
-"""Of the whole numbers of a configuration: widths, depths, image sides."""
+"""Largest magnitude of a number in a configuration, such as a width, a depth or an image side."""
 MODULES = 10_000
-"""A network of more parts is refused while it is made: a few bytes of a configuration can ask for any number."""
+"""Most parts of a network. Its construction stops beyond this, because a small configuration can ask for any number."""
 NOT_PER_PIXEL = {
     "INSTANCE_SEGMENTATION": "it finds masks of instances and classifies them",
     "UNIVERSAL_SEGMENTATION": "it classifies masks, so no pixel has logits of its own, which its energy needs",
@@ -34,24 +34,23 @@ NOT_PER_PIXEL = {
     "IMAGE_CLASSIFICATION": "it classifies whole images",
     "DEPTH_ESTIMATION": "it estimates depths",
 }
-"""What a model is, by the library's table that lists it, where it is no per-pixel segmentation."""
+"""Kinds of models that are no per-pixel segmentation, by the library's table that lists them."""
 
 
 class TransformersNetwork(SegmentationNetwork):
-    """A per-pixel segmentation model of transformers, built from its configuration: no file is read, nothing loaded.
+    """A per-pixel segmentation model of transformers, built from its configuration without reading any file.
 
-    What precedes the model's decode head is the trunk; the decode head is the head, which fine-tuning trains. An
-    auxiliary head, which serves the training alone, is left out.
+    The layers before the model's decode head are the trunk. The decode head is the head, which fine-tuning trains. An
+    auxiliary head, which is used in training only, is left out. For a model that accepts a single image size, images
+    are scaled to that size.
 
     Args:
         num_outputs: K + 1 channels.
-        config: as `described` gives it: ``model_type`` and the fields of that configuration class.
-        bgr: whether the model takes blue first; here the images stay RGB all the same.
-
-    A model that takes images of one size only is given images of that size, whatever comes in.
+        config: ``model_type`` and the fields of that configuration class, as `described` returns them.
+        bgr: whether the model expects the channels in the order blue, green, red; the images given here are RGB anyway.
 
     Raises:
-        PebalError: transformers is not installed, or a configuration that no per-pixel model has.
+        PebalError: transformers is not installed, or the configuration is not one of a per-pixel model.
     """
 
     head_prefixes = ("decoder.",)
@@ -72,13 +71,13 @@ class TransformersNetwork(SegmentationNetwork):
         self.takes_one = False
         """Whether the decode head takes one map instead of a list."""
         self.fixed_size: tuple[int, int] | None = None
-        """Height and width, where the model takes no other."""
+        """(height, width) if the model accepts no other size."""
         patch = max(side_of(settings, "patch_size"), default=1)
         self.stride = 32 if 32 % patch == 0 else 2 * patch
         self._measure(side_of(settings, "image_size"))
 
     def _measure(self, own: list[int]) -> None:
-        """Measure what comes out for an image that is no square, or for the model's own size where no other works."""
+        """Measure the outputs for an image that is not square or, if that fails, for the model's own size."""
         side = math.lcm(self.stride, 64)
         try:
             measure(self, side, 2 * side)
@@ -106,10 +105,10 @@ class TransformersNetwork(SegmentationNetwork):
 
 
 def import_transformers() -> ModuleType:
-    """The library, which is optional.
+    """Import the optional library.
 
     Raises:
-        PebalError: it is missing, or older than 5.
+        PebalError: the library is missing or older than version 5.
     """
     try:
         import transformers
@@ -121,10 +120,10 @@ def import_transformers() -> ModuleType:
 
 
 def check_model_type(kind: Any) -> None:
-    """Refuse what is no per-pixel segmentation model.
+    """Refuse a model that is no per-pixel segmentation model.
 
     Raises:
-        PebalError: the message says what the model is instead, where the library knows it.
+        PebalError: the model is of another kind, which the message names if the library knows it.
     """
     import_transformers()
     from transformers.models.auto import modeling_auto
@@ -140,10 +139,10 @@ def check_model_type(kind: Any) -> None:
 
 
 def published_configuration(raw: dict[str, Any]) -> Any:
-    """The configuration of a ``config.json``, older forms among them, as an object of the library.
+    """Convert the content of a ``config.json``, including older formats, to a configuration object of the library.
 
     Raises:
-        PebalError: no per-pixel model, or an entry that would make the library load something else.
+        PebalError: the model is no per-pixel model, or an entry would make the library load something else.
     """
     check_model_type(raw.get("model_type"))
     from transformers import CONFIG_MAPPING
@@ -163,7 +162,7 @@ def published_configuration(raw: dict[str, Any]) -> Any:
 
 
 def described(settings: Any) -> dict[str, Any]:
-    """What `TransformersNetwork` takes: the model type and the fields of its own class, as JSON has them."""
+    """The model type and the fields of a configuration class as JSON types, for `TransformersNetwork`."""
     values: dict[str, Any] = {"model_type": settings.model_type}
     for name in own_fields(type(settings)):
         value = getattr(settings, name, None)
@@ -174,10 +173,10 @@ def described(settings: Any) -> dict[str, Any]:
 
 
 def configuration(config: Any) -> Any:
-    """An object of the library for what `described` gave, which may come from a crafted file.
+    """Convert the result of `described`, which may come from a crafted file, to a configuration object of the library.
 
     Raises:
-        PebalError: the message names the entry.
+        PebalError: an entry is invalid; the message names it.
     """
     if not isinstance(config, dict):
         raise PebalError(f"The config of a transformers network is a dictionary, not {config!r:.80}.")
@@ -209,8 +208,7 @@ def configuration(config: Any) -> Any:
 
 
 def own_fields(kind: type) -> list[str]:
-    """Fields of a configuration class that say how the network is built; what every configuration has is left out, and
-    so is what names another model."""
+    """Fields of a configuration class that define the network, without the fields that every configuration has."""
     from transformers import PreTrainedConfig
 
     common = {field.name for field in fields(PreTrainedConfig)}
@@ -218,10 +216,10 @@ def own_fields(kind: type) -> list[str]:
 
 
 def timm_backbone(values: dict[str, Any]) -> dict[str, Any]:
-    """The description of a backbone of timm, whose name is one of timm's own and carries no tag.
+    """The configuration of a timm backbone, whose name is reduced to one of timm's own without a tag.
 
     Raises:
-        PebalError: the library would look the name up in the network or in a folder.
+        PebalError: the name is unknown, so the library would look it up online or in a folder.
     """
     name = str(values.get("backbone")).partition(".")[0]
     check_encoder(f"tu-{name}")
@@ -229,10 +227,12 @@ def timm_backbone(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def unfit(value: Any, words: bool, name: str = "") -> str | None:
-    """Name of the first entry that is no plain value of a likely size, or None.
+    """Name of the first entry that is no plain value of a plausible size; None if there is none.
 
     Args:
-        words: whether strings have to be short words, as those that choose an activation.
+        value: the value to check, including its items.
+        words: whether strings must be short words, such as the name of an activation.
+        name: name of the value.
     """
     if isinstance(value, dict | list | tuple):
         items = value.items() if isinstance(value, dict) else ((name, item) for item in value)
@@ -246,7 +246,7 @@ def unfit(value: Any, words: bool, name: str = "") -> str | None:
 
 
 def side_of(settings: Any, name: str) -> list[int]:
-    """The sides that a configuration, or that of its backbone, gives under a name such as ``image_size``."""
+    """The side lengths that a configuration or its backbone's configuration gives for a name such as ``image_size``."""
     for part in (settings, getattr(settings, "backbone_config", None)):
         value = getattr(part, name, None)
         if value is not None:
@@ -255,9 +255,9 @@ def side_of(settings: Any, name: str) -> list[int]:
 
 
 def split(model: Any, kind: str) -> tuple[Any, nn.Module]:
-    """What precedes the decode head of a model of the library, and the decode head; the model is taken apart.
+    """Split a model of the library into the layers before the decode head, and the decode head.
 
-    The former answers what the decode head takes; that of UPerNet is its backbone.
+    The model is taken apart. The first part returns the input of the decode head; for UPerNet it is the backbone.
 
     Raises:
         PebalError: the model has no decode head.
@@ -266,7 +266,7 @@ def split(model: Any, kind: str) -> tuple[Any, nn.Module]:
     if name is None:
         raise PebalError(f"{type(model).__name__} has no decode head of its own; it cannot be used.")
     decoder = getattr(model, name)
-    # What enlarges the logits afterwards comes off: `forward` and the engines do it.
+    # The upsampling of the logits is removed, because `forward` and the engines do it.
     for part in decoder.modules():
         if isinstance(part, nn.Sequential) and len(part) and isinstance(part[-1], nn.Upsample):
             part[-1] = nn.Identity()
@@ -279,10 +279,10 @@ def split(model: Any, kind: str) -> tuple[Any, nn.Module]:
 
 @contextlib.contextmanager
 def few_modules() -> Iterator[None]:
-    """End the construction of a network once it has too many parts.
+    """Stop the construction of a network that has too many parts.
 
     Raises:
-        PebalError: there are more than `MODULES`.
+        PebalError: the network has more than `MODULES` parts.
     """
     thread, count = threading.get_ident(), 0
 

@@ -1,7 +1,7 @@
-"""DeepLabV3+ on WideResNet-38, the network of the PEBAL paper, with the names of its public checkpoints.
+"""DeepLabV3+ with WideResNet-38, the network of the PEBAL paper, with the weight names of its public checkpoints.
 
-WideResNet-38 is Wu et al., Wider or Deeper (2016); DeepLabV3+ is Chen et al., ECCV 2018; combination and
-state-dict names come from NVIDIA's semantic-segmentation models, on which PEBAL builds.
+WideResNet-38 was published by Wu et al., Wider or Deeper (2016), and DeepLabV3+ by Chen et al., ECCV 2018. Their
+combination and the names in the state dict come from NVIDIA's semantic-segmentation models, on which PEBAL builds.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ ASPP_RATES = (12, 24, 36)
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
-    """Convolution without bias that keeps the size at stride 1."""
+    """A convolution without bias that keeps the size at stride 1."""
     padding = dilation * (kernel // 2)
     return nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False)
 
 
 def bn_relu(channels: int) -> nn.Sequential:
-    """The activation in front of every convolution of the trunk (``bnN.0`` holds the statistics)."""
+    """The activation before every convolution of the trunk (``bnN.0`` holds the statistics)."""
     return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
 
 
 class ResidualBlock(nn.Module):
-    """Pre-activation residual block; two widths make it 3×3-3×3, three make it 1×1-3×3-1×1.
+    """Pre-activation residual block with kernels 3×3-3×3 for two widths, or 1×1-3×3-1×1 for three.
 
-    The projection takes the activated input, the identity the raw one. A strided block strides in its first
-    3×3 and in the projection.
+    A projection shortcut takes the activated input, an identity shortcut the raw input. A strided block applies its
+    stride in its first 3×3 convolution and in the projection.
     """
 
     def __init__(
@@ -69,14 +69,14 @@ class ResidualBlock(nn.Module):
 def stage(
     blocks: int, inputs: int, widths: tuple[int, ...], stride: int = 1, dilation: int = 1, drop: float = 0.0
 ) -> nn.Sequential:
-    """``block1``, ``block2``, …; only the first may stride or change the width."""
+    """A sequence of blocks ``block1``, ``block2``, …, of which only the first may stride or change the width."""
     first = ResidualBlock(inputs, widths, stride, dilation, drop)
     others = (ResidualBlock(widths[-1], widths, 1, dilation, drop) for _ in range(blocks - 1))
     return nn.Sequential(OrderedDict((f"block{i}", block) for i, block in enumerate([first, *others], start=1)))
 
 
 class AtrousPyramid(nn.Module):
-    """ASPP: global mean, 1×1, and 3×3 at three rates, concatenated in this order."""
+    """ASPP with the global mean, a 1×1 convolution, and 3×3 convolutions at three rates, concatenated in this order."""
 
     def __init__(self, inputs: int, width: int = 256) -> None:
         super().__init__()
@@ -90,25 +90,25 @@ class AtrousPyramid(nn.Module):
 
 
 class OpenBlock(nn.Module):
-    """A bottleneck without its last two 1×1 convolutions, which something linear that follows has taken over."""
+    """A bottleneck without its last two 1×1 convolutions, which are merged into the following linear layers."""
 
     def __init__(self, block: ResidualBlock) -> None:
         super().__init__()
         self.bn1, self.convs = block.bn1, block.convs[:-1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the last convolution and the projection would have got, concatenated."""
+        """The inputs of the omitted last convolution and of the omitted projection, concatenated."""
         activated = self.bn1(x)
         return torch.cat([self.convs(activated), activated], dim=1)
 
 
 class DeepLabV3PlusWideResNet38(SegmentationNetwork):
-    """The paper's network: 137.10 M parameters, of which PEBAL trains the 1,296,384 of ``final``.
+    """The paper's network with 137.10 M parameters, of which PEBAL trains the 1,296,384 of ``final``.
+
+    The logits have half the resolution, rounded up for odd sides. Any input size is accepted.
 
     Args:
         num_outputs: K + 1 channels.
-
-    Logits come at half resolution (with odd sides: rounded up). Any input size is accepted.
     """
 
     stride = 1
@@ -136,7 +136,7 @@ class DeepLabV3PlusWideResNet38(SegmentationNetwork):
         )
 
     def fold_linear(self) -> None:
-        """Nothing but sums lies between the end of mod7 and the ASPP: one step does both, a tenth less to compute."""
+        """Merge the end of mod7 into the ASPP, which saves a tenth of the computation; there are only sums between."""
         block = self.mod7.get_submodule("block1")
         assert isinstance(block, ResidualBlock) and block.proj_conv is not None
         last = torch.cat([block.convs.get_parameter("conv3.weight"), block.proj_conv.weight], dim=1)[..., 0, 0]
@@ -148,7 +148,7 @@ class DeepLabV3PlusWideResNet38(SegmentationNetwork):
         self.mod7.block1 = OpenBlock(block)
 
     def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Fine features and context, concatenated: B×304×H/2×W/2."""
+        """Compute fine features and context, concatenated to B×304×H/2×W/2."""
         fine = self.mod2(self.pool2(self.mod1(images)))
         x = self.mod4(self.mod3(self.pool3(fine)))
         x = self.mod7(self.mod6(self.mod5(x)))

@@ -1,9 +1,9 @@
-"""Winograd's minimal filtering for wide 3×3 convolutions on the CPU: a quarter of the multiplications.
+"""Winograd's minimal filtering for wide 3×3 convolutions on the CPU, which needs a quarter of the multiplications.
 
-F(4×4, 3×3) of Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (CVPR 2016), as three matrix products:
-tiles of 6×6 pixels are transformed (`INPUT`), multiplied with transformed kernels (`KERNEL`), a product over the
-channels for each of the 36 positions, and transformed back to 4×4 pixels (`OUTPUT`). oneDNN, which PyTorch uses on
-CPUs, has no such kernel any more.
+It implements F(4×4, 3×3) of Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (CVPR 2016), as three
+matrix products. Tiles of 6×6 pixels are transformed (`INPUT`), multiplied with transformed kernels (`KERNEL`) by a
+product over the channels for each of the 36 positions, and transformed back to 4×4 pixels (`OUTPUT`). oneDNN, which
+PyTorch uses on CPUs, no longer has such a kernel.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 TILE, REACH = 4, 6
-"""Sides of a tile of output, and of what it is made from."""
+"""Sides of an output tile, and of the input tile from which it is computed."""
 
 INPUT = torch.tensor(
     [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0], [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0],
@@ -25,23 +25,26 @@ OUTPUT = torch.tensor(
     dtype=torch.float64)  # fmt: skip
 
 BAND_BYTES = 64_000_000
-"""Scratch memory of one transform: bands of tiles of this size go through one after the other."""
+"""Scratch memory of one transform; bands of tiles of this size are processed one after the other."""
 
 LEAST_CHANNELS = 128
-"""Narrower layers are faster directly: there is too little to multiply for each transformed pixel."""
+"""Narrower layers are faster as direct convolutions, because the transforms dominate."""
 
 GREATEST_DILATION = 4
-"""Sides are rounded up to a multiple of 4 dilations: beyond this, more is added than saved."""
+"""Largest dilation. Sides are padded to a multiple of 4 dilations, and beyond this the padding costs more than it
+saves."""
 
 
 class WinogradConv2d(nn.Module):
-    """Takes the place of a 3×3 `nn.Conv2d` of stride 1 that keeps the size; any dilation, any size, CPU only.
+    """Replaces a 3×3 `nn.Conv2d` of stride 1 that keeps the size, with any dilation and any size, on the CPU only.
 
-    Takes and answers float32. Rounding errors are some 1e-5 of the output's standard deviation.
+    Inputs and outputs are float32. Rounding errors are about 1e-5 of the output's standard deviation.
+
+    Args:
+        convolution: a float32 convolution for which `is_suited` holds.
     """
 
     def __init__(self, convolution: nn.Conv2d) -> None:
-        """`convolution`: one for which `is_suited` holds; its weights are in float32."""
         super().__init__()
         self.dilation = int(convolution.dilation[0])
         taps = convolution.weight.detach().permute(2, 3, 1, 0).reshape(9, -1)
@@ -52,10 +55,10 @@ class WinogradConv2d(nn.Module):
         self.from_tiles = torch.kron(OUTPUT, OUTPUT).float()
 
     def forward(self, x: Tensor) -> Tensor:
-        """B×C×H×W → B×O×H×W, both channels last."""
+        """Convolve B×C×H×W to B×O×H×W, both in channels-last order."""
         batch, inputs, height, width = x.shape
         outputs, d = self.kernels.shape[2], self.dilation
-        # Pixels d apart belong together; tile (r, c) of each such grid covers rows 4·d·r + d·(0…3) + its offset.
+        # Pixels that are d apart form a grid. Tile (r, c) of a grid covers rows 4·d·r + d·(0…3) + the grid's offset.
         rows, columns = -(-height // (TILE * d)), -(-width // (TILE * d))
         right, bottom = TILE * d * columns + d - width, TILE * d * rows + d - height
         padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, d, right, d, bottom))
@@ -77,7 +80,7 @@ class WinogradConv2d(nn.Module):
 
 
 def _tiles(image: Tensor, side: int, d: int, first: int, rows: int, columns: int) -> Tensor:
-    """View of B×H×W×C as B×d×d×rows×columns×side×side×C: the pixels of tiles that begin 4·d apart, d between pixels."""
+    """View of B×H×W×C as B×d×d×rows×columns×side×side×C, with tiles 4·d apart whose pixels are d apart."""
     b, y, x, c = image.stride()
     return image.as_strided(
         (image.shape[0], d, d, rows, columns, side, side, image.shape[3]),
@@ -87,7 +90,7 @@ def _tiles(image: Tensor, side: int, d: int, first: int, rows: int, columns: int
 
 
 def is_suited(convolution: nn.Conv2d) -> bool:
-    """Whether `WinogradConv2d` can take the place of a convolution, and gains by it."""
+    """Whether `WinogradConv2d` can replace a convolution and is faster."""
     return (
         min(convolution.in_channels, convolution.out_channels) >= LEAST_CHANNELS
         and convolution.kernel_size == (3, 3)
@@ -100,7 +103,7 @@ def is_suited(convolution: nn.Conv2d) -> bool:
 
 
 def use_winograd(network: nn.Module) -> None:
-    """Replace every suited convolution of a network in float32, in place; afterwards it is for the CPU only."""
+    """Replace every suitable convolution of a float32 network in place; afterwards it runs on the CPU only."""
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Conv2d) and is_suited(child):

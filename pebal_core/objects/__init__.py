@@ -1,7 +1,7 @@
-"""From a heat map to a decision: which objects lie on the ground, where they are, and whether they last.
+"""Finds objects on the ground in a map of energies, locates them, and tracks them over time.
 
-`find_objects` turns the energy and the labels of one image into objects, `GroundPlane` says where they stand, and
-`ObjectTracker` follows them over time. The package needs NumPy and OpenCV alone: neither torch nor ROS.
+`find_objects` extracts objects from the energy and the labels of one image, `GroundPlane` computes their position, and
+`ObjectTracker` tracks them. The package needs only NumPy and OpenCV, neither torch nor ROS.
 
 Examples:
     >>> import numpy as np

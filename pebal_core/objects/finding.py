@@ -1,4 +1,4 @@
-"""Objects in one image: hysteresis in energy, connected components, a minimum size and the place rule."""
+"""Finds objects in one image by hysteresis thresholding, connected components, a minimum size and the place rule."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ..errors import PebalError
 from .rules import ObjectRules, RoadObject
 
 LEVELS = 24
-"""Thresholds at which `filter_energy` looks for objects."""
+"""Number of thresholds at which `filter_energy` finds objects."""
 
 SPLITS = 3
-"""How often a candidate that does not stand on the ground is cut at a higher energy."""
+"""Number of times that a candidate without ground contact is split at a higher energy."""
 
 MIN_STEP = 0.5
-"""Nats between two cuts at least."""
+"""Smallest difference in nats between two splits."""
 
 CELL = 8
-"""Side in pixels of the cells in which what is connected to no seed is found; a row of one has the size of a word."""
+"""Side in pixels of the cells with which unconnected pixels are removed; a row of a cell fits into one machine word."""
 
 MIN_SIGMA = 1.5
-"""Pixels of the smoothing Gaussian below which it is left out, and for which the map is made smaller."""
+"""The smoothing is skipped for a smaller sigma in pixels; for a larger one, the map is downscaled to about this."""
 
 
 @dataclass(frozen=True)
@@ -32,35 +32,46 @@ class Found:
     """The objects of one image."""
 
     objects: list[RoadObject]
-    """From the largest to the smallest."""
+    """The objects, from the largest to the smallest."""
     left_out: int = 0
-    """Candidates beyond `ObjectRules.max_objects`, the smallest, which were not looked at."""
+    """Number of candidates beyond `ObjectRules.max_objects`, the smallest ones, which were not examined."""
 
 
 def find_objects(energy: np.ndarray, labels: np.ndarray, rules: ObjectRules, ignore: np.ndarray | None = None) -> Found:
     """Find the objects of one image.
 
     A candidate is an 8-connected component of the pixels with an energy of at least `rules.grow` whose smoothed energy
-    reaches `rules.threshold` somewhere. It is an object if it has the minimum area and stands on the ground: over at
-    least `foot_share` of its width, a pixel of a carrier class lies at most `reach` pixels below its lower edge. What
-    does not stand on the ground is cut at higher energies, `SPLITS` times at most: the glow of a far tree line may join
-    what stands before it.
+    reaches `rules.threshold` somewhere. It is an object if it has the minimum area and stands on the ground. It stands
+    on the ground if, over at least `foot_share` of its width, there is a pixel of a carrier class at most `reach`
+    pixels below its lower edge. A candidate that does not stand on the ground is split at higher energies, up to
+    `SPLITS` times, because slightly raised energies in the background, for example of a distant tree line, may connect
+    it to an object in front.
 
     Args:
         energy: H×W float32 in nats.
         labels: H×W uint8 class ids.
-        rules: what counts as an object.
+        rules: the criteria for an object.
         ignore: H×W bool or uint8, nonzero where nothing may alarm (bonnet, image borders).
 
     Raises:
         PebalError: the arrays differ in size.
+
+    Examples:
+        >>> energy, road = np.full((60, 80), -10, np.float32), np.zeros((60, 80), np.uint8)
+        >>> energy[30:45, 20:40] = -2
+        >>> rules = ObjectRules(threshold=-4, grow=-5)
+        >>> [found.box for found in find_objects(energy, road, rules).objects]
+        [(20, 30, 20, 15)]
+        >>> building = np.full_like(road, 2)  # cannot carry an object
+        >>> find_objects(energy, building, rules).objects
+        []
     """
     _check_sizes(energy, labels, ignore)
     return _find(energy, smooth(energy, rules), labels, rules, ignore)
 
 
 def smooth(energy: np.ndarray, rules: ObjectRules) -> np.ndarray:
-    """Energy after a Gaussian of `rules.smoothing`, on a smaller map h×w where the Gaussian is wide enough for it."""
+    """Smooth the energy by a Gaussian of `rules.smoothing`; the result is downscaled if the Gaussian is wide."""
     sigma = rules.smoothing * energy.shape[1] / rules.reference_width
     if sigma < MIN_SIGMA:
         return energy
@@ -71,7 +82,7 @@ def smooth(energy: np.ndarray, rules: ObjectRules) -> np.ndarray:
 
 
 def _reaches(smoothed: np.ndarray, threshold: float, candidate: _Component, shape: tuple[int, ...]) -> bool:
-    """Whether the smoothed energy, the nearest value of its map for each pixel, reaches a threshold in a candidate."""
+    """Whether the smoothed energy, upscaled by nearest neighbour, reaches a threshold inside a candidate."""
     x, y, width, height = candidate.box
     rows, columns = (
         np.arange(first, first + count) * small // full
@@ -99,13 +110,13 @@ def _find(
     if not seeds.any():
         return Found(objects)
     smallest = rules.area_in(energy.shape[1])
-    top, left, grown = _grown_from(seeds, energy, rules.grow, ignore)
-    candidates = _components(grown, left, top, smallest, lambda boxes: _hold(boxes, seeds, energy.shape))
+    top, left, grown = _grow(seeds, energy, rules.grow, ignore)
+    candidates = _components(grown, left, top, smallest, lambda boxes: _contain_seeds(boxes, seeds, energy.shape))
     waiting = [(0, one) for one in candidates]
-    for looked_at in range(len(waiting) + rules.max_objects):
+    for examined in range(len(waiting) + rules.max_objects):
         if not waiting:
             break
-        if looked_at == rules.max_objects:
+        if examined == rules.max_objects:
             return Found(objects, len(waiting))
         level, candidate = waiting.pop(0)
         x, y, width, height = candidate.box
@@ -124,25 +135,33 @@ def _find(
 def filter_energy(
     energy: np.ndarray, labels: np.ndarray, rules: ObjectRules, ignore: np.ndarray | None = None
 ) -> np.ndarray:
-    """Lower the energy of everything that can be no object at any threshold.
+    """Lower the energy of all pixels that belong to no object at any threshold.
 
-    At each of `LEVELS` thresholds t between the lowest energy that matters and the highest of the image, components
-    of the pixels above t are held against size and place. A pixel keeps its energy up to the next level above the
-    highest at which its component passes; where none passes it takes the lowest energy. A threshold on the result
-    therefore reports what passes the rules at that threshold or at a higher one. `rules.threshold` sets the first
-    level only: the levels begin at `rules.grow`.
+    The size and place rules are applied at each of `LEVELS` thresholds between `rules.grow` and the highest energy of
+    the image, to the components of the pixels above the threshold. A pixel keeps its energy up to the level after the
+    highest one at which its component passes. If its component passes at no level, the pixel gets the lowest energy of
+    the image. A threshold on the result therefore reports the pixels that pass the rules at that threshold or at a
+    higher one. `rules.threshold` is not used, because the levels start at `rules.grow`.
 
     Args:
         energy: H×W float32 in nats.
         labels: H×W uint8 class ids.
-        rules: what counts as an object.
-        ignore: H×W, nonzero where nothing may alarm.
+        rules: the criteria for an object.
+        ignore: H×W bool or uint8, nonzero where nothing may alarm.
 
     Returns:
         H×W float32 in nats, nowhere above `energy`.
 
     Raises:
         PebalError: the arrays differ in size.
+
+    Examples:
+        >>> energy, road = np.full((60, 80), -10, np.float32), np.zeros((60, 80), np.uint8)
+        >>> energy[30:45, 20:40], energy[5, 5] = -2, -2  # an object and a single pixel
+        >>> rules = ObjectRules(threshold=-4, grow=-5, smoothing=0, reference_width=80)
+        >>> filtered = filter_energy(energy, road, rules)
+        >>> filtered[35, 30].item(), filtered[5, 5].item()
+        (-2.0, -10.0)
     """
     _check_sizes(energy, labels, ignore)
     lowest, highest = float(energy.min()), float(energy.max())
@@ -164,27 +183,28 @@ class _Component:
     """An 8-connected group of pixels."""
 
     box: tuple[int, int, int, int]
-    """x, y, width, height in the image."""
+    """x, y, width and height in the image."""
     inside: np.ndarray
-    """height×width bool."""
+    """height×width bool, the component's pixels inside the box."""
     outline: np.ndarray
-    """N×2 int32: x, y in the image."""
+    """N×2 int32, x and y in the image."""
 
 
-def _grown_from(
-    seeds: np.ndarray, energy: np.ndarray, grow: float, ignore: np.ndarray | None
-) -> tuple[int, int, np.ndarray]:
-    """The pixels of at least an energy, without most of what is connected to no seed.
+def _grow(seeds: np.ndarray, energy: np.ndarray, grow: float, ignore: np.ndarray | None) -> tuple[int, int, np.ndarray]:
+    """Find the pixels with at least an energy, without most of those that are not connected to a seed.
 
-    Connected pixels lie in connected cells of `CELL`×`CELL` pixels, so the components of the few cells tell which
-    pixels can be left out.
+    Connected pixels are in connected cells of `CELL`×`CELL` pixels. The components of the cells, which are few,
+    therefore show which pixels can be left out.
 
     Args:
-        seeds: h×w bool, a smaller map of the image.
+        seeds: h×w bool, a downscaled map of the image.
+        energy: H×W float32 in nats.
+        grow: the energy in nats.
+        ignore: H×W, nonzero where nothing may alarm.
 
     Returns:
-        Row and column of the upper left corner, and the mask uint8 of the part of the image that holds all that is
-        left.
+        Row and column of the upper left corner, and the mask (uint8), of the part of the image with all remaining
+        pixels.
     """
     height, width = energy.shape
     rows, columns = -(-height // CELL), -(-width // CELL)
@@ -192,11 +212,11 @@ def _grown_from(
     np.greater_equal(energy, np.float32(grow), out=mask[:height, :width])
     if ignore is not None:
         mask[:height, :width][ignore != 0] = False
-    words = mask.view(np.uint64).reshape(rows, CELL, columns)  # eight pixels in a word
+    words = mask.view(np.uint64).reshape(rows, CELL, columns)  # eight pixels per word
     cells = np.bitwise_or.reduce(words, axis=1) != 0
     numbers = cv2.connectedComponents(cells.view(np.uint8), connectivity=8)[1]
     near = cv2.resize(seeds.view(np.uint8) * np.uint8(255), (columns, rows), interpolation=cv2.INTER_AREA)
-    near = cv2.dilate(near, np.ones((3, 3), np.uint8))  # the borders of the two maps' pixels do not coincide
+    near = cv2.dilate(near, np.ones((3, 3), np.uint8))  # the pixels of the two maps are not aligned
     kept = np.bincount(numbers[near != 0], minlength=numbers.max() + 1) > 0
     kept[0] = False
     keep = kept[numbers]
@@ -209,8 +229,8 @@ def _grown_from(
     return top, left, window.view(np.uint8)
 
 
-def _hold(boxes: np.ndarray, seeds: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Which boxes N×4 (x, y, width, height) of the image hold a pixel of the smaller map of seeds."""
+def _contain_seeds(boxes: np.ndarray, seeds: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Which boxes (N×4: x, y, width, height in the image) contain a pixel of the downscaled map of seeds."""
     sums = cv2.integral(seeds.view(np.uint8))
     x, y, width, height = boxes.T
     rows = (y * seeds.shape[0] // shape[0], (y + height - 1) * seeds.shape[0] // shape[0] + 1)
@@ -222,19 +242,20 @@ def _hold(boxes: np.ndarray, seeds: np.ndarray, shape: tuple[int, ...]) -> np.nd
 def _components(
     mask: np.ndarray, left: int, top: int, min_area: float, wanted: Callable[[np.ndarray], np.ndarray] | None = None
 ) -> list[_Component]:
-    """The components of a mask whose box has the area, the largest first.
+    """The components of a mask whose box has at least an area, the largest first.
 
-    Filling the contours of the few large components is several times faster than OpenCV's labelling of all of them.
+    Filling the contours of the few large components is several times faster than labelling all components with OpenCV.
 
     Args:
         mask: h×w uint8, a window of the image.
-        left, top: where the window lies in the image.
-        wanted: from boxes N×4 int64 in the image to N bool; None: all are.
+        left, top: position of the window in the image.
+        min_area: smallest area of the box in pixels.
+        wanted: function from boxes (N×4 int64, in the image) to N bool that selects components; None selects all.
     """
     contours, hierarchy = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     if not contours:
         return []
-    outer = np.flatnonzero(hierarchy[0, :, 3] < 0)  # those without a parent; the others are holes
+    outer = np.flatnonzero(hierarchy[0, :, 3] < 0)  # contours without a parent; the others are holes
     boxes = np.array([cv2.boundingRect(contours[int(number)]) for number in outer], np.int64)
     areas = boxes[:, 2] * boxes[:, 3]
     keep = areas >= min_area
@@ -250,7 +271,7 @@ def _components(
             rings.append(contours[hole])
             hole = int(hierarchy[0, hole, 0])
         inside = np.zeros((height, width), np.uint8)
-        cv2.fillPoly(inside, rings, (1,), offset=(-x, -y))  # what lies within two rings is a hole
+        cv2.fillPoly(inside, rings, (1,), offset=(-x, -y))  # pixels within two rings are a hole
         outline = rings[0][:, 0, :] + np.array([left, top], np.int32)
         components.append(_Component((left + x, top + y, width, height), inside.view(bool), outline))
     return components
@@ -263,12 +284,12 @@ def _examine(
     candidate: _Component,
     rules: ObjectRules,
 ) -> RoadObject | None:
-    """The candidate as an object; None where it breaks a rule."""
+    """Measure a candidate as an object; None if it breaks a rule."""
     (x, y, width, height), inside = candidate.box, candidate.inside
     area = cv2.countNonZero(inside.view(np.uint8))
     if area < rules.area_in(energy.shape[1]):
         return None
-    lowest = height - 1 - inside[::-1].argmax(axis=0)  # row of the lowest pixel of each column; every column has one
+    lowest = height - 1 - inside[::-1].argmax(axis=0)  # row of the lowest pixel in each column; no column is empty
     columns, rows = np.arange(x, x + width), y + lowest
     if rules.carriers is not None:
         standing = _standing(labels, ignore, columns, rows, rules.carriers, rules.reach_in(energy.shape[1]))
@@ -301,9 +322,9 @@ def _standing(
     carriers: tuple[int, ...],
     reach: int,
 ) -> np.ndarray:
-    """For each pixel of the lower edge, whether a carrier lies within reach below it.
+    """For each pixel of the lower edge, whether there is a carrier within reach below it.
 
-    What is cut off by the lower border of the image or by the ignore mask may stand on ground that is not seen.
+    The lower border of the image and the ignore mask count as carriers, because they may hide the ground.
     """
     last = labels.shape[0] - 1
     below = rows[:, None] + np.arange(1, reach + 1)

@@ -1,7 +1,7 @@
-"""Where a pixel lies on flat ground: camera model and mounting in, metres and their covariance out.
+"""Computes the position of a pixel on flat ground, with its covariance, from a camera model and a mounting.
 
-The ground frame has its origin on the ground, x forward, y to the left and z up (ROS REP 103); the camera looks along z
-of its optical frame, with x to the right and y down.
+The ground frame has its origin on the ground, x forward, y to the left and z up (ROS REP 103). The optical frame has z
+along the viewing direction, x to the right and y down.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ import numpy as np
 import yaml
 
 from ..errors import PebalError
+from ..files import user_path
 
 OPTICAL_TO_FORWARD = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
-"""Rotates the optical frame of a level camera into the ground frame."""
+"""Rotation from the optical frame of a level camera to the ground frame."""
 
 LOWEST_SLOPE = 1e-3
-"""A ray that falls by less than this per metre meets the ground more than a thousand heights away: no position."""
+"""A ray that falls by less than this per metre has no position, as it meets the ground over a thousand heights away."""
 
 FISHEYE = ("equidistant", "fisheye")
-"""Names of Kannala and Brandt's distortion model in ROS and elsewhere; other models are polynomial."""
+"""Names of the Kannala-Brandt distortion model; all other models are treated as polynomial."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,17 @@ class CameraModel:
     """A pinhole camera with distortion, as in sensor_msgs/CameraInfo.
 
     Raises:
-        PebalError: a focal length that is not positive, or values that are not finite.
+        PebalError: a focal length is not positive, or a value is not finite.
     """
 
     width: int
     height: int
     matrix: np.ndarray
-    """3×3, in pixels: focal lengths and principal point (``K``)."""
+    """3×3, focal lengths and principal point in pixels (``K``)."""
     distortion: np.ndarray
-    """Coefficients in OpenCV's order (``D``); empty: none."""
+    """Distortion coefficients in OpenCV's order (``D``); empty if there is no distortion."""
     distortion_model: str = "plumb_bob"
+    """Name of the distortion model in ROS."""
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.matrix).all() and np.isfinite(self.distortion).all()):
@@ -55,13 +57,13 @@ class CameraModel:
 
     @classmethod
     def read(cls, path: Path) -> CameraModel:
-        """Read a calibration as ROS's camera_calibration writes it.
+        """Read a calibration file in the format of ROS's camera_calibration.
 
         Raises:
-            PebalError: no such file, or it lacks a value.
+            PebalError: the file cannot be read, or a value is missing or invalid.
         """
         try:
-            content = yaml.safe_load(path.expanduser().read_text())
+            content = yaml.safe_load(user_path(path).read_text())
             return cls(
                 int(content["image_width"]),
                 int(content["image_height"]),
@@ -78,13 +80,18 @@ class CameraModel:
             ) from error
 
     def rays(self, pixels: np.ndarray) -> np.ndarray:
-        """Directions of pixels in the optical frame.
+        """Compute the directions of pixels in the optical frame.
 
         Args:
             pixels: N×2, x and y.
 
         Returns:
             N×3 with z = 1.
+
+        Examples:
+            >>> camera = CameraModel(1280, 720, np.array([[800, 0, 640], [0, 800, 360], [0, 0, 1.0]]), np.zeros(5))
+            >>> camera.rays(np.array([[640, 360], [1040, 360]])).tolist()
+            [[0.0, 0.0, 1.0], [0.5, 0.0, 1.0]]
         """
         points = np.asarray(pixels, np.float64).reshape(-1, 1, 2)
         if len(points) == 0:
@@ -98,10 +105,10 @@ class CameraModel:
 
 @dataclass(frozen=True)
 class Mounting:
-    """How a camera is mounted, and how well that is known.
+    """The mounting of a camera and its uncertainty.
 
     Raises:
-        PebalError: a height that is not positive, or an angle of 90° or more.
+        PebalError: the height is not positive, an angle is 90° or more, or another value is out of range.
     """
 
     height: float
@@ -111,7 +118,7 @@ class Mounting:
     roll: float = 0.0
     """Degrees; positive when the camera is turned clockwise, seen from behind it."""
     pitch_std: float = 0.5
-    """Standard deviation of the pitch in degrees, with what braking and slopes add."""
+    """Standard deviation of the pitch in degrees, including the effects of braking and slopes."""
     roll_std: float = 0.5
     """Standard deviation of the roll in degrees."""
     height_std: float = 0.02
@@ -131,7 +138,7 @@ class Mounting:
 
     @property
     def rotation(self) -> np.ndarray:
-        """3×3: from the optical frame into the ground frame."""
+        """3×3 rotation from the optical frame to the ground frame."""
         return _about_y(math.radians(self.pitch)) @ _about_x(math.radians(self.roll)) @ OPTICAL_TO_FORWARD
 
 
@@ -146,16 +153,16 @@ class GroundPlane:
         array([[10.,  0.]])
 
     Raises:
-        PebalError: the camera sees no ground, because the horizon lies below the image.
+        PebalError: the camera is not above the ground, or sees no ground because the horizon is below the image.
     """
 
     camera: CameraModel
     rotation: np.ndarray
-    """3×3: from the optical frame into the ground frame."""
+    """3×3 rotation from the optical frame to the ground frame."""
     origin: np.ndarray
-    """3: the camera's position in the ground frame, in metres."""
+    """3 values, the camera's position in the ground frame in metres."""
     uncertainty: Mounting
-    """Only its standard deviations are used."""
+    """A mounting, of which only the standard deviations are used."""
 
     def __post_init__(self) -> None:
         if not self.origin[2] > 0:
@@ -170,30 +177,31 @@ class GroundPlane:
 
     @classmethod
     def from_mounting(cls, camera: CameraModel, mounting: Mounting) -> GroundPlane:
-        """The ground below a camera; the origin lies straight below it."""
+        """The ground below a camera, with the origin vertically below the camera."""
         return cls(camera, mounting.rotation, np.array([0.0, 0.0, mounting.height]), mounting)
 
     def project(self, pixels: np.ndarray) -> np.ndarray:
-        """Positions on the ground.
+        """Compute the positions of pixels on the ground.
 
         Args:
             pixels: N×2, x and y.
 
         Returns:
-            N×2, x and y in metres; NaN for what lies at the horizon or above it.
+            N×2, x and y in metres; NaN for pixels at or above the horizon.
         """
-        return _meet(self.camera.rays(pixels) @ self.rotation.T, self.origin)
+        return _intersect_ground(self.camera.rays(pixels) @ self.rotation.T, self.origin)
 
     def covariances(self, pixels: np.ndarray) -> np.ndarray:
-        """Covariances of the positions of pixels: first-order propagation, by central differences, of the deviations of
-        pitch, roll, height and pixel.
+        """Compute the covariances of the positions of pixels.
+
+        The standard deviations of pitch, roll, height and pixel are propagated to first order by central differences.
 
         Args:
             pixels: N×2, x and y.
 
         Returns:
-            N×2×2 in square metres; infinite where a deviation reaches the horizon, because the distance then has no
-            upper bound.
+            N×2×2 in square metres; infinite if a deviation reaches the horizon, because the distance then has no upper
+            bound.
         """
         sigma = self.uncertainty
         moved = (pixels[:, None] + sigma.pixel_std * _NEIGHBOURS).reshape(-1, 2)
@@ -203,10 +211,10 @@ class GroundPlane:
         angles = np.radians([sigma.pitch_std, sigma.roll_std])
         turns = [turn @ about(sign * angle) @ turn.T for about, angle in zip(_ABOUT, angles) for sign in (1, -1)]
         turned = np.einsum("kij,nj->nki", np.stack(turns), ahead[:, 0])
-        directions = np.concatenate([turned, ahead, ahead, shifted], axis=1)  # pairs: one step up, one step down
+        directions = np.concatenate([turned, ahead, ahead, shifted], axis=1)  # pairs of a step up and a step down
         heights = np.full(directions.shape[1], self.origin[2])
         heights[len(turns) : len(turns) + 2] += sigma.height_std, -sigma.height_std
-        points = _meet(directions, self.origin, heights)
+        points = _intersect_ground(directions, self.origin, heights)
         jacobian = (points[:, 0::2] - points[:, 1::2]) / 2
         covariances = np.einsum("nki,nkj->nij", jacobian, jacobian)
         covariances[np.isnan(jacobian).any(axis=(1, 2))] = np.inf
@@ -214,18 +222,22 @@ class GroundPlane:
 
     @cached_property
     def foot(self) -> np.ndarray:
-        """2: the point on the ground straight below the camera."""
+        """2 values, the point on the ground vertically below the camera."""
         return self.origin[:2]
 
 
 _NEIGHBOURS = np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]], np.float64)
 
 
-def _meet(directions: np.ndarray, origin: np.ndarray, heights: np.ndarray | float | None = None) -> np.ndarray:
-    """Where rays …×3 from an origin meet the ground, …×2; NaN where they do not fall.
+def _intersect_ground(
+    directions: np.ndarray, origin: np.ndarray, heights: np.ndarray | float | None = None
+) -> np.ndarray:
+    """Intersections (…×2) of rays (…×3) from an origin with the ground; NaN for rays that do not fall.
 
     Args:
-        heights: above the ground, in place of the origin's.
+        directions: the rays.
+        origin: 3 values in metres.
+        heights: heights above the ground in metres, in place of the origin's.
     """
     horizontal, falling = directions[..., :2], -directions[..., 2]
     falling = np.where(falling > LOWEST_SLOPE * np.linalg.norm(horizontal, axis=-1), falling, np.nan)
@@ -239,7 +251,7 @@ def _about_x(angle: float) -> np.ndarray:
 
 
 def _about_y(angle: float) -> np.ndarray:
-    """A positive angle turns forward (x) down."""
+    """A positive angle rotates the forward direction (x) downwards."""
     c, s = math.cos(angle), math.sin(angle)
     return np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
 

@@ -1,4 +1,4 @@
-"""The part of the image that may not alarm: the vehicle's own bonnet, and the borders that rectification leaves."""
+"""Masks for pixels that must not alarm, such as the vehicle's own bonnet and the borders left by rectification."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import cv2
 import numpy as np
 
 from ..errors import PebalError
-from ..files import decode_pixels, read_pixels
+from ..files import decode_pixels, read_pixels, user_path
 
 LONG_SIDE = 480
-"""Pixels of the longer side of an encoded mask: finer than the network's own resolution, and a few kilobytes as PNG."""
+"""Longer side in pixels of an encoded mask, which is finer than the network's output and takes a few kilobytes."""
 
 ASPECT_TOLERANCE = 0.01
-"""Relative difference of the sides' ratio up to which a mask is scaled to an image."""
+"""Largest relative difference in aspect ratio between a mask and an image to which it is scaled."""
 
 
 class IgnoreMask:
-    """A mask that follows the size of the images.
+    """A mask that is scaled to the size of the images.
 
     Args:
         mask: H×W bool or uint8, nonzero where nothing may alarm.
-        name: what it is called in messages, such as "The ignore mask bonnet.png".
+        name: name of the mask for messages, such as "The ignore mask bonnet.png".
 
     Examples:
         >>> mask = IgnoreMask(np.eye(4, dtype=bool), "The mask")
@@ -40,9 +40,9 @@ class IgnoreMask:
         """Read an image file; every pixel that is not black is ignored.
 
         Raises:
-            PebalError: no such file, no image, or no pixel is left to look at.
+            PebalError: the file is missing or no image, or it would ignore every pixel.
         """
-        content = read_pixels(Path(path).expanduser(), cv2.IMREAD_GRAYSCALE)
+        content = read_pixels(user_path(path), cv2.IMREAD_GRAYSCALE)
         if content is None:
             raise PebalError(f"The ignore mask {path} is missing or no image; give a PNG that is black where to look.")
         if content.all():
@@ -53,7 +53,7 @@ class IgnoreMask:
 
     @classmethod
     def decode(cls, text: str) -> IgnoreMask | None:
-        """The mask that a model file holds (`ModelInfo.ego_mask`); None where it holds none.
+        """Decode the mask of a model file (`ModelInfo.ego_mask`); None for an empty text.
 
         Raises:
             PebalError: the text is no PNG in base64.
@@ -69,7 +69,7 @@ class IgnoreMask:
         return cls(pixels, "The ego mask in the model file")
 
     def encode(self) -> str:
-        """A PNG in base64, reduced to `LONG_SIDE`; a pixel of it is ignored where any part of it is."""
+        """Encode the mask as PNG in base64, scaled down to `LONG_SIDE`; a pixel is ignored if any part of it is."""
         mask: np.ndarray = self.mask
         factor = LONG_SIDE / max(self.mask.shape)
         if factor < 1:
@@ -79,14 +79,14 @@ class IgnoreMask:
 
     @property
     def share(self) -> float:
-        """Of the image that is ignored, in [0, 1]."""
+        """Share of the image that is ignored, in [0, 1]."""
         return float(np.count_nonzero(self.mask)) / self.mask.size
 
     def at(self, height: int, width: int) -> np.ndarray:
-        """The mask at the size of an image, H×W bool.
+        """Scale the mask to the size of an image, H×W bool.
 
         Raises:
-            PebalError: the image has other proportions, so it comes from another camera.
+            PebalError: the image has another aspect ratio, so it comes from another camera.
         """
         if (height, width) not in self._scaled:
             rows, columns = self.mask.shape

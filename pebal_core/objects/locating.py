@@ -1,4 +1,4 @@
-"""Objects with their place on the ground."""
+"""Locates objects on the ground."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from .ground import GroundPlane
 from .rules import RoadObject
 
 FOOT_POINTS = 32
-"""Points along the foot of an object that are projected at most."""
+"""Most points along the foot of an object that are projected."""
 
 
 @dataclass(frozen=True)
 class Locator:
-    """Puts objects on the ground of one camera.
+    """Locates objects on the ground in front of one camera.
 
     Args:
         ground: the ground as the camera sees it.
-        scale: (x, y) by which an image pixel is multiplied to become a pixel of the calibration.
+        scale: (x, y) factors from pixels of the image to pixels of the calibration.
     """
 
     ground: GroundPlane
     scale: tuple[float, float] = (1.0, 1.0)
 
     def locate(self, objects: Sequence[RoadObject]) -> list[RoadObject]:
-        """The objects with position, distance and their uncertainty; what stands above the horizon has none."""
+        """Add position, distance and their uncertainty to objects; those above the horizon are returned unchanged."""
         if not objects:
             return []
         contacts = self._pixels(np.array([found.contact for found in objects]))
@@ -53,15 +53,15 @@ class Locator:
         return located
 
     def foot(self, found: RoadObject) -> np.ndarray:
-        """Points on the ground along the foot of an object.
+        """Compute points on the ground along the foot of an object.
 
         Returns:
-            N×2 metres, at most `FOOT_POINTS`; points above the horizon are left out.
+            N×2 in metres, with at most `FOOT_POINTS` points; points above the horizon are left out.
         """
         picked = np.unique(np.linspace(0, len(found.foot) - 1, min(FOOT_POINTS, len(found.foot))).round().astype(int))
         points = self.ground.project(self._pixels(found.foot[picked]))
         return points[~np.isnan(points).any(axis=1)]
 
     def _pixels(self, pixels: np.ndarray) -> np.ndarray:
-        """Pixel centres of the image → coordinates of the calibration, in which pixel centres are whole numbers."""
+        """Convert pixels of the image to pixels of the calibration; in both, pixel centres are whole numbers."""
         return (pixels + 0.5) * self.scale - 0.5

@@ -1,4 +1,4 @@
-"""What counts as an object, and what is known of one."""
+"""The criteria for an object, and the description of a found object."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from ..errors import PebalError
 from ..model_file import ModelInfo
 
 GROW_SHARE = 0.25
-"""An object grows from the threshold down by this share of the threshold's distance to the median inlier energy."""
+"""`grow` lies below the threshold by this share of the threshold's distance to the median inlier energy."""
 
 
 @dataclass(frozen=True)
 class ObjectRules:
-    """What has to hold for a group of pixels to be reported as an object.
+    """The criteria by which a group of pixels is reported as an object.
 
-    Lengths and areas are stated at an image width of `reference_width` pixels and scale with the image.
+    Lengths and areas refer to an image that is `reference_width` pixels wide, and scale with the image.
 
     Raises:
         PebalError: a setting is out of range, or `grow` lies above `threshold`.
     """
 
     threshold: float
-    """Nats: an object holds at least one pixel of this energy or more."""
+    """Energy in nats that at least one pixel of an object must reach."""
     grow: float
-    """Nats: an object extends over the neighbouring pixels of at least this energy (hysteresis)."""
+    """An object extends over the neighbouring pixels with at least this energy in nats (hysteresis)."""
     min_area: float = 50.0
     """Smallest area of an object in pixels."""
     reference_width: int = 1024
-    """Image width in pixels at which `min_area`, `reach` and `smoothing` are stated."""
+    """Image width in pixels to which `min_area`, `reach` and `smoothing` refer."""
     carriers: tuple[int, ...] | None = (0, 1)
-    """Class ids that can carry an object; None switches the place rule off."""
+    """Ids of the classes on which an object can stand; None switches the place rule off."""
     foot_share: float = 0.3
     """Share of the object's width that must stand on carriers."""
     reach: float = 4.0
-    """Pixels between the lower edge of an object and the ground that it stands on, at most."""
+    """Largest gap in pixels between the lower edge of an object and the ground on which it stands."""
     smoothing: float = 4.0
-    """Standard deviation in pixels of a Gaussian; the energy after it must reach `threshold`, so that thin edges of
-    known things do not alarm. Outlines and positions follow the energy as it is."""
+    """Standard deviation in pixels of a Gaussian. The smoothed energy must reach `threshold`, so that thin edges of
+    known objects do not alarm. Outlines and positions are computed from the unsmoothed energy."""
     max_objects: int = 32
-    """Candidates that are looked at in one image at most, so that time stays bounded; the largest are."""
+    """Most candidates that are examined per image, which bounds the time; the largest are examined first."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.threshold) and math.isfinite(self.grow)):
@@ -73,19 +73,25 @@ class ObjectRules:
         carriers: Sequence[str] | None = None,
         **settings: Any,
     ) -> ObjectRules:
-        """The rules for a model's energies and classes.
+        """Make the rules for a model's energies and classes.
 
         Args:
             info: description of the model.
-            threshold: nats; None: the one stored with the model.
-            grow: nats; None: `GROW_SHARE` of the way from the threshold to the model's median inlier energy, which is
-                the lower end of its `energy_range`.
-            carriers: names of classes that can carry an object; none at all switch the place rule off. None: those that
-                carry objects by the model's class list.
+            threshold: in nats; None takes the model's threshold.
+            grow: in nats; None lies `GROW_SHARE` of the way from the threshold to the model's median inlier energy,
+                which is the lower end of its `energy_range`.
+            carriers: names of the classes on which an object can stand. An empty sequence switches the place rule off;
+                None takes the classes that carry objects according to the model's class list.
             settings: other fields of `ObjectRules`.
 
         Raises:
-            PebalError: the model stores no threshold and none is given, or a class name is unknown.
+            PebalError: there is no threshold, a class name is unknown, or a setting is out of range.
+
+        Examples:
+            >>> info = ModelInfo("deeplabv3plus", threshold=-4.0, energy_range=[-12.0, 0.0])
+            >>> rules = ObjectRules.for_model(info, min_area=80)
+            >>> rules.threshold, rules.grow, rules.carriers, rules.min_area
+            (-4.0, -6.0, (0, 1), 80)
         """
         threshold = info.threshold if threshold is None else threshold
         if threshold is None:
@@ -107,10 +113,14 @@ class ObjectRules:
 
 
 def class_ids(names: Sequence[str], known: Sequence[str]) -> tuple[int, ...]:
-    """Ids of classes by name.
+    """Convert names of classes to ids.
 
     Raises:
         PebalError: a name is not among the model's classes.
+
+    Examples:
+        >>> class_ids(["car"], ["road", "car"])
+        (1,)
     """
     for name in names:
         if name not in known:
@@ -120,46 +130,46 @@ def class_ids(names: Sequence[str], known: Sequence[str]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class RoadObject:
-    """One object in one image; pixels are those of the image, x to the right, y down."""
+    """One object in one image; coordinates are pixels of the image, with x to the right and y down."""
 
     box: tuple[int, int, int, int]
-    """x, y, width, height."""
+    """x, y, width and height."""
     area: int
-    """Pixels."""
+    """Area in pixels."""
     mean_energy: float
-    """Nats."""
+    """Mean energy in nats."""
     peak_energy: float
-    """Nats."""
+    """Highest energy in nats."""
     label: int
-    """Id of the class that the network takes most of its pixels for."""
+    """Id of the class that the network predicts for most of its pixels."""
     contact: tuple[int, int]
-    """x, y of the lowest point that touches the ground."""
+    """x and y of the lowest point that touches the ground."""
     foot: np.ndarray = field(repr=False, compare=False)
-    """N×2 int32: x, y along the lower edge that touches the ground, from left to right."""
+    """N×2 int32, x and y along the lower edge that touches the ground, from left to right."""
     contour: np.ndarray = field(repr=False, compare=False)
-    """N×2 int32: x, y of the outline of the object's largest part."""
+    """N×2 int32, x and y along the outline of the object's largest part."""
     mask: np.ndarray = field(repr=False, compare=False)
-    """h×w bool: the object's pixels inside `box`."""
+    """h×w bool, the object's pixels inside `box`."""
     id: int = 0
-    """Number that stays with the object over time, from 1 on; 0: nobody tracks it."""
+    """Track number, from 1 on, which the object keeps over time; 0 if the object is not tracked."""
     confirmed: bool = False
     """Whether the object was seen in enough of the last images."""
     position: tuple[float, float] | None = None
-    """Metres on the ground, x forward and y to the left of the ground frame; None: not known."""
+    """x (forward) and y (left) in the ground frame in metres; None if unknown."""
     covariance: np.ndarray | None = field(default=None, repr=False, compare=False)
-    """2×2 of `position`, in square metres."""
+    """2×2 covariance of `position` in square metres."""
     distance: float | None = None
-    """Metres on the ground from below the camera to the contact point; None: not known."""
+    """Metres on the ground from the point below the camera to the contact point; None if unknown."""
     distance_std: float | None = None
     """Standard deviation of `distance` in metres."""
 
     @property
     def caption(self) -> str:
-        """Number and distance, as they are drawn."""
+        """Track number and distance, as they are drawn."""
         return f"{self.id}" if self.distance is None else f"{self.id}: {self.distance:.1f} m"
 
     def as_json(self) -> dict[str, Any]:
-        """The object in JSON's types, as in ``objects.jsonl``."""
+        """The object as JSON types, as in ``objects.jsonl``."""
         return {
             "id": self.id,
             "box": list(self.box),

@@ -1,4 +1,4 @@
-"""Objects over time: an identity that lasts, and a confirmation that a single bright frame does not get."""
+"""Tracks objects over time, and confirms those that were seen in several frames."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from ..errors import PebalError
 from .rules import RoadObject
 
 LONGEST_WINDOW = 100
-"""Images over which sightings can be counted."""
+"""Largest number of images over which sightings can be counted."""
 
 
 @dataclass(frozen=True)
 class TrackRules:
-    """When an object is confirmed, and when it is forgotten.
+    """The conditions under which an object is confirmed or dropped.
 
     Raises:
-        PebalError: a setting is out of range, or more sightings are asked for than the window has images.
+        PebalError: a setting is out of range, or `confirm_hits` exceeds `confirm_window`.
     """
 
     confirm_hits: int = 3
-    """An object is confirmed once it was seen in this many …"""
+    """Number of sightings within the window that confirm an object."""
     confirm_window: int = 5
-    """… of the last images."""
+    """Length of the window in images."""
     max_gap: float = 0.5
-    """Seconds without a sighting after which an object is gone; one missed image never ends it."""
+    """Seconds without a sighting after which a track ends; one missed image never ends it."""
     min_giou: float = -0.3
-    """Least generalised IoU (Rezatofighi et al., CVPR 2019) of a box and its prediction; -1 matches anything."""
+    """Smallest generalised IoU (Rezatofighi et al., CVPR 2019) of a box and its prediction; -1 matches any boxes."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.confirm_window <= LONGEST_WINDOW:
@@ -49,17 +49,17 @@ class TrackRules:
 
 
 class _Track:
-    """One object as it was seen so far."""
+    """The history of one object."""
 
     def __init__(self, number: int, box: np.ndarray, stamp: float) -> None:
         self.number, self.box, self.seen = number, box, stamp
         self.hits: deque[bool] = deque([True], maxlen=LONGEST_WINDOW)
         self.missed = 0
         self.confirmed = False
-        self._velocity = np.zeros(4)  # of left, top, right and bottom, in pixels per second
+        self._velocity = np.zeros(4)  # velocities of left, top, right and bottom in pixels per second
 
     def predict(self, stamp: float) -> np.ndarray:
-        """Left, top, right and bottom at a later time, at constant velocity."""
+        """Predict left, top, right and bottom at a later time in seconds, assuming constant velocity."""
         box = self.box + self._velocity * (stamp - self.seen)
         return box if (box[2:] > box[:2]).all() else self.box
 
@@ -74,42 +74,49 @@ class _Track:
         self.hits.append(False)
 
     def sightings(self, window: int) -> int:
-        """In how many of the last images the object was seen."""
+        """Number of the last `window` images in which the object was seen."""
         return sum(itertools.islice(reversed(self.hits), window))
 
 
 class ObjectTracker:
-    """Gives objects a number that stays and says which are confirmed.
+    """Gives objects persistent track numbers, and confirms them.
 
-    Association is greedy by the generalised IoU between boxes and the tracks' predictions at constant velocity. The few
-    objects of a road scene need no optimal assignment, and the trackers of public libraries expect a detector's scores
-    and a constant frame rate.
+    Boxes are matched greedily with the tracks' predictions (at constant velocity), by the generalised IoU. The few
+    objects of a road scene need no optimal assignment, and trackers of public libraries expect a detector's scores and
+    a constant frame rate.
+
+    Args:
+        rules: the conditions for confirming and dropping objects.
 
     Examples:
+        >>> from pebal_core.objects import ObjectRules, find_objects
+        >>> energy, road = np.full((60, 80), -10, np.float32), np.zeros((60, 80), np.uint8)
+        >>> energy[30:45, 20:40] = -2
+        >>> found = find_objects(energy, road, ObjectRules(threshold=-4, grow=-5)).objects
         >>> tracker = ObjectTracker(TrackRules(confirm_hits=2, confirm_window=3))
-        >>> tracker.update([], stamp=0.0)
-        []
+        >>> [(one.id, one.confirmed) for stamp in (0.0, 0.1) for one in tracker.update(found, stamp)]
+        [(1, False), (1, True)]
     """
 
     def __init__(self, rules: TrackRules) -> None:
         self.rules = rules
-        """May be replaced between two images; objects keep their numbers."""
+        """The rules, which may be replaced between two images; objects keep their numbers."""
         self._tracks: list[_Track] = []
         self._numbers = itertools.count(1)
         self._last_stamp: float | None = None
 
     def update(self, objects: Sequence[RoadObject], stamp: float) -> list[RoadObject]:
-        """The objects of the next image, with `id` and `confirmed`.
+        """Track the objects of the next image, and return them with `id` and `confirmed`.
 
         Args:
-            objects: what `find_objects` found.
-            stamp: seconds at which the image was taken. A stamp that lies before the last one begins anew: every track
-                is forgotten, and numbers go on counting.
+            objects: the objects that `find_objects` returned.
+            stamp: time of the image in seconds. A stamp before the previous one restarts the tracking: all tracks are
+                dropped, but their numbers are not used again.
         """
         if self._last_stamp is not None and stamp < self._last_stamp:
             self._tracks = []
         self._last_stamp = stamp
-        # A track that has been unseen for too long must not take up an object that only now appears in its place.
+        # A track that was unseen for too long must not be continued by a new object in the same place.
         self._tracks = [t for t in self._tracks if t.missed == 0 or stamp - t.seen <= self.rules.max_gap]
         boxes = np.array([_corners(found.box) for found in objects], np.float64).reshape(-1, 4)
         matched = self._match(boxes, stamp)
@@ -131,7 +138,7 @@ class ObjectTracker:
         return tracked
 
     def _match(self, boxes: np.ndarray, stamp: float) -> dict[int, _Track]:
-        """By index of the box, the track that it continues."""
+        """The tracks that boxes continue, by the index of the box."""
         if not self._tracks or not len(boxes):
             return {}
         overlap = generalised_iou(np.stack([track.predict(stamp) for track in self._tracks]), boxes)
@@ -145,7 +152,14 @@ class ObjectTracker:
 
 
 def generalised_iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """N×M generalised IoU of boxes N×4 and M×4 (left, top, right, bottom): IoU minus the empty share of their hull."""
+    """Generalised IoU (N×M) of boxes N×4 and M×4 (left, top, right, bottom), which is IoU minus the empty hull share.
+
+    Source: Rezatofighi et al., CVPR 2019.
+
+    Examples:
+        >>> generalised_iou(np.array([[0, 0, 2, 2]]), np.array([[0, 0, 2, 2], [2, 0, 4, 2], [6, 0, 8, 2]])).tolist()
+        [[1.0, 0.0, -0.5]]
+    """
     a, b = one[:, None], other[None]
     overlap = np.prod(np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None), -1)
     area_a, area_b = (np.prod(boxes[..., 2:] - boxes[..., :2], -1) for boxes in (a, b))

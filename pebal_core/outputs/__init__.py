@@ -1,6 +1,6 @@
-"""What is said of one frame: pictures, objects and the ROS messages that carry them, for the node and recordings alike.
+"""Makes the outputs of one frame (images, objects and ROS messages), for both the node and recordings.
 
-`Products` makes each result when it is first asked for; `OUTPUTS` is the registry of everything that can be published.
+`Products` computes each result on first use, and `OUTPUTS` is the registry of everything that can be published.
 """
 
 from .messages import Message

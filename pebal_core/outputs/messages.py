@@ -1,7 +1,7 @@
-"""The ROS messages that are published, as plain values: neither rclpy nor rosbags is needed to make them.
+"""Makes the published ROS messages as plain values, without rclpy or rosbags.
 
-`pebal_ros.messages` turns them into rclpy's classes and `pebal_core.footage.bag_writer` into bytes of a recording, so
-both say the same.
+`pebal_ros.messages` converts them to rclpy's classes, and `pebal_core.footage.bag_writer` to the bytes of a recording,
+so both have the same content.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ DETECTIONS, CLOUD, MARKERS = (
     "vision_msgs/msg/Detection2DArray", "sensor_msgs/msg/PointCloud2", "visualization_msgs/msg/MarkerArray",
 )  # fmt: skip
 JPEG_QUALITY = 90
-PNG_LEVEL = 1  # zlib's fastest: label maps shrink enough, and the camera does not wait
+PNG_LEVEL = 1  # zlib's fastest level, which shrinks label maps enough without delaying the camera
 POINT = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("score", "<f4"), ("id", "<u4")])
-"""One point of `obstacles`: five values of four bytes."""
+"""One point of `obstacles`, which has five values of four bytes."""
 FIELD_TYPES = {"<f4": 7, "<u4": 6}
-"""sensor_msgs/PointField's FLOAT32 and UINT32."""
+"""FLOAT32 and UINT32 of sensor_msgs/PointField."""
 ADD, DELETEALL, LINE_STRIP, TEXT_VIEW_FACING = 0, 3, 4, 9
-"""Of visualization_msgs/Marker."""
+"""Constants of visualization_msgs/Marker."""
 MARKER_NAMESPACE = "anomalies"
 TEXT_HEIGHT = 0.4
-"""Metres."""
+"""Height of the text in metres."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """A ROS message: its type, and the fields that differ from the type's defaults.
+    """A ROS message, given by its type and the fields that differ from the type's defaults.
 
-    Values are numbers, texts, other messages, lists of these, or a memoryview of bytes for an array.
+    Values are numbers, strings, other messages, lists of these, or a memoryview of bytes for an array.
     """
 
     type: str
@@ -50,19 +50,19 @@ def message(type_name: str, **fields: Any) -> Message:
 
 
 def header(stamp_ns: int, frame_id: str) -> Message:
-    """std_msgs/Header of a stamp in nanoseconds."""
+    """Make a std_msgs/Header from a stamp in nanoseconds."""
     sec, nanosec = divmod(stamp_ns, 1_000_000_000)
     stamp = message("builtin_interfaces/msg/Time", sec=sec, nanosec=nanosec)
     return message("std_msgs/msg/Header", stamp=stamp, frame_id=frame_id)
 
 
 def image(pixels: np.ndarray, encoding: str, header: Message) -> Message:
-    """sensor_msgs/Image of an array.
+    """Make a sensor_msgs/Image from an array.
 
     Args:
         pixels: H×W or H×W×C.
-        encoding: must describe the dtype and channels of `pixels`.
-        header: stamp and frame of the camera image.
+        encoding: encoding that matches the dtype and channels of `pixels`.
+        header: header of the camera image.
     """
     height, width = pixels.shape[:2]
     return message(
@@ -78,24 +78,24 @@ def image(pixels: np.ndarray, encoding: str, header: Message) -> Message:
 
 
 def compressed(pixels: np.ndarray, codec: str, header: Message) -> Message:
-    """sensor_msgs/CompressedImage of mono8 (H×W) or rgb8 (H×W×3) pixels.
+    """Make a sensor_msgs/CompressedImage from mono8 (H×W) or rgb8 (H×W×3) pixels.
 
     Args:
         pixels: H×W or H×W×3 RGB, uint8.
         codec: "png" (lossless) or "jpeg".
-        header: stamp and frame of the camera image.
+        header: header of the camera image.
     """
     color = pixels.ndim == 3
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if codec == "jpeg" else [cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL]
     stored = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if color else pixels
     _, data = cv2.imencode(f".{codec}", stored, options)
-    # The spelling of compressed_image_transport, whose subscribers parse it.
+    # This is the format string of compressed_image_transport, which its subscribers parse.
     name = f"rgb8; {codec} compressed bgr8" if color else f"mono8; {codec} compressed "
     return message(COMPRESSED_IMAGE, header=header, format=name, data=data.data.cast("B"))
 
 
 def copy_of_image(original: Any, header: Message) -> Message:
-    """An image message of either kind that came from a recording, with the same pixels or data."""
+    """Copy a raw or compressed image message of a recording, with another header."""
     fields = {"header": header, "data": memoryview(original.data).cast("B")}
     if hasattr(original, "encoding"):
         names = ("height", "width", "encoding", "is_bigendian", "step")
@@ -104,14 +104,14 @@ def copy_of_image(original: Any, header: Message) -> Message:
 
 
 def number(value: float) -> Message:
-    """std_msgs/Float32; its time is that at which it is recorded."""
+    """Make a std_msgs/Float32, which has no header; its time is the recording time."""
     return message("std_msgs/msg/Float32", data=float(np.float32(value)))
 
 
 def detections(sighting: Sighting, header: Message) -> Message:
-    """vision_msgs/Detection2DArray of the confirmed objects.
+    """Make a vision_msgs/Detection2DArray of the confirmed objects.
 
-    The pose of each, where it is known, is the contact point in the frame of the header with its covariance.
+    The pose of an object, if it is known, is its contact point in the frame of the header, with the covariance.
     """
     found_ones = []
     for found, score, name in zip(sighting.objects, sighting.scores, sighting.names):
@@ -142,7 +142,7 @@ def detections(sighting: Sighting, header: Message) -> Message:
 
 
 def in_camera(found: RoadObject, locator: Locator) -> tuple[list[float], np.ndarray]:
-    """Contact point of a located object in the camera's optical frame, in metres, and its 3×3 covariance."""
+    """Contact point of a located object in the camera's optical frame in metres, and its 3×3 covariance."""
     assert found.position is not None and found.covariance is not None
     rotation, origin = locator.ground.rotation, locator.ground.origin
     on_ground = np.zeros((3, 3))
@@ -154,9 +154,9 @@ def in_camera(found: RoadObject, locator: Locator) -> tuple[list[float], np.ndar
 
 
 def obstacles(sighting: Sighting, header: Message) -> Message:
-    """Points on the ground along the foot of every confirmed object, in the ground frame.
+    """Make a sensor_msgs/PointCloud2 of points along the foot of every confirmed object, in the ground frame.
 
-    The message is a row of points with the fields x, y, z (metres), score (0 to 1) and id.
+    The cloud is one row of points with the fields x, y, z (in metres), score (0 to 1) and id.
     """
     parts = []
     for found, score in sighting.confirmed:
@@ -191,7 +191,10 @@ def obstacles(sighting: Sighting, header: Message) -> Message:
 
 
 def markers(sighting: Sighting, header: Message) -> Message:
-    """The foot of every confirmed object as a line, and its number and distance as text, in the ground frame."""
+    """Make a visualization_msgs/MarkerArray of all confirmed objects, in the ground frame.
+
+    Each object gets a line along its foot and a text with its number and distance.
+    """
     header = _on_ground(sighting, header)
     array = [message("visualization_msgs/msg/Marker", header=header, ns=MARKER_NAMESPACE, action=DELETEALL)]
     for found, _ in sighting.confirmed:
@@ -229,7 +232,7 @@ def _marker(
         ),
         scale=scale,
         color=message("std_msgs/msg/ColorRGBA", r=1.0, g=0.35, b=0.0, a=0.95),
-        # After a second a viewer drops a marker of a node that went away.
+        # Viewers drop the markers of a terminated node after a second.
         lifetime=message("builtin_interfaces/msg/Duration", sec=1),
         **fields,
     )

@@ -1,4 +1,4 @@
-"""Frames of one source, one after the other, with their objects: what the node does for a camera, offline."""
+"""Finds the objects in the frames of one source offline, in the same way as the node does for a camera."""
 
 from __future__ import annotations
 
@@ -28,27 +28,30 @@ from .settings import PictureSettings
 from .sighting import ClassMap, Sighting
 
 BY_TOPIC = "topic"
-"""In place of a calibration file: the camera_info beside the images of a recording."""
+"""Value that selects the recording's camera_info in place of a calibration file."""
 
 
 @dataclass(frozen=True)
 class ObjectOptions:
-    """How objects are found and located."""
+    """Options for finding and locating objects."""
 
     threshold: float | None = None
-    """Nats; None: the model's."""
+    """Alarm threshold in nats; None takes the model's."""
     ignore_mask: str = ""
-    """Image file that is not black where nothing may alarm; empty: none."""
+    """Image file whose pixels that are not black never alarm; empty for none."""
     calibration: str = ""
-    """YAML file as ROS writes it, or `BY_TOPIC`; empty: objects have no distance."""
+    """Calibration file in the YAML format of ROS, or `BY_TOPIC`; if it is empty, objects have no distance."""
     mounting: Mounting = field(default_factory=lambda: Mounting(1.5))
+    """Mounting of the camera."""
 
 
 class ObjectReader:
     """Finds, tracks and locates the objects of the frames of one source.
 
     Args:
-        source: whose calibration is taken where the options say so.
+        options: the options.
+        info: description of the model.
+        source: the source, whose calibration is used if the options say so.
 
     Raises:
         PebalError: an option cannot be used.
@@ -69,10 +72,10 @@ class ObjectReader:
         self._tracker = ObjectTracker(TrackRules())
 
     def __call__(self, frame: Frame, result: Result) -> Products:
-        """What can be made of the next frame, its objects included.
+        """Process the next frame; returns its outputs, including the objects.
 
         Raises:
-            PebalError: the ignore mask or the calibration is of another camera.
+            PebalError: the ignore mask or the calibration belongs to another camera.
         """
         sighting = self._sight(result, frame.seconds)
         return Products(frame.image, result, self.settings, self._info.palette, lambda: sighting)
@@ -89,11 +92,11 @@ class ObjectReader:
         return Sighting.of(objects, self.settings, self._info.class_names, self._class_map, locator)
 
     def ignored(self, height: int, width: int) -> np.ndarray | None:
-        """H×W bool, where nothing may alarm; None: everywhere it may."""
+        """H×W bool, true where nothing may alarm; None if there is no mask."""
         return self._mask.at(height, width) if self._mask is not None else None
 
     def _locator(self, height: int, width: int) -> Locator | None:
-        """What puts the objects of frames of this size on the ground; None: no calibration was given."""
+        """The locator for frames of this size; None if there is no calibration."""
         if self._ground is None:
             return None
         camera = self._ground.camera

@@ -1,4 +1,4 @@
-"""The registry of outputs, and the results of one frame from which they are made."""
+"""The registry of outputs, and the results of a frame from which they are made."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from .sighting import Sighting
 
 
 class Products:
-    """Everything that can be made of one image and its result, each made when first asked for.
+    """All results for one image, each of which is computed on first use.
 
     Args:
-        image: H×W×3 RGB as the camera sent it.
+        image: the camera image, H×W×3 uint8 RGB.
         result: labels and energy of the detector.
+        settings: settings of the images.
         palette: RGB per class.
-        sight: finds the objects; called at most once, and never without a threshold.
+        sight: function that finds the objects; it is called at most once, and never without a threshold.
     """
 
     def __init__(
@@ -70,19 +71,20 @@ class Products:
 
 @dataclass(frozen=True)
 class Output:
-    """How an output is made and how it travels."""
+    """An output and its encoding as a message."""
 
     type: str
-    """Of its message."""
+    """Type of its message."""
     encode: Callable[[Products, Message], Message]
-    """Makes the message; the second argument is the header of the camera image."""
+    """Function that makes the message; the second argument is the header of the camera image."""
     compress: Callable[[Products, Message], Message] | None = None
-    """Makes the message of its compressed twin; None: there is none."""
+    """Function that makes the message of the compressed topic; None if there is no such topic."""
     needs_threshold: bool = False
+    """Whether the output exists only with a threshold."""
 
 
 def _image(name: str, encoding: str, codec: str = "", needs_threshold: bool = False) -> Output:
-    """An output of pixels; label ids never travel as JPEG, which would blend them."""
+    """Make an output of pixels; label ids are never compressed as JPEG, which would blend them."""
     return Output(
         messages.IMAGE,
         lambda products, header: messages.image(getattr(products, name), encoding, header),
@@ -102,7 +104,7 @@ OUTPUTS: dict[str, Output] = {
     "obstacles": Output(messages.CLOUD, lambda p, h: messages.obstacles(p.sighting, h), needs_threshold=True),
     "markers": Output(messages.MARKERS, lambda p, h: messages.markers(p.sighting, h), needs_threshold=True),
 }
-"""Every output by its name in the node's parameter `outputs`."""
+"""All outputs, by their names in the node's parameter `outputs`."""
 
 SERIES: dict[str, Output] = {
     "peak_energy": Output("std_msgs/msg/Float32", lambda p, _: messages.number(float(p.energy.max()))),
@@ -113,12 +115,12 @@ SERIES: dict[str, Output] = {
         "std_msgs/msg/Float32", lambda p, _: messages.number(len(p.sighting.confirmed)), needs_threshold=True
     ),
 }
-"""One number per frame, for plots of a recording: the highest energy in nats, the share of pixels at or above the
+"""Numbers per frame for plots of a recording, which are the highest energy in nats, the share of pixels at or above the
 threshold, and the number of confirmed objects."""
 
 
 def encode(key: str, products: Products, header: Message) -> Message:
-    """Message of an output ``NAME``, its compressed twin ``NAME/compressed``, or a series."""
+    """Make the message of an output ``NAME``, of its compressed form ``NAME/compressed``, or of a series."""
     name, _, twin = key.partition("/")
     output = OUTPUTS[name] if name in OUTPUTS else SERIES[name]
     make = output.compress if twin else output.encode

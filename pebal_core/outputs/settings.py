@@ -1,4 +1,4 @@
-"""What the pictures of a frame depend on besides the frame."""
+"""Settings of the images that are made of a frame."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ OVERLAY_ALPHA = 0.8
 
 @dataclass(frozen=True)
 class PictureSettings:
-    """Settings of the pictures, with everything resolved that a model file can say."""
+    """Settings of the images, after the defaults of the model file are applied."""
 
     threshold: float | None
-    """Nats; None: the model stores none and none was given, so there is neither mask nor objects."""
+    """Alarm threshold in nats; None if there is none, so that there are neither mask nor objects."""
     score_min: float
-    """Nats shown as score 0."""
+    """Energy in nats that is displayed as score 0."""
     score_max: float
-    """Nats shown as score 255."""
+    """Energy in nats that is displayed as score 255."""
     overlay_alpha: float
-    """Opacity of the hottest places of the overlay."""
+    """Opacity of the overlay where the score is highest."""
 
     @classmethod
     def of_model(cls, info: ModelInfo, threshold: float | None = None) -> PictureSettings:
-        """What the node takes where no parameter is given; `threshold` in nats, None: the model's."""
+        """The node's default settings for a model; `threshold` is in nats, and None takes the model's."""
         low, high = info.energy_range
         return cls(info.threshold if threshold is None else threshold, low, high, OVERLAY_ALPHA)

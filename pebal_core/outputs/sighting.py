@@ -1,25 +1,26 @@
-"""What others are told of the objects of one frame."""
+"""The objects of one frame in the form in which they are published."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import yaml
 
 from ..errors import PebalError
+from ..files import user_path
 from ..objects import Locator, RoadObject
 from .settings import PictureSettings
 
 GROUND_FRAME = "base_footprint"
-"""Frame of obstacles and markers unless a setting names another; its z = 0 is the ground."""
+"""Default frame of obstacles and markers, in which the ground is at z = 0."""
 
 
 class ClassMap:
-    """Names by which an integrator's software knows objects.
+    """Maps the network's classes to the class names that an integrator's software expects.
 
-    A YAML file maps what the network takes an object for to the name that is published; ``default`` names the rest.
+    A YAML file maps the class that the network predicts for an object to the published name. ``default`` is the name
+    for all other classes.
 
         default: HAZARD
         person: PEDESTRIAN
@@ -30,15 +31,19 @@ class ClassMap:
 
     @classmethod
     def read(cls, path: str, class_names: Sequence[str]) -> ClassMap:
-        """Read a mapping file; no path: every object is an ``anomaly``.
+        """Read a mapping file; with an empty path, every object is an ``anomaly``.
 
         Raises:
             PebalError: the file cannot be read, is no mapping of names, or names a class that the model does not have.
+
+        Examples:
+            >>> ClassMap.read("", ["road", "person"])("person")
+            'anomaly'
         """
         if not path:
             return cls({}, "anomaly")
         try:
-            content = yaml.safe_load(Path(path).expanduser().read_text())
+            content = yaml.safe_load(user_path(path).read_text())
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             reason = next(iter(str(error).splitlines()), "no reason given")
             raise PebalError(f"The class mapping {path} cannot be read: {reason}") from error
@@ -58,16 +63,17 @@ class ClassMap:
 
 @dataclass(frozen=True)
 class Sighting:
-    """The objects of one frame, and what is needed to tell others of them."""
+    """The objects of one frame, with all the information for publishing them."""
 
     objects: Sequence[RoadObject]
     scores: Sequence[float]
-    """0 to 1 for each object: its mean energy between the limits of `score`."""
+    """Score of each object, which is its mean energy scaled from the limits of `score` to 0…1."""
     names: Sequence[str]
-    """Published class of each object."""
+    """Published class name of each object."""
     locator: Locator | None
-    """None: the geometry is not known."""
+    """Locator of the camera; None if the geometry is unknown."""
     ground_frame: str
+    """Name of the ground frame."""
 
     @classmethod
     def of(
@@ -79,7 +85,7 @@ class Sighting:
         locator: Locator | None,
         ground_frame: str = GROUND_FRAME,
     ) -> Sighting:
-        """The objects with their scores and published names."""
+        """Compute the scores and published names of objects."""
         span = settings.score_max - settings.score_min
         return cls(
             objects,

@@ -1,1 +1,1 @@
-"""Offline training: a segmentation network from labelled images, and PEBAL fine-tuning of any network."""
+"""Offline training of segmentation networks from labelled images, and PEBAL fine-tuning of any network."""

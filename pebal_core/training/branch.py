@@ -1,4 +1,4 @@
-"""What an anomaly branch needs before it learns: a place beside its network, and statistics."""
+"""Prepares an anomaly branch for training, by adding it to a network and setting its statistics."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ from ..networks import AnomalyBranch, SegmentationNetwork
 
 
 def add_branch(network: SegmentationNetwork, info: ModelInfo, width: int) -> AnomalyBranch:
-    """The network with a fresh branch, or as it is where it has one; `info` then names both.
+    """Add an untrained branch to a network, unless it has one already, and update its description accordingly.
+
+    Args:
+        network: the network.
+        info: its description, which is changed in place.
+        width: channels of the branch.
 
     Raises:
-        PebalError: a network without features for a branch.
+        PebalError: the network declares no features for a branch.
     """
     if isinstance(network, AnomalyBranch):
         return network
@@ -27,18 +32,17 @@ def add_branch(network: SegmentationNetwork, info: ModelInfo, width: int) -> Ano
 
 @torch.no_grad()
 def set_statistics(network: AnomalyBranch, batches: Iterable[Tensor]) -> None:
-    """Let a fresh branch standardise what it sees: its BatchNorms take over the statistics of some batches and keep
-    them. A branch that has statistics is left alone.
+    """Set the BatchNorm statistics of an untrained branch to those of some batches; a trained branch is not changed.
 
     Args:
-        network: in eval mode, and afterwards again.
+        network: a network in eval mode, which it is in afterwards as well.
         batches: normalised images B×3×H×W.
     """
     norms = [module for module in network.branch.modules() if isinstance(module, nn.BatchNorm2d)]
     if any(norm.num_batches_tracked for norm in norms):
         return
     for norm in norms:
-        norm.train().momentum = None  # the mean over all batches
+        norm.train().momentum = None  # uses the mean over all batches
     for batch in batches:
         network.head(network.trunk(batch))
     network.eval()

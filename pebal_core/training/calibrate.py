@@ -1,4 +1,4 @@
-"""Where to set the alarm: the threshold that keeps a promise on scenes without anomalies."""
+"""Chooses the alarm threshold that satisfies a guarantee, on scenes without anomalies."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from ..objects import IgnoreMask
 from ..risk_control import Loss, critical_energy, object_loss, pixel_loss
 
 _EVERY = 97
-"""Every 97th pixel is kept for the median: it only sets what is displayed."""
+"""Stride of the pixels that are kept for the median, which only affects the display range."""
 
 _TAIL = 7
-"""Every 7th pixel is kept for the profile, and of these the upper quarter."""
+"""Stride of the pixels that are sampled for the profile; the upper quarter of them is kept."""
 
 
 class CalibrationScene(NamedTuple):
     """One scene without anomalies."""
 
     unit: str
-    """The drive or block of time it belongs to."""
+    """Name of the drive or block of time to which it belongs."""
     image: np.ndarray
     """H×W×3 uint8 RGB."""
     labels: np.ndarray | None = None
-    """H×W; pixels of 255 are left out."""
+    """H×W integers; pixels with the value 255 are ignored. None ignores no pixel."""
 
 
 class UnitLosses:
-    """Collects the energies of scenes, unit by unit, and gives the losses of the units."""
+    """Collects the energies of scenes by unit, and computes the losses of the units."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -44,7 +44,13 @@ class UnitLosses:
         self._critical: dict[str, list[float]] = {}
 
     def add(self, unit: str, energy: np.ndarray, ignore: np.ndarray | None) -> None:
-        """One frame: energy H×W float32, and the pixels H×W bool to leave out. An empty frame does not count."""
+        """Add a frame; a frame whose pixels are all ignored does not count.
+
+        Args:
+            unit: name of the unit.
+            energy: H×W float32 in nats.
+            ignore: H×W bool, the pixels to leave out; None leaves out none.
+        """
         known = energy.ravel() if ignore is None else energy[~ignore]
         if not known.size:
             return
@@ -55,7 +61,7 @@ class UnitLosses:
             self._critical.setdefault(unit, []).append(critical)
 
     def losses(self) -> dict[Risk, list[Loss]]:
-        """For each risk of the request, one loss per unit."""
+        """The losses for each risk of the request, one per unit."""
         losses: dict[Risk, list[Loss]] = {"pixels": [pixel_loss(c, self.request.clip) for c in self._counts.values()]}
         if self.request.object_alpha is not None:
             losses["objects"] = [object_loss(critical) for critical in self._critical.values()]
@@ -72,15 +78,18 @@ def calibrate(
 ) -> Guarantee:
     """Set ``threshold``, ``threshold_note``, ``guarantee``, ``profile`` and ``energy_range`` of ``detector.info``.
 
-    The display range starts at the median and puts the threshold at 5/8 of the way.
+    The display range starts at the median energy and ends such that the threshold is at 5/8 of it.
 
     Args:
-        unit: what a unit is, in the plural, as in "drives".
-        source: where the scenes come from.
-        relax: promise what can be promised where the request is out of reach; see `guarantee`.
+        detector: the detector, whose description is changed.
+        scenes: scenes without anomalies.
+        request: the guarantees to be given.
+        unit: name of the units in the plural, such as "drives".
+        source: name of the data from which the scenes come.
+        relax: whether to use the smallest possible bound if there are too few units; see `guarantee`.
 
     Raises:
-        PebalError: no scene, or a promise out of reach.
+        PebalError: there is no scene, or there are too few units for the request.
     """
     info = detector.info
     units, kept = UnitLosses(request), []

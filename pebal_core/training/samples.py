@@ -1,4 +1,4 @@
-"""What fine-tuning is fed with, and what it is judged on: both pure functions of a seed and a number."""
+"""Training samples and validation scenes for fine-tuning, both pure functions of a seed and a number."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .run import RunConfig, TrainingData
 from .stream import NamedScene, shuffled_index
 
 MEAN_COLOR = (124, 116, 104)
-"""What normalises to zero."""
+"""RGB colour that becomes zero in the normalisation."""
 
 
 @dataclass(frozen=True)
@@ -41,18 +41,18 @@ class SceneSource:
     """Name of the layout: camvid, camvid_groups, cityscapes, cityscapes_train_ids, cityscapes_flat, idd_lite,
     unlabelled, or folders for any images with labels."""
     folder: str
-    """Below `DataConfig.root`."""
+    """Folder of the set, below `DataConfig.root`."""
     split: str = "train"
     height: int | None = None
-    """Height in pixels at which the network sees a scene at scale 1; None: as stored."""
+    """Height in pixels of a scene at scale 1; None keeps the stored height."""
     classes: str | None = None
-    """Of the layout folders: name or YAML file of the class list of the label files."""
+    """Name or YAML file of the class list of the label files, for the layout folders."""
     mapping: str | None = None
-    """YAML file that maps the classes of the labels on those of the network; None: they are the same."""
+    """YAML file that maps the classes of the labels to those of the network; None if they are the same."""
     anomalies: bool = False
     """Whether the labelled anomalies of these scenes are learned as outliers; otherwise they are void."""
     repeat: int = 1
-    """How often each scene comes in one pass: the weight of a small set."""
+    """Number of times that each scene occurs in one pass, which gives small sets more weight."""
 
     def __post_init__(self) -> None:
         check_ranges(self, height=SIDE, repeat=(1, 100_000))
@@ -67,32 +67,37 @@ class DataConfig:
     outliers: str
     """Folder written by ``pebal prepare-coco``."""
     known: str | None = None
-    """Folder written by ``pebal prepare-coco --rule known``: people and vehicles that are pasted as known things."""
+    """Folder written by ``pebal prepare-coco --rule known``, with people and vehicles that are pasted as known
+    classes."""
     far_validation: bool = False
-    """Whether the validation scenes are used a second time, with small outliers far away (`RichMix.small_height`)."""
+    """Whether the validation scenes are also evaluated with small outliers far away (`RichMix.small_height`)."""
     root: str = "data"
     """Folder that holds the scene sets."""
     mix: Literal["anomaly_mix", "rich_mix"] = "rich_mix"
-    """anomaly_mix: as the reference does it; rich_mix: several objects, perspective, blending, distractors."""
+    """How outliers are mixed into scenes. anomaly_mix follows the reference; rich_mix adds several objects,
+    perspective, blending and distractors."""
     rich_mix: RichMix = field(default_factory=RichMix)
+    """Settings of rich_mix."""
     outlier_share: float = 0.6
     """Share of the samples that get outliers."""
     only: list[str] = field(default_factory=list)
-    """COCO categories to train on; empty: all but those held back."""
+    """COCO categories to train on; if empty, all categories that are not held back."""
     held_back: list[str] = field(default_factory=list)
     """COCO categories kept for the validation set."""
     crop: list[int] = field(default_factory=lambda: [384, 512])
+    """Height and width of a training crop in pixels."""
     scale: list[float] = field(default_factory=lambda: [0.75, 1.5])
-    """rich_mix: bounds of the random scale; anomaly_mix: the scales to choose from."""
+    """The bounds of the random scale for rich_mix, or the scales to choose from for anomaly_mix."""
     mirror: float = 0.5
+    """Probability that a sample is mirrored."""
     color: float = 0.3
     """Strength of the colour change of whole samples."""
     camera: float = 0.2
-    """Chance of each of gamma, blur, noise and JPEG artefacts."""
+    """Probability of each of gamma, blur, noise and JPEG artefacts."""
     validation_every: int = 4
-    """Every n-th scene of the validation sets is used."""
+    """Only every n-th scene of the validation sets is used."""
     check: bool = True
-    """Read some scenes before training, and stop at mistakes in them."""
+    """Read some scenes before training, and stop if they contain mistakes."""
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -111,16 +116,19 @@ class DataConfig:
 
 
 class TrainingSamples:
-    """Endless numbered samples: passes over a shuffled deck of clean scenes and places for mixed ones.
+    """An endless sequence of numbered samples, in passes over a shuffled list of clean scenes and mixed samples.
 
-    With share s of outliers and n clean scenes, one pass holds each clean scene once and n·s/(1-s) mixed samples,
-    whose scene and outliers are drawn anew: for 2975 scenes and 297 outlier images, the epoch of the reference.
+    With a share s of outliers and n clean scenes, one pass has each clean scene once and n·s/(1-s) mixed samples, whose
+    scene and outliers are drawn at random. For 2975 scenes and 297 outlier images, this is the epoch of the reference.
 
     Args:
-        classes: of the network; None: those of Cityscapes.
+        config: the settings.
+        outliers: the objects to paste.
+        seed: seed of the sequence.
+        classes: classes of the network; None stands for the Cityscapes classes.
 
     Raises:
-        PebalError: a set that is missing, empty or wrongly labelled, or no outlier.
+        PebalError: a set is missing, empty or wrongly labelled, or there is no outlier.
     """
 
     def __init__(self, config: DataConfig, outliers: OutlierSet, seed: int, classes: ClassList | None = None) -> None:
@@ -146,19 +154,22 @@ class TrainingSamples:
         return f"{sets}; outliers: {self.outliers.name} ({len(self.outliers)} images)"
 
     def draw(self, rng: np.random.Generator, number: int) -> Scene:
-        """Image h×w×3 uint8 RGB and labels h×w uint8 of a sample: trainIds, groups, 254 outlier, 255 void."""
+        """Draw a sample, an image h×w×3 uint8 RGB with labels h×w uint8.
+
+        Labels are trainIds or group labels, 253 for labelled anomalies, 254 for pasted outliers and 255 for void.
+        """
         return self._draw(rng, number)[0]
 
     def files(self, number: int) -> list[str]:
-        """The files that a sample was made from."""
+        """The files from which a sample is made."""
         return self._draw(np.random.default_rng([self.seed, number]), number)[1]
 
     def some_labels(self, count: int = 40) -> list[np.ndarray]:
-        """Label maps of samples spread over the deck."""
+        """Label maps of the first samples, which are spread over the sets by the shuffling."""
         return [self.draw(np.random.default_rng([self.seed, number]), number)[1] for number in range(count)]
 
     def _draw(self, rng: np.random.Generator, number: int) -> tuple[Scene, list[str]]:
-        """A sample, and the files that it was made from."""
+        """Draw a sample; returns it and the files from which it is made."""
         position = shuffled_index(self.seed, number, len(self.deck) + self.mixed_places)
         mixed = position >= len(self.deck)
         place = int(rng.integers(len(self.deck))) if mixed else position
@@ -170,7 +181,7 @@ class TrainingSamples:
         return scenes.load(index), str(scenes.pairs[index][0])
 
     def _reference(self, source: int, index: int, mixed: bool, rng: np.random.Generator) -> tuple[Scene, list[str]]:
-        """Paste → mirror → scale → (normalise) → crop, padded with what normalises to zero."""
+        """Make a sample as in the reference: paste, mirror, scale, and crop with padding that normalises to zero."""
         config = self.config
         stored, file = self._load(source, index)
         scene, files = scale_to_height(stored, config.scenes[source].height), [file]
@@ -184,9 +195,9 @@ class TrainingSamples:
         return random_crop(*scene, config.crop[0], config.crop[1], rng, fill=MEAN_COLOR), files
 
     def _rich(self, source: int, index: int, mixed: bool, rng: np.random.Generator) -> tuple[Scene, list[str]]:
-        """Window of the stored scene → mirror → distractors → outliers → resize → colour → camera.
+        """Make a rich_mix sample: cut a window, mirror, add distractors and outliers, resize, vary colour and camera.
 
-        Pasting comes before resizing, so that scene and objects are equally sharp.
+        Objects are pasted before the resizing, so that scene and objects are equally sharp.
         """
         config = self.config
         (image, labels), file = self._load(source, index)
@@ -216,16 +227,16 @@ class TrainingSamples:
 
 
 class FinetuneData(TrainingData):
-    """What one fine-tuning run learns from and is evaluated on; all of it is opened and checked at once.
+    """The training and validation data of a fine-tuning run, which are opened and checked on construction.
 
     Args:
         config: the scenes and the outliers.
-        run: gives the seed, the size of a batch, the number of steps and of workers.
-        classes: of the network.
+        run: the seed, the batch size, and the numbers of steps and of workers.
+        classes: classes of the network.
 
     Raises:
-        PebalError: a set that is missing, empty or wrongly labelled, no outlier, or an image that is both learned and
-            evaluated.
+        PebalError: a set is missing, empty or wrongly labelled, there is no outlier, or an image is used for both
+            training and validation.
     """
 
     def __init__(self, config: DataConfig, run: RunConfig, classes: ClassList) -> None:
@@ -245,13 +256,13 @@ class FinetuneData(TrainingData):
         return len(self.validation)
 
     def load_evaluated(self, number: int) -> tuple[NamedScene, NamedScene | None]:
-        """The scene with outliers, and with `DataConfig.far_validation` the same with small ones far away."""
+        """A scene with outliers and, with `DataConfig.far_validation`, the same scene with small outliers far away."""
         far = self.validation.load(number, far=True) if self.far_validation else None
         return self.validation.load(number), far
 
 
 class ValidationScenes:
-    """Whole validation scenes with held-back objects pasted in: the same ones in every run of a configuration."""
+    """Whole validation scenes with pasted held-back objects, which are the same in every run of a configuration."""
 
     def __init__(self, config: DataConfig, outliers: OutlierSet, classes: ClassList | None = None) -> None:
         classes = classes or cityscapes_classes()
@@ -271,10 +282,11 @@ class ValidationScenes:
         return len(self.scenes)
 
     def load(self, number: int, far: bool = False) -> NamedScene:
-        """Image H×W×3 uint8 RGB, labels H×W uint8 (254 on outliers), and the name of the scene.
+        """Load an image H×W×3 uint8 RGB, its labels H×W uint8 (254 on outliers), and the name of the scene.
 
         Args:
-            far: small outliers far away, in place of outliers as training has them.
+            number: number of the scene.
+            far: whether to paste small outliers far away, in place of outliers as in training.
         """
         source, scenes, index = self.scenes[number]
         scene = scale_to_height(scenes.load(index), source.height)
@@ -286,7 +298,7 @@ class ValidationScenes:
         return image, labels, str(scenes.pairs[index][0])
 
     def clean(self, number: int) -> Scene:
-        """The scene as stored, nothing pasted; labelled anomalies are void."""
+        """Load the stored scene without pasted objects; labelled anomalies are void."""
         _, scenes, index = self.scenes[number]
         image, labels = scenes.load(index)
         labels[labels == LABELLED_OUTLIER] = VOID
@@ -294,7 +306,7 @@ class ValidationScenes:
 
 
 def open_source(source: SceneSource, config: DataConfig, classes: ClassList) -> SceneSet:
-    """The scenes of a source, checked, with the classes of the network."""
+    """Open and check the scenes of a source, and convert them to the classes of the network."""
     listed = None if source.classes is None else load_class_list(source.classes)
     scenes = open_scenes(source.layout, Path(config.root) / source.folder, source.split, listed)
     if config.check:
@@ -307,10 +319,10 @@ def open_source(source: SceneSource, config: DataConfig, classes: ClassList) -> 
 
 
 def refuse_shared(training: TrainingSamples, validation: ValidationScenes) -> None:
-    """Refuse an image that is both learned and evaluated.
+    """Refuse an image that is used for both training and validation.
 
     Raises:
-        PebalError: the message names the image.
+        PebalError: there is such an image; the message names it.
     """
     learned = {image.resolve() for _, scenes in training.sources for image, _ in scenes.pairs}
     for _, scenes, index in validation.scenes:
@@ -323,16 +335,16 @@ def refuse_shared(training: TrainingSamples, validation: ValidationScenes) -> No
 
 
 def anomaly_digests(samples: TrainingSamples) -> list[str]:
-    """The images whose labelled anomalies are learned, each by 16 digits of its SHA-256, sorted."""
+    """The first 16 digits of the SHA-256 of each image whose labelled anomalies are learned, sorted."""
     images = {image for source, scenes in samples.sources if source.anomalies for image, _ in scenes.pairs}
     return sorted(file_sha256(image)[:16] for image in images)
 
 
 def open_known(folder: str, classes: ClassList) -> ObjectPool:
-    """People and vehicles with their labels.
+    """Open prepared people and vehicles, with their labels.
 
     Raises:
-        PebalError: the folder was not prepared, or by another rule; or the network has no class for one of them.
+        PebalError: the folder was not prepared with the rule known, or the network lacks a class for one of them.
     """
     known = OutlierSet.open(folder)
     categories = {instance.category for image in known.images for instance in image.instances}
@@ -350,15 +362,15 @@ def open_known(folder: str, classes: ClassList) -> ObjectPool:
 
 
 def scale_to_height(scene: Scene, height: int | None) -> Scene:
-    """Aspect ratio kept; None leaves the scene as it is."""
+    """Scale a scene to a height in pixels and keep the aspect ratio; None leaves the scene unchanged."""
     return scene if height is None else scale_scene(*scene, height / scene[1].shape[0])
 
 
 def open_outliers(config: DataConfig) -> tuple[OutlierSet, OutlierSet]:
-    """Outliers for training and those held back; without held-back categories, both are the whole set.
+    """Open the outliers for training and those for validation; without held-back categories, both are the whole set.
 
     Raises:
-        PebalError: the folder was not prepared, or nothing is left on one side.
+        PebalError: the folder was not prepared, or one of the two sets is empty.
     """
     outliers = OutlierSet.open(config.outliers)
     train, held = outliers.hold_back(config.held_back) if config.held_back else (outliers, outliers)

@@ -1,7 +1,7 @@
-"""The training samples as a pure function of (seed, sample number).
+"""Streams training samples, which are a pure function of (seed, sample number).
 
-However many workers, processes or restarts there are, sample ``i`` is the same: that is what makes a resumed run
-continue identically and a distributed run see the samples of a single one.
+Sample ``i`` is the same for any number of workers, processes or restarts. A resumed run therefore continues
+identically, and a distributed run uses the same samples as a single process.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ NamedScene = tuple[np.ndarray, np.ndarray, str]
 
 
 class SampleStream(IterableDataset[Sample]):
-    """Samples ``start … stop-1`` of an endless numbered stream, shared out over ranks and workers.
+    """Samples ``start … stop-1`` of an endless numbered stream, distributed over ranks and workers.
 
     Args:
-        make: draws one sample from its own generator and its number.
-        seed: of the whole stream.
-        start, stop: sample numbers; ``start`` > 0 resumes.
-        batch_size: samples of one batch of one rank; batches are dealt to ranks and workers in turn.
+        make: function that draws a sample from a generator and the sample's number.
+        seed: seed of the whole stream.
+        start, stop: sample numbers; ``start`` > 0 resumes a stream.
+        batch_size: samples per batch and rank; batches are dealt to ranks and workers in turn.
+        rank, world_size: number of this process, and number of all processes.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class SampleStream(IterableDataset[Sample]):
 
 
 def stream_loader(stream: SampleStream, workers: int) -> DataLoader[Sample]:
-    """Batches of a stream in their numbered order, prepared in ``workers`` background processes."""
+    """Load the batches of a stream in numbered order, prepared in ``workers`` background processes."""
     return DataLoader(
         stream,
         batch_size=stream.batch_size,
@@ -68,13 +69,13 @@ def stream_loader(stream: SampleStream, workers: int) -> DataLoader[Sample]:
 
 
 class NumberedScenes(Dataset[Any]):
-    """Scenes in the order of their numbers, each loaded when it is asked for, in the process that asks.
+    """Scenes in the order of their numbers, each of which is loaded on access in the accessing process.
 
-    No loader of PyTorch is needed: every scene has its own size, and an error in a worker would lose its sentence.
+    PyTorch's loader is not used, because scenes differ in size, and an error in a worker would lose its message.
 
     Args:
-        load: gives the scene of a number.
-        numbers: those of this process.
+        load: function that loads the scene with a number.
+        numbers: numbers of the scenes of this process.
     """
 
     def __init__(self, load: Callable[[int], Any], numbers: range) -> None:
@@ -88,6 +89,10 @@ class NumberedScenes(Dataset[Any]):
 
 
 def shuffled_index(seed: int, number: int, length: int) -> int:
-    """Index of the scene for a sample number: a fresh permutation of the whole set in every pass over it."""
+    """Index of the scene for a sample number, by a new permutation of the whole set in every pass.
+
+    >>> sorted(shuffled_index(seed=0, number=n, length=4) for n in range(4, 8))
+    [0, 1, 2, 3]
+    """
     epoch, position = divmod(number, length)
     return int(np.random.default_rng([seed, 0x5CE7E, epoch]).permutation(length)[position])
