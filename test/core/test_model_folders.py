@@ -21,7 +21,7 @@ from pebal_core.errors import PebalError
 from pebal_core.model_file import load_model, read_info, save_model
 from pebal_core.model_folders import load_folder
 
-from .model_folders import edited, write_folder
+from .model_folders import edited, transformers, write_folder
 
 
 def test_what_a_folder_says_becomes_the_description(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,10 +208,13 @@ def test_a_model_of_the_hub_is_downloaded_and_converted(hub: str, tmp_path: Path
 
 
 @pytest.mark.slow  # the Hub's client tries six times
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [("hf:org/name", "hf:org/name could not be downloaded"), ("hf:../x", "names no model of the Hugging Face Hub")],
-)
-def test_without_a_connection_one_sentence_says_so(name: str, message: str, tmp_path: Path) -> None:
-    ran = convert(name, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
-    assert ran.returncode == 1 and message in ran.stderr and ran.stderr.count("\n") == 1, ran.stderr
+def test_without_a_connection_one_sentence_says_so(tmp_path: Path) -> None:
+    transformers()
+    ran = convert("hf:org/name", tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
+    assert ran.returncode == 1 and "hf:org/name could not be downloaded" in ran.stderr, ran.stderr
+    assert ran.stderr.count("\n") == 1
+
+
+def test_a_name_that_is_none_reaches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", "hf:../x", str(tmp_path / "out.safetensors")]) == 1
+    assert "names no model of the Hugging Face Hub" in capsys.readouterr().err

@@ -47,15 +47,15 @@ def test_the_model_says_how_it_was_made(trained: Path) -> None:
 def test_a_killed_run_continues_identically(data: Path, tmp_path: Path) -> None:
     """Killed with no chance to clean up, then resumed: the weights are those of a run that was never killed."""
     whole, killed = tmp_path / "whole" / "model.safetensors", tmp_path / "killed" / "model.safetensors"
-    assert main(pretrain_options(data, whole, "--steps=30")) == 0
-    process = subprocess.Popen([sys.executable, "-m", "pebal_core", *pretrain_options(data, killed, "--steps=30")])
+    assert main(pretrain_options(data, whole, "--steps=12")) == 0
+    process = subprocess.Popen([sys.executable, "-m", "pebal_core", *pretrain_options(data, killed, "--steps=12")])
     while not (killed.parent / "last.ckpt").exists():
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.01)
     process.kill()
     process.wait()
     assert not killed.exists()
-    assert main(pretrain_options(data, killed, "--steps=30", "--resume=true")) == 0
+    assert main(pretrain_options(data, killed, "--steps=12", "--resume=true")) == 0
     expected, resumed = load_file(whole), load_file(killed)
     assert all(torch.equal(expected[key], resumed[key]) for key in expected)
 

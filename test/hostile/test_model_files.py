@@ -241,7 +241,7 @@ def test_whatever_is_damaged_the_weights_are_those_that_were_written(small: Path
     ends = {"refused": 0, "loaded": 0}
 
     @settings(
-        max_examples=2000, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+        max_examples=1000, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
     )
     @given(mutations())
     def mutate(mutation: Callable[[bytes], bytes]) -> None:
@@ -262,7 +262,7 @@ def test_whatever_is_damaged_the_weights_are_those_that_were_written(small: Path
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mutate()
-    assert ends["refused"] > 1000 and ends["loaded"] > 20, ends
+    assert ends["refused"] > 500 and ends["loaded"] > 10, ends
 
 
 def test_whatever_is_damaged_in_a_checkpoint_nothing_but_a_sentence_comes(tmp_path: Path) -> None:
