@@ -87,6 +87,7 @@ class TorchEngine(LogitsEngine):
 
     @property
     def notes(self) -> list[str]:
+        """See `Engine`."""
         parts = (self._forward, self._transfers, *self._readout.guarded)
         return [part.reason for part in parts if isinstance(part, (Graphed, Transfers, Guarded)) and part.reason]
 
@@ -122,6 +123,7 @@ class TorchEngine(LogitsEngine):
 
     @torch.inference_mode()
     def logits(self, images: np.ndarray, input_size: tuple[int, int] | None) -> Logits:
+        """See `LogitsEngine.logits`."""
         started = time.perf_counter()
         batch = self._preprocess(torch.from_numpy(images).to(self.device), input_size)
         self._wait()
