@@ -81,7 +81,7 @@ _SAFE_GLOBALS: list[Any] = [
     Namespace,
     np.dtype,
     *(type(np.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64")),
-    # NumPy scalars (a best mIoU, say) name their constructor differently before and after NumPy 2.
+    # NumPy scalars (for example of the best mIoU) name their constructor differently before and after NumPy 2.
     *((np.float64().__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
 ]
 

@@ -104,6 +104,7 @@ class ClassList:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Names of the classes."""
         return tuple(one.name for one in self.classes)
 
     @property

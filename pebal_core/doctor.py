@@ -68,6 +68,7 @@ class Check:
     remedy: str = ""
 
     def as_json(self) -> dict[str, str]:
+        """The finding as JSON types."""
         return asdict(self)
 
 
@@ -101,6 +102,7 @@ def examine(
 
 
 def check_python() -> Check:
+    """Check the version of Python."""
     version = ".".join(map(str, sys.version_info[:3]))
     if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
         return Check("python", ERROR, f"Python {version} in {sys.prefix}", "Use Python 3.10, 3.11 or 3.12.")
@@ -160,6 +162,7 @@ def check_machine() -> Check:
 
 
 def check_torch() -> Iterator[Check]:
+    """Check that PyTorch can be imported and finds the GPU, if there is one."""
     if importlib.util.find_spec("torch") is None:
         yield Check(
             "torch", NOTE, "not installed; only .onnx models run", "If you need it: pip install torch torchvision"
@@ -183,6 +186,7 @@ def check_torch() -> Iterator[Check]:
 
 
 def check_onnx_runtime() -> Iterator[Check]:
+    """Check that ONNX Runtime can be imported and supports the GPU, if there is one."""
     if importlib.util.find_spec("onnxruntime") is None:
         yield Check(
             "onnxruntime", NOTE, "not installed", "If you need it: pip install onnxruntime (or onnxruntime-gpu)"

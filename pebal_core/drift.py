@@ -65,6 +65,7 @@ class Profile:
     """Number of calibration frames."""
 
     def as_dict(self) -> dict[str, Any]:
+        """The profile as JSON types, for the model file."""
         return asdict(self)
 
 
@@ -80,6 +81,7 @@ class DriftState:
 
     @property
     def text(self) -> str:
+        """The state in one sentence."""
         return f"The guarantee no longer holds: {self.reason}." if self.drifted else "The guarantee holds."
 
 

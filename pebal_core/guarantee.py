@@ -45,9 +45,9 @@ class Request:
     clip: float = CLIP
     """A unit's share of falsely alarmed pixels is clipped to this value."""
     confidence: float = 0.95
-    """Confidence of the second statement."""
+    """Confidence of the second guarantee; the first one holds on average over calibrations."""
     confident: bool = False
-    """Whether the threshold must satisfy the second statement as well; otherwise only its threshold is reported."""
+    """Whether the threshold must satisfy the second guarantee as well; otherwise only its threshold is reported."""
 
     def __post_init__(self) -> None:
         shares = {"alpha": self.alpha, "object_alpha": self.object_alpha, "clip": self.clip}

@@ -93,6 +93,7 @@ class ModelInfo:
         self.class_list = {} if classes == cityscapes_classes() else classes.as_dict()
 
     def to_json(self) -> str:
+        """The description as JSON, which `from_json` reads."""
         return json.dumps({"format": FORMAT_VERSION, **asdict(self)}, sort_keys=True)
 
     @classmethod

@@ -86,6 +86,7 @@ class VideoWriter:
         self._count = 0
 
     def write(self, image: np.ndarray) -> None:
+        """Add a frame, H×W×3 uint8 RGB."""
         if self._writer is None:
             self.shape, size = image.shape, (image.shape[1], image.shape[0])
             with _silent():  # OpenCV prints a warning about the container's name for VP80
@@ -98,6 +99,7 @@ class VideoWriter:
         self._count += 1
 
     def close(self) -> None:
+        """Finish the video and move it to its path; does nothing without frames."""
         if self._writer is None:
             return
         self._writer.release()

@@ -52,6 +52,7 @@ class Spec:
 
     @property
     def auto(self) -> bool:
+        """Whether the parameter accepts "auto" in place of a value."""
         return self.default == AUTO and self.kind is not str
 
     @property
@@ -88,6 +89,7 @@ class Spec:
         return f"must lie between {low:g} and {high:g}"
 
     def descriptor(self) -> ParameterDescriptor:
+        """The descriptor with which the parameter is declared."""
         message = ParameterDescriptor(name=self.name, description=self.description, read_only=not self.runtime)
         message.dynamic_typing = self.auto
         message.additional_constraints = "; ".join(

@@ -47,6 +47,7 @@ class RateMeter:
         self._times: deque[float] = deque(maxlen=1000)
 
     def tick(self) -> None:
+        """Record an event."""
         self._times.append(time.monotonic())
 
     def hertz(self) -> float:
@@ -74,6 +75,7 @@ class StageTimes:
         self._seconds: dict[str, deque[float]] = {}
 
     def add(self, stage: str, seconds: float) -> None:
+        """Record the seconds that a frame spent in a stage."""
         self._seconds.setdefault(stage, deque(maxlen=LAST_FRAMES)).append(seconds)
 
     def percentiles(self) -> dict[str, tuple[float, float]]:
@@ -148,6 +150,7 @@ class CameraRecord:
             return self._last.engine_error
 
     def snapshot(self) -> CameraSnapshot:
+        """Take a consistent snapshot."""
         with self._lock:
             now = time.monotonic()
             return replace(
@@ -164,11 +167,13 @@ class CameraRecord:
             )
 
     def opened(self) -> None:
+        """Record that the camera was opened."""
         with self._lock:
             self._opened_at, self._wanted_since = time.monotonic(), None
             self._rate_in = RateMeter()  # a pause must not count as an interval between frames
 
     def closed(self) -> None:
+        """Record that the camera was closed."""
         with self._lock:
             self._opened_at, self._engine_failures = None, 0
             self._last = replace(self._last, engine_error="")
@@ -204,6 +209,7 @@ class CameraRecord:
             self._last = replace(self._last, last_was_bad=False)
 
     def stale(self) -> None:
+        """Record a frame that was skipped because it was too old."""
         with self._lock:
             self._count(stale=1)
             self._rate_stale.tick()
@@ -216,15 +222,18 @@ class CameraRecord:
                 self._stages.add(stage, seconds)
 
     def decoded(self, picture: str) -> None:
+        """Record size and encoding of a valid frame."""
         with self._lock:
             self._last = replace(self._last, picture=picture)
 
     def bad(self, sentence: str) -> None:
+        """Record a malformed frame, with a sentence that explains the fault."""
         with self._lock:
             self._count(bad=1)
             self._last = replace(self._last, last_was_bad=True, last_error=sentence)
 
     def superseded(self) -> None:
+        """Record a frame that a newer one replaced while the engine warmed up."""
         with self._lock:
             self._count(superseded=1)
 

@@ -38,6 +38,7 @@ class Figures:
     """Share of the pixels whose label equals the one predicted by the model before the adaptation."""
 
     def as_dict(self) -> dict[str, Any]:
+        """The figures by name, for summary.json."""
         return asdict(self)
 
 

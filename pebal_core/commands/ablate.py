@@ -84,6 +84,7 @@ def _finished(path: Path) -> dict[str, float]:
 
 
 def table_of(results: dict[str, dict[str, float]]) -> Table:
+    """The figures of the variants as a table for the terminal."""
     table = Table("objective", *COLUMNS.values(), title="best on the validation set, in %")
     for name, figures in results.items():
         table.add_row(name, *(f"{100 * figures[key]:.2f}" for key in COLUMNS))
@@ -91,6 +92,7 @@ def table_of(results: dict[str, dict[str, float]]) -> Table:
 
 
 def markdown(results: dict[str, dict[str, float]]) -> str:
+    """The figures of the variants as a Markdown table."""
     rows = [["objective", *COLUMNS.values()], ["---"] * (len(COLUMNS) + 1)]
     rows += [[name, *(f"{100 * figures[key]:.2f}" for key in COLUMNS)] for name, figures in results.items()]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)

@@ -40,9 +40,14 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--clip", type=Number(1e-6, 1), default=0.05, help="a drive's share of alarms is clipped to this value"
     )
     parser.add_argument(
-        "--confidence", type=Number(0.5, 0.9999), default=0.95, help="confidence of the second statement"
+        "--confidence",
+        type=Number(0.5, 0.9999),
+        default=0.95,
+        help="confidence of the second guarantee; the first one holds on average",
     )
-    parser.add_argument("--confident", action="store_true", help="choose the threshold that keeps the second statement")
+    parser.add_argument(
+        "--confident", action="store_true", help="choose a threshold that satisfies the second guarantee too"
+    )
     parser.add_argument(
         "--block",
         type=Number(0.1, 3600),

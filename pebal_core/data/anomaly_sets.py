@@ -38,7 +38,7 @@ Pairs = tuple[tuple[Path, Path], ...]
 
 @dataclass(frozen=True)
 class Ids:
-    """What the values of a label file mean."""
+    """The meaning of the values in a label file."""
 
     table: np.ndarray
     """Lookup table, 256 uint8, from a value to `INLIER`, `ANOMALY` or `VOID`; to a class number if `classes` is set."""

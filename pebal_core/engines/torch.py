@@ -72,7 +72,7 @@ class TorchEngine(LogitsEngine):
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         for module in self.network.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.float()  # its input, a sum of many layers, may be fp32
+                module.float()  # stays in fp32, because its input is a sum of many layers
         self.mean = 255 * torch.tensor(info.mean, device=self.device).view(1, 3, 1, 1)
         self.scale = 1 / (255 * torch.tensor(info.std, device=self.device).view(1, 3, 1, 1))
         self._pixels = torch.empty(0, device=self.device)
@@ -87,6 +87,7 @@ class TorchEngine(LogitsEngine):
 
     @property
     def notes(self) -> list[str]:
+        """See `Engine`."""
         parts = (self._forward, self._transfers, *self._readout.guarded)
         return [part.reason for part in parts if isinstance(part, (Graphed, Transfers, Guarded)) and part.reason]
 
@@ -122,6 +123,7 @@ class TorchEngine(LogitsEngine):
 
     @torch.inference_mode()
     def logits(self, images: np.ndarray, input_size: tuple[int, int] | None) -> Logits:
+        """See `LogitsEngine.logits`."""
         started = time.perf_counter()
         batch = self._preprocess(torch.from_numpy(images).to(self.device), input_size)
         self._wait()

@@ -69,10 +69,12 @@ class Moment:
         return min((one["distance_m"] for one in self.objects if one["distance_m"] is not None), default=None)
 
     def as_json(self) -> dict[str, Any]:
+        """The moment as JSON types, which `from_json` reads."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Moment:
+        """Restore a moment from the result of `as_json`."""
         return cls(**{**values, "objects": tuple(values["objects"])})
 
 

@@ -46,6 +46,7 @@ class Chosen:
 
     @property
     def overlay(self) -> Path:
+        """File of its overlay."""
         return self.stored.with_name(f"{self.stored.stem}_overlay.jpg")
 
     @property

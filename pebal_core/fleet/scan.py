@@ -54,6 +54,7 @@ class ModelChoice:
     input_size: tuple[int, int] | None = None
 
     def load(self) -> AnomalyDetector:
+        """Load the model."""
         return AnomalyDetector.load(self.model, self.engine, self.device, self.precision, self.input_size)
 
     def everywhere(self) -> ModelChoice:

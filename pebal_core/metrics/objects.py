@@ -178,6 +178,7 @@ class ObjectMetrics:
 
     @property
     def has_threshold(self) -> bool:
+        """Whether there is a stored threshold."""
         return not np.isnan(self.settings[1])
 
     def merge(self, other: ObjectMetrics) -> None:

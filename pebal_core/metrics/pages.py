@@ -132,6 +132,7 @@ class Level:
         self.runs.append(Run(self.file, start, *index))
 
     def clear(self) -> None:
+        """Remove all runs and empty the file."""
         self.runs.clear()
         self.file.seek(0)
         self.file.truncate()

@@ -46,6 +46,7 @@ class Message:
 
 
 def message(type_name: str, **fields: Any) -> Message:
+    """Make a message from its type and its fields."""
     return Message(type_name, fields)
 
 

@@ -40,32 +40,39 @@ class Products:
 
     @property
     def labels(self) -> np.ndarray:
+        """H×W uint8, the predicted classes."""
         return self._result.labels
 
     @property
     def energy(self) -> np.ndarray:
+        """H×W float32 in nats."""
         return self._result.energy
 
     @cached_property
     def score(self) -> np.ndarray:
+        """H×W uint8, the energy scaled to the limits of the score."""
         return render.score_map(self.energy, self._settings.score_min, self._settings.score_max)
 
     @cached_property
     def mask(self) -> np.ndarray:
+        """H×W uint8, 255 where the energy reaches the threshold, else 0."""
         assert self._settings.threshold is not None, "without a threshold nobody asks for the mask"
         return (self.energy >= self._settings.threshold).view(np.uint8) * np.uint8(255)
 
     @cached_property
     def overlay(self) -> np.ndarray:
+        """H×W×3 uint8 RGB, the camera image with a heat map and the objects."""
         picture = render.overlay(self._image, self.score, self._settings.overlay_alpha)
         return picture if self._settings.threshold is None else render.draw_objects(picture, self.sighting.objects)
 
     @cached_property
     def label_colors(self) -> np.ndarray:
+        """H×W×3 uint8 RGB, the labels in the palette's colours."""
         return render.label_colors(self.labels, self._palette)
 
     @cached_property
     def sighting(self) -> Sighting:
+        """The objects of the frame."""
         return self._sight()
 
 

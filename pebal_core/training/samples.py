@@ -150,6 +150,7 @@ class TrainingSamples:
 
     @property
     def name(self) -> str:
+        """Names and sizes of the sets, for the description of the model."""
         sets = ", ".join(f"{scenes.name} ({len(scenes)})" for _, scenes in self.sources)
         return f"{sets}; outliers: {self.outliers.name} ({len(self.outliers)} images)"
 
