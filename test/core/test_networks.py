@@ -138,7 +138,7 @@ def test_a_network_goes_through_every_command(
     assert main(["adapt", str(drive), "--out=adapted", "--model=calibrated.safetensors", "--steps=1"]) == 0
     adapted = Path("adapted/model.safetensors")
     assert main(["export", str(adapted), "model.onnx", f"--images={drive}", "--input-size", "64", "96"]) == 0
-    answers = [AnomalyDetector.load(path)(IMAGE) for path in (adapted, Path("model.onnx"))]
+    answers = [AnomalyDetector.load(path, input_size=(64, 96))(IMAGE) for path in (adapted, Path("model.onnx"))]
     assert np.abs(answers[0].energy - answers[1].energy).max() < 1e-2
     assert answers[0].labels.max() < len(NAMES)
 
