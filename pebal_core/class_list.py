@@ -35,7 +35,12 @@ FLAGS = ("carries_objects", "stays_calm", "movable")
 
 @dataclass(frozen=True)
 class KnownClass:
-    """One class that a network knows."""
+    """One class that a network knows.
+
+    Examples:
+        >>> KnownClass("floor", (1, 2), (90, 90, 90), carries_objects=True).ids
+        (1, 2)
+    """
 
     name: str
     ids: tuple[int, ...]
@@ -192,10 +197,11 @@ _REGISTERED: dict[str, ClassList] = {}
 def register_class_list(classes: ClassList) -> None:
     """Register a class list under its name; it takes precedence over a shipped list of that name.
 
-    >>> floor = KnownClass("floor", (0,), (90, 90, 90), carries_objects=True)
-    >>> register_class_list(ClassList("hall", (floor,)))
-    >>> load_class_list("hall").names
-    ('floor',)
+    Examples:
+        >>> floor = KnownClass("floor", (0,), (90, 90, 90), carries_objects=True)
+        >>> register_class_list(ClassList("hall", (floor,)))
+        >>> load_class_list("hall").names
+        ('floor',)
     """
     _REGISTERED[classes.name] = classes
 
@@ -203,11 +209,12 @@ def register_class_list(classes: ClassList) -> None:
 def load_class_list(name: str | Path) -> ClassList:
     """Load a class list by its name (registered or shipped) or from a YAML file.
 
-    >>> load_class_list("camvid").names[:3]
-    ('sky', 'building', 'pole')
-
     Raises:
         PebalError: there is no such list, or its file cannot be used.
+
+    Examples:
+        >>> load_class_list("camvid").names[:3]
+        ('sky', 'building', 'pole')
     """
     if str(name) in _REGISTERED:
         return _REGISTERED[str(name)]

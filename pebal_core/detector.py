@@ -29,7 +29,13 @@ MIN_SIDE = 16
 
 @dataclass(frozen=True)
 class Result:
-    """The detector's output for one image."""
+    """The detector's output for one image.
+
+    Examples:
+        >>> result = Result(np.zeros((2, 3), np.uint8), np.full((2, 3), -9, np.float32))
+        >>> int((result.energy > -4).sum())  # pixels above an alarm threshold
+        0
+    """
 
     labels: np.ndarray
     """H×W uint8, the number (trainId) of the most probable inlier class."""

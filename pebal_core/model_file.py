@@ -28,7 +28,13 @@ MODELS_FOLDER = Path(__file__).parent / "models"
 
 @dataclass
 class ModelInfo:
-    """The description that a model file carries."""
+    """The description that a model file carries.
+
+    Examples:
+        >>> info = ModelInfo("espnetv2", class_names=["floor", "wall"], palette=[[90, 90, 90], [70, 70, 70]])
+        >>> info.num_outputs  # with the abstention channel
+        3
+    """
 
     network: str
     """Name for `build_network`."""

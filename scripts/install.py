@@ -132,7 +132,7 @@ def install(venv: Path, ros: bool) -> None:
         constraints.write_text(constraints_beside_ros((ROOT / "constraints.txt").read_text()))
     python = str(venv / "bin" / "python")
     pip = [python, "-m", "pip", "install", "--constraint", str(constraints), "--no-input", "--quiet"]
-    extras = "train,onnx,benchmark,demo,test" if ros else "train,onnx,benchmark,demo,test,ros"
+    extras = "train,onnx,benchmark,demo,test,docs" if ros else "train,onnx,benchmark,demo,test,docs,ros"
     failed = "pip could not install the packages; see above, and start again: it goes on where it ended."
     say("Installing the packages; pip is silent unless something is wrong.")
     run([*pip, *OWN], failed)

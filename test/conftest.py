@@ -17,7 +17,6 @@ MAY_BE_SKIPPED = (
     # No version of these for the tested environment, or too large for it.
     "ray is not installed",
     "rerun-sdk is not installed",
-    "mkdocs is not installed",
     # Of a ROS 2 installation; the tested environment has wheels of rclpy alone.
     "could not import 'cv_bridge'",
     "not every version of cv_bridge reads it",

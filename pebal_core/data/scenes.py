@@ -94,7 +94,12 @@ def list_images(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class SceneSet:
-    """Images paired with label files, and the table that maps their ids to class numbers."""
+    """Images paired with label files, and the table that maps their ids to class numbers.
+
+    Examples:
+        >>> len(SceneSet("hall", ((Path("0.jpg"), Path("0.png")),), np.arange(256, dtype=np.uint8)))
+        1
+    """
 
     name: str
     pairs: tuple[tuple[Path, Path], ...]

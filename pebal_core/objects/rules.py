@@ -24,6 +24,11 @@ class ObjectRules:
 
     Raises:
         PebalError: a setting is out of range, or `grow` lies above `threshold`.
+
+    Examples:
+        >>> rules = ObjectRules(threshold=-4, grow=-5, min_area=50)
+        >>> rules.area_in(2 * rules.reference_width)  # pixels in an image of twice the width
+        200.0
     """
 
     threshold: float

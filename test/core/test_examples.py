@@ -39,5 +39,8 @@ def test_every_example(name: str) -> None:
     assert result.attempted > 0 or name not in WITH_EXAMPLES, "the examples are gone"
 
 
-def test_every_public_name_is_there() -> None:
-    assert [name for name in pebal_core.__all__ if not hasattr(pebal_core, name)] == []
+def test_every_public_name_is_there_and_has_an_example() -> None:
+    public = {name: getattr(pebal_core, name, None) for name in pebal_core.__all__}
+    assert [name for name, value in public.items() if value is None] == []
+    without = [name for name, value in public.items() if callable(value) and ">>>" not in (value.__doc__ or "")]
+    assert set(without) <= {"PebalError"}
