@@ -67,18 +67,37 @@ def find_objects(energy: np.ndarray, labels: np.ndarray, rules: ObjectRules, ign
         []
     """
     _check_sizes(energy, labels, ignore)
-    return _find(energy, smooth(energy, rules), labels, rules, ignore)
+    return _find(energy, None, labels, rules, ignore)
 
 
-def smooth(energy: np.ndarray, rules: ObjectRules) -> np.ndarray:
-    """Smooth the energy by a Gaussian of `rules.smoothing`; the result is downscaled if the Gaussian is wide."""
+def smooth(energy: np.ndarray, rules: ObjectRules, first: int = 0, last: int | None = None) -> np.ndarray:
+    """Smooth the energy by a Gaussian of `rules.smoothing`; the result is downscaled if the Gaussian is wide.
+
+    Args:
+        energy: H×W float32 in nats.
+        rules: the criteria for an object.
+        first, last: the rows of the image that are needed, which saves time; the result is -inf in some or all of the
+            other rows.
+    """
     sigma = rules.smoothing * energy.shape[1] / rules.reference_width
     if sigma < MIN_SIGMA:
         return energy
     height, width = energy.shape
     factor = max(1, int(sigma / MIN_SIGMA))
-    small = cv2.resize(energy, (max(1, width // factor), max(1, height // factor)), interpolation=cv2.INTER_AREA)
-    return cv2.GaussianBlur(small, (0, 0), sigma / factor, borderType=cv2.BORDER_REFLECT_101)
+    size = max(1, width // factor), max(1, height // factor)
+    reach = int(8 * sigma / factor + 1) // 2 + 1  # half the side of OpenCV's kernel, at least
+    top = max(0, first // factor - reach)
+    bottom = size[1] if last is None else min(size[1], last // factor + 1 + reach)
+    if height % factor or (top == 0 and bottom == size[1]):
+        small = cv2.resize(energy, size, interpolation=cv2.INTER_AREA)
+        return cv2.GaussianBlur(small, (0, 0), sigma / factor, borderType=cv2.BORDER_REFLECT_101)
+    rows = energy[top * factor : bottom * factor]
+    small = cv2.resize(rows, (size[0], bottom - top), interpolation=cv2.INTER_AREA)
+    blurred = cv2.GaussianBlur(small, (0, 0), sigma / factor, borderType=cv2.BORDER_REFLECT_101)
+    smoothed = np.full(size[::-1], -np.inf, np.float32)
+    inner = slice(reach if top else 0, len(blurred) - (reach if bottom < size[1] else 0))
+    smoothed[top:bottom][inner] = blurred[inner]  # the others lack neighbours
+    return smoothed
 
 
 def _reaches(smoothed: np.ndarray, threshold: float, candidate: _Component, shape: tuple[int, ...]) -> bool:
@@ -101,16 +120,22 @@ def _reaches(smoothed: np.ndarray, threshold: float, candidate: _Component, shap
 
 
 def _find(
-    energy: np.ndarray, smoothed: np.ndarray, labels: np.ndarray, rules: ObjectRules, ignore: np.ndarray | None
+    energy: np.ndarray, smoothed: np.ndarray | None, labels: np.ndarray, rules: ObjectRules, ignore: np.ndarray | None
 ) -> Found:
     step = max(rules.threshold - rules.grow, MIN_STEP)
     levels = [rules.grow, *(rules.threshold + step * number for number in range(SPLITS))]
-    seeds = smoothed >= np.float32(rules.threshold)
     objects: list[RoadObject] = []
+    mask, cells = _reach_energy(energy, rules.grow, ignore)
+    occupied = np.flatnonzero(cells.any(axis=1))
+    if not len(occupied):
+        return Found(objects)
+    if smoothed is None:
+        smoothed = smooth(energy, rules, int(occupied[0]) * CELL, (int(occupied[-1]) + 1) * CELL)
+    seeds = smoothed >= np.float32(rules.threshold)
     if not seeds.any():
         return Found(objects)
     smallest = rules.area_in(energy.shape[1])
-    top, left, grown = _grow(seeds, energy, rules.grow, ignore)
+    top, left, grown = _keep_connected(mask, cells, seeds, energy.shape)
     candidates = _components(grown, left, top, smallest, lambda boxes: _contain_seeds(boxes, seeds, energy.shape))
     waiting = [(0, one) for one in candidates]
     for examined in range(len(waiting) + rules.max_objects):
@@ -190,43 +215,60 @@ class _Component:
     """N×2 int32, x and y in the image."""
 
 
-def _grow(seeds: np.ndarray, energy: np.ndarray, grow: float, ignore: np.ndarray | None) -> tuple[int, int, np.ndarray]:
-    """Find the pixels with at least an energy, without most of those that are not connected to a seed.
+def _reach_energy(energy: np.ndarray, least: float, ignore: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Mark the pixels with at least an energy in nats, and the cells of `CELL`×`CELL` pixels that have any.
 
-    Connected pixels are in connected cells of `CELL`×`CELL` pixels. The components of the cells, which are few,
-    therefore show which pixels can be left out.
+    Returns:
+        The pixels as bool, filled up with False to whole cells, and the cells as bool.
+    """
+    height, width = energy.shape
+    rows, columns = -(-height // CELL), -(-width // CELL)
+    mask = np.zeros((rows * CELL, columns * CELL), bool)
+    np.greater_equal(energy, np.float32(least), out=mask[:height, :width])
+    if ignore is not None:
+        mask[:height, :width][ignore != 0] = False
+    return mask, np.bitwise_or.reduce(_as_words(mask), axis=1) != 0
+
+
+def _as_words(mask: np.ndarray) -> np.ndarray:
+    """View a mask of whole cells as cell rows × `CELL` × cell columns, with eight pixels per word."""
+    return mask.view(np.uint64).reshape(len(mask) // CELL, CELL, -1)
+
+
+def _keep_connected(
+    mask: np.ndarray, cells: np.ndarray, seeds: np.ndarray, shape: tuple[int, ...]
+) -> tuple[int, int, np.ndarray]:
+    """Remove most of the marked pixels that are not connected to a seed.
+
+    Connected pixels are in connected cells. The components of the cells, which are few, therefore show which pixels
+    can be left out.
 
     Args:
+        mask, cells: what `_reach_energy` returned; the mask is changed in place.
         seeds: h×w bool, a downscaled map of the image.
-        energy: H×W float32 in nats.
-        grow: the energy in nats.
-        ignore: H×W, nonzero where nothing may alarm.
+        shape: height and width of the image.
 
     Returns:
         Row and column of the upper left corner, and the mask (uint8), of the part of the image with all remaining
         pixels.
     """
-    height, width = energy.shape
-    rows, columns = -(-height // CELL), -(-width // CELL)
-    mask = np.zeros((rows * CELL, columns * CELL), bool)
-    np.greater_equal(energy, np.float32(grow), out=mask[:height, :width])
-    if ignore is not None:
-        mask[:height, :width][ignore != 0] = False
-    words = mask.view(np.uint64).reshape(rows, CELL, columns)  # eight pixels per word
-    cells = np.bitwise_or.reduce(words, axis=1) != 0
     numbers = cv2.connectedComponents(cells.view(np.uint8), connectivity=8)[1]
-    near = cv2.resize(seeds.view(np.uint8) * np.uint8(255), (columns, rows), interpolation=cv2.INTER_AREA)
-    near = cv2.dilate(near, np.ones((3, 3), np.uint8))  # the pixels of the two maps are not aligned
+    y, x = np.nonzero(seeds)
+    near: np.ndarray = np.zeros(cells.shape, np.uint8)
+    near[y * shape[0] // seeds.shape[0] // CELL, x * shape[1] // seeds.shape[1] // CELL] = 1
+    reach = -(-shape[1] // seeds.shape[1] // CELL) + 1  # cells over which one pixel of the downscaled map extends
+    near = cv2.dilate(near, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
     kept = np.bincount(numbers[near != 0], minlength=numbers.max() + 1) > 0
     kept[0] = False
     keep = kept[numbers]
     if not keep.any():
         return 0, 0, mask[:0].view(np.uint8)
+    words = _as_words(mask)
     words &= np.where(keep, ~np.uint64(0), np.uint64(0))[:, None]
     down, across = np.flatnonzero(keep.any(axis=1)), np.flatnonzero(keep.any(axis=0))
     top, left = int(down[0]) * CELL, int(across[0]) * CELL
-    window = mask[top : min(height, (int(down[-1]) + 1) * CELL), left : min(width, (int(across[-1]) + 1) * CELL)]
-    return top, left, window.view(np.uint8)
+    bottom, right = min(shape[0], (int(down[-1]) + 1) * CELL), min(shape[1], (int(across[-1]) + 1) * CELL)
+    return top, left, mask[top:bottom, left:right].view(np.uint8)
 
 
 def _contain_seeds(boxes: np.ndarray, seeds: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
