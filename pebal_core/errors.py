@@ -18,3 +18,13 @@ class EngineError(PebalError):
 
     The node counts it like any other failure of its engine and exits if it repeats.
     """
+
+
+def one_line(error: Exception) -> str:
+    r"""The text of a library's exception in one line, without the control characters that a damaged file can put there.
+
+    Examples:
+        >>> one_line(ValueError("unknown type \x1c in\nthe header"))
+        'unknown type in the header'
+    """
+    return " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .class_list import NAME
-from .errors import PebalError
+from .errors import PebalError, one_line
 
 if TYPE_CHECKING:
     from .model_file import ModelInfo
@@ -66,7 +66,9 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], bool]:
             tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
             stored = (archive.metadata() or {}).get(DIGEST_KEY)
     except (SafetensorError, OSError, ValueError) as error:
-        raise PebalError(f"The tensors of {path} cannot be read ({error}); copy or download it again.") from error
+        raise PebalError(
+            f"The tensors of {path} cannot be read ({one_line(error)}); copy or download it again."
+        ) from error
     for name, values in tensors.items():
         if not np.isfinite(values).all():
             raise PebalError(

@@ -13,7 +13,7 @@ import numpy as np
 
 from . import onnx_scan
 from .class_list import ClassList, cityscapes_classes, described
-from .errors import PebalError
+from .errors import PebalError, one_line
 from .files import user_path, write_atomically
 from .integrity import DIGEST_KEY, check_fit, check_info, read_tensors, tensors_sha256
 from .labels import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
@@ -121,7 +121,9 @@ class ModelInfo:
             known = {f.name for f in fields(cls)}
             info = cls(**{key: value for key, value in values.items() if key in known})
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise PebalError(f"The metadata of {source} is damaged ({error}); export the model again.") from error
+            raise PebalError(
+                f"The metadata of {source} is damaged ({one_line(error)}); export the model again."
+            ) from error
         check_info(info, source)
         return info
 
@@ -176,7 +178,7 @@ def read_info(path: Path) -> ModelInfo:
             metadata = archive.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise PebalError(
-            f"{path} is not a complete safetensors file ({error}); copy or download it again, or turn a .pth "
+            f"{path} is not a complete safetensors file ({one_line(error)}); copy or download it again, or turn a .pth "
             f"checkpoint into one with 'pebal convert'."
         ) from error
     if METADATA_KEY not in metadata:

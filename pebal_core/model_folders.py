@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from .class_list import NAME, ClassList, KnownClass, cityscapes_classes
-from .errors import PebalError
+from .errors import PebalError, one_line
 from .files import user_path
 from .integrity import SIDES, check_fit
 from .labels import CITYSCAPES_CLASSES, MOST_CLASSES, VOID
@@ -166,7 +166,9 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise PebalError(f"{path} is no complete safetensors file ({error}); copy or download it again.") from error
+        raise PebalError(
+            f"{path} is no complete safetensors file ({one_line(error)}); copy or download it again."
+        ) from error
     tensors = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
     for name, value in tensors.items():
         if not torch.isfinite(value).all():

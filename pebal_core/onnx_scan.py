@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .errors import PebalError
+from .errors import PebalError, one_line
 
 DIGEST_KEY = "pebal.graph.sha256"
 """Key in the metadata under which `Scan.sha256` is stored."""
@@ -69,7 +69,9 @@ def scan(content: bytes, title: str) -> Scan:
                 if (kind := _FIELDS["model"].get(number)) is not None:
                     _check_message(value, kind, title, 0)
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise PebalError(f"{title} is damaged or no ONNX model ({error}); copy or export it again.") from error
+        raise PebalError(
+            f"{title} is damaged or no ONNX model ({one_line(error)}); copy or export it again."
+        ) from error
     if metadata.get(DIGEST_KEY, digest.hexdigest()) != digest.hexdigest():
         raise PebalError(
             f"The graph of {title} is not the one that was written: its SHA-256 differs from the stored one; copy or "

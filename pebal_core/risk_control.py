@@ -172,7 +172,8 @@ def smallest_threshold(losses: Sequence[Loss], risk: float) -> float:
     energies, mean = energies[last], mean[last]
     # The tolerance exceeds the rounding errors, and is far below the weight of one pixel of one unit.
     above = np.flatnonzero(mean > risk + 1e-12)
-    return float(np.nextafter(energies[above[0]], np.float32(np.inf))) if len(above) else -math.inf
+    with np.errstate(over="ignore"):  # infinity follows the largest number
+        return float(np.nextafter(energies[above[0]], np.float32(np.inf))) if len(above) else -math.inf
 
 
 def mean_risk(losses: Sequence[Loss], threshold: float) -> float:

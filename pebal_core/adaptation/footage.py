@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from ..data.scenes import read_image
-from ..errors import CutShortError, PebalError
+from ..errors import CutShortError, PebalError, one_line
 from ..files import write_atomically
 from ..footage import Frame, FrameSource
 
@@ -83,7 +83,7 @@ def collect(
                 kept = [Kept(**item) for item in stored["kept"]]
                 return Footage(kept, dict(stored["why"]), str(stored["unit"]), list(stored["notes"]))
         except (ValueError, TypeError, KeyError) as error:
-            raise PebalError(f"{index} is damaged ({error}); delete {folder} to start anew.") from error
+            raise PebalError(f"{index} is damaged ({one_line(error)}); delete {folder} to start anew.") from error
     folder.mkdir(parents=True, exist_ok=True)
     opened = [FrameSource(source, topic) for source in sources]
     blocks = _Blocks.of(opened, block)

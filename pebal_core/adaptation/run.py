@@ -21,7 +21,7 @@ import yaml
 from ..data.coco import OutlierSet
 from ..data.outlier_mix import RichMix
 from ..detector import AnomalyDetector
-from ..errors import PebalError
+from ..errors import PebalError, one_line
 from ..files import write_atomically
 from ..guarantee import Request
 from ..labels import VOID
@@ -170,7 +170,7 @@ def _same_run(path: Path, identity: dict[str, Any]) -> None:
         try:
             stored = dict(json.loads(path.read_text()))
         except (ValueError, TypeError) as error:
-            raise PebalError(f"{path} is damaged ({error}); delete {path.parent} to start anew.") from error
+            raise PebalError(f"{path} is damaged ({one_line(error)}); delete {path.parent} to start anew.") from error
         if changed := [key for key in identity if stored.get(key) != identity[key]]:
             raise PebalError(
                 f"{path.parent.parent} holds an adaptation with another {changed[0]} ({stored.get(changed[0])}); "
@@ -236,7 +236,7 @@ def _write_scenes(
         try:
             return [str(file) for file in json.loads(done.read_text())]
         except (ValueError, TypeError) as error:
-            raise PebalError(f"{done} is damaged ({error}); delete {work} to start anew.") from error
+            raise PebalError(f"{done} is damaged ({one_line(error)}); delete {work} to start anew.") from error
     peaks: dict[str, float] = {}
     classes = detector.info.classes.numbered().as_dict()
     write_atomically(work / CLASSES, yaml.safe_dump(classes, allow_unicode=True, sort_keys=False).encode())

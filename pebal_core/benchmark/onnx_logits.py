@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from ..detector import AnomalyDetector, check_input_size
 from ..engines.logits import Logits, LogitsEngine
-from ..errors import PebalError
+from ..errors import PebalError, one_line
 from ..labels import CITYSCAPES_CLASSES
 from ..model_file import METADATA_KEY, ModelInfo
 from ..onnx_scan import scan
@@ -86,7 +86,7 @@ def load_onnx(path: Path, input_size: tuple[int, int] | None = None) -> AnomalyD
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # the module's exceptions have no common base class
-        raise PebalError(f"{path} cannot be loaded by ONNX Runtime ({error}); export it again.") from error
+        raise PebalError(f"{path} cannot be loaded by ONNX Runtime ({one_line(error)}); export it again.") from error
     first, outputs = session.get_inputs()[0], session.get_outputs()
     channels = [output.shape[1] for output in outputs if output.type == "tensor(float)" and len(output.shape) == 4]
     if first.type != "tensor(float)" or len(first.shape) != 4 or not channels or not isinstance(channels[0], int):

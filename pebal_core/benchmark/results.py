@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import PebalError
+from ..errors import PebalError, one_line
 from ..files import write_atomically
 from ..metrics.pooled import Curve, Figures
 
@@ -281,7 +281,9 @@ class Results:
         except FileNotFoundError as error:
             raise PebalError(f"{path} does not exist; 'pebal benchmark … --out {folder}' writes it.") from error
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise PebalError(f"{path} is damaged or of another version ({error}); run the benchmark again.") from error
+            raise PebalError(
+                f"{path} is damaged or of another version ({one_line(error)}); run the benchmark again."
+            ) from error
 
     def rows(self) -> Iterator[tuple[str, str, Score]]:
         """(data set, score name, figures) in the order of the file."""

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import PebalError
+from ..errors import PebalError, one_line
 from ..files import being_written, write_atomically
 from ..metrics.pooled import PooledMetrics
 
@@ -192,7 +192,7 @@ def write_once(path: Path, values: Mapping[str, Any], explain: Callable[[str, An
         stored = json.loads(path.read_text())
         differing = [key for key in values if stored.get(key) != values[key]]
     except (ValueError, AttributeError) as error:
-        raise PebalError(f"{path} is damaged ({error}); delete {path.parent} to start anew.") from error
+        raise PebalError(f"{path} is damaged ({one_line(error)}); delete {path.parent} to start anew.") from error
     if differing:
         key = differing[0]
         raise PebalError(explain(key, stored.get(key), values[key]))

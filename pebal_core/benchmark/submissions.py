@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..data.scenes import IMAGE_SUFFIXES, list_images, read_image
-from ..errors import PebalError
+from ..errors import PebalError, one_line
 from ..files import write_atomically
 
 FORMATS = ("fishyscapes", "smiyc")
@@ -165,7 +165,7 @@ def _fishyscapes_problems(path: Path, kind: str) -> list[str]:
     try:
         array = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        return [f"cannot be read as an array ({error})"]
+        return [f"cannot be read as an array ({one_line(error)})"]
     if array.shape != FISHYSCAPES_SIZE:
         return [f"the shape is {_size(array)}, not {_size(np.empty(FISHYSCAPES_SIZE, np.uint8))}"]
     if kind == "anomaly":
@@ -194,7 +194,7 @@ def _smiyc_problems(path: Path, size: tuple[int, ...]) -> list[str]:
                 return [f"it holds no data set '{_HDF5_NAME}'"]
             score = file[_HDF5_NAME][()]
     except OSError as error:
-        return [f"cannot be read as HDF5 ({error})"]
+        return [f"cannot be read as HDF5 ({one_line(error)})"]
     if np.shape(score) != size:
         return [f"the scores are {_size(score)}, the image is {_size(np.empty(size, np.uint8))}"]
     return _score_problems(score, np.float16)

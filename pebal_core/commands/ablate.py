@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import PebalError
+from ..errors import PebalError, one_line
 from ..files import write_atomically
 from ..losses import LossConfig
 from ..ranges import Number
@@ -80,7 +80,7 @@ def _finished(path: Path) -> dict[str, float]:
         figures = json.loads(path.read_text())
         return {key: float(figures[key]) for key in COLUMNS}
     except (ValueError, TypeError, LookupError) as error:
-        raise PebalError(f"{path} is damaged ({error}); delete it to train this variant again.") from error
+        raise PebalError(f"{path} is damaged ({one_line(error)}); delete it to train this variant again.") from error
 
 
 def table_of(results: dict[str, dict[str, float]]) -> Table:

@@ -239,7 +239,9 @@ class _Summary:
 
         A cell covers 1/500 of TPR and of FPR, and 1/50 of a decade of FPR for logarithmic axes.
         """
-        threshold = np.stack([np.nextafter(at.score, np.float32(np.inf)), at.score], axis=1).ravel()
+        with np.errstate(over="ignore"):  # infinity follows the largest number
+            above = np.nextafter(at.score, np.float32(np.inf))
+        threshold = np.stack([above, at.score], axis=1).ravel()
         tp = np.stack([at.tp - at.outliers, at.tp], axis=1).ravel()
         fp = np.stack([at.fp_above, at.fp], axis=1).ravel()
         fpr = fp / self._inliers

@@ -19,7 +19,8 @@ INSIDE = [
 WITH_EXAMPLES = {
     "pebal_core.adaptation.run", "pebal_core.class_list", "pebal_core.commands.suggest_margins",
     "pebal_core.data.anomaly_sets", "pebal_core.data.scenes", "pebal_core.data.sequences", "pebal_core.detector",
-    "pebal_core.drift", "pebal_core.export", "pebal_core.files", "pebal_core.guarantee", "pebal_core.installation",
+    "pebal_core.drift", "pebal_core.errors", "pebal_core.export",
+    "pebal_core.files", "pebal_core.guarantee", "pebal_core.installation",
     "pebal_core.integrity", "pebal_core.losses", "pebal_core.metrics.alarms", "pebal_core.metrics.calibration",
     "pebal_core.metrics.components", "pebal_core.metrics.objects", "pebal_core.metrics.pages",
     "pebal_core.metrics.pooled", "pebal_core.metrics.score_counts", "pebal_core.metrics.segmentation",

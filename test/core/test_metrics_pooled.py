@@ -128,6 +128,11 @@ def test_merging_gives_the_same_in_any_order_and_after_saving(a: list[Frame], b:
     assert merged.to_dict() == together.to_dict()
 
 
+def test_the_largest_number_is_a_score() -> None:
+    score = np.array([[0.0, np.finfo(np.float32).max]], np.float32)
+    assert accumulate([(score, np.array([[0, 1]], np.uint8))]).compute().auroc == 1
+
+
 @pytest.mark.parametrize("stretch", [1, 1000, 1 << 19])
 def test_many_frames_in_several_generations_of_runs(stretch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(score_counts, "_RUNS_PER_LEVEL", 3)
