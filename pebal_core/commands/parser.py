@@ -82,7 +82,10 @@ def _count(value: Any, left: int, depth: int) -> int:
 def make_parser(program: str, description: str) -> Parser:
     """Make a parser without options; the configurations that it reads can import and instantiate nothing."""
     set_parsing_settings(
-        import_path_denylist=["*"], import_path_allowlist=LISTED_TYPES, instantiate_subclass_spec_in_any=False
+        import_path_denylist=["*"],
+        import_path_allowlist=LISTED_TYPES,
+        instantiate_subclass_spec_in_any=False,
+        docstring_parse_attribute_docstrings=True,
     )
     set_loader("yaml", load_data, exceptions=(yaml.YAMLError,))
     return Parser(prog=program, description=description)

@@ -46,6 +46,13 @@ def test_every_shipped_configuration_is_understood(path: Path) -> None:
         assert read_config(parser.instantiate(parser.parse_args(options))).data.validation
 
 
+def test_the_help_explains_the_options(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--lr LR Learning rate of Adam" in said and "Optimiser steps" in said
+
+
 def test_former_names_of_options_are_understood(tmp_path: Path) -> None:
     (tmp_path / "old.yaml").write_text("rate: 3.0e-4\nstatistics: reference\ntrained: [a.*]\nmodel: m\n")
     data = ["--data.scenes=[]", "--data.validation=[]", "--data.outliers=x"]
