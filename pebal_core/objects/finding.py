@@ -76,8 +76,8 @@ def smooth(energy: np.ndarray, rules: ObjectRules, first: int = 0, last: int | N
     Args:
         energy: H×W float32 in nats.
         rules: the criteria for an object.
-        first, last: the rows of the image that are needed, which saves time; the result is -inf in some or all of the
-            other rows.
+        first: the first row of the image that is needed; the result may be -inf in the rows before.
+        last: the row behind the last one that is needed; the result may be -inf from there on.
     """
     sigma = rules.smoothing * energy.shape[1] / rules.reference_width
     if sigma < MIN_SIGMA:
@@ -244,7 +244,8 @@ def _keep_connected(
     can be left out.
 
     Args:
-        mask, cells: what `_reach_energy` returned; the mask is changed in place.
+        mask: the pixels that `_reach_energy` marked; changed in place.
+        cells: the cells that it marked.
         seeds: h×w bool, a downscaled map of the image.
         shape: height and width of the image.
 
