@@ -59,6 +59,7 @@ def train_step(network: SegmentationNetwork) -> None:
     assert changed and all(map(network.is_head, changed)), "the head alone learns"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_every_network_goes_through(name: str, tmp_path: Path) -> None:
     """Build, save, load, train for a step (the network's head, and a branch beside it), run."""

@@ -235,6 +235,7 @@ def mutations(draw: st.DrawFn) -> Callable[[bytes], bytes]:
     return apply
 
 
+@pytest.mark.slow
 def test_whatever_is_damaged_the_weights_are_those_that_were_written(small: Path, tmp_path: Path) -> None:
     content, path = small.read_bytes(), tmp_path / "mutated.safetensors"
     expected = load_model(small)[0].state_dict()
@@ -265,6 +266,7 @@ def test_whatever_is_damaged_the_weights_are_those_that_were_written(small: Path
     assert ends["refused"] > 500 and ends["loaded"] > 10, ends
 
 
+@pytest.mark.slow
 def test_whatever_is_damaged_in_a_checkpoint_nothing_but_a_sentence_comes(tmp_path: Path) -> None:
     """Both forms of torch.save, bytes changed in the pickled part and elsewhere."""
     with torch.device("meta"):
