@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from .errors import PebalError
+from .errors import PebalError, one_line
 from .files import user_path
 from .labels import CITYSCAPES_CLASSES, MOST_CLASSES, OUTLIER, VOID
 
@@ -285,7 +285,7 @@ def _load(path: Path) -> object:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise PebalError(f"{path} is no YAML file that can be read: {reason:.150}.") from error
 
 

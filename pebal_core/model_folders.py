@@ -117,7 +117,7 @@ def download(name: str) -> Path:
                 if file == PROCESSOR:  # folders of segmentation-models-pytorch have none
                     continue
                 raise PebalError(f"{name} has no {file}, and other forms of a model are not read.") from error
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise PebalError(
                 f"{name} could not be downloaded ({type(error).__name__}: {reason:.150}); check the name and the "
                 f"connection, or give the folder of a copy."
@@ -320,7 +320,7 @@ def preprocessing(folder: Path, library: Any) -> dict[str, Any]:
                 folder, local_files_only=True, trust_remote_code=False
             )
     except Exception as error:  # a bad file can raise any exception
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise PebalError(f"{PROCESSOR} describes no processor of transformers ({reason:.150})") from error
 
     def value(name: str) -> Any:

@@ -332,14 +332,14 @@ class Client:
     def _response(self, client: Any, request: Any, name: str) -> Any:
         """Ask again after a while: a server that has not discovered its client yet loses the response."""
         futures: list[Any] = []
-        for _ in range(ATTEMPTS):
-            futures.append(client.call_async(request))
-            try:
-                wait_until(lambda: any(future.done() for future in futures), STARTUP / ATTEMPTS)
-            except AssertionError:
-                continue
-            return next(future.result() for future in futures if future.done())
-        raise AssertionError(f"No response of {name} to {ATTEMPTS} requests within {STARTUP} s")
+
+        def response() -> Any:
+            if time.monotonic() >= started + len(futures) * STARTUP / ATTEMPTS:
+                futures.append(client.call_async(request))
+            return next((future.result() for future in futures if future.done()), None)
+
+        started = time.monotonic()
+        return wait_until(response, STARTUP, f"response of {name}")
 
     def close(self) -> None:
         self._stopping = True
