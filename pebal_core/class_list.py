@@ -230,12 +230,23 @@ def load_class_list(name: str | Path) -> ClassList:
 
 @lru_cache(maxsize=16)
 def cityscapes_classes() -> ClassList:
-    """The 19 Cityscapes classes, whose ids are the trainIds."""
+    """The 19 Cityscapes classes, whose ids are the trainIds.
+
+    Examples:
+        >>> cityscapes_classes().names[:3], cityscapes_classes().table[[0, 18, 19]].tolist()
+        (('road', 'sidewalk', 'building'), [0, 18, 255])
+    """
     return _read(FOLDER / "cityscapes.yaml").numbered()
 
 
 def described(names: Sequence[str], palette: Sequence[Sequence[int]]) -> ClassList:
-    """Class list of a network of which only names and colours are known; the ids are the class numbers."""
+    """Class list of a network of which only names and colours are known; the ids are the class numbers.
+
+    Examples:
+        >>> classes = described(["road", "forklift"], [[128, 64, 128]])
+        >>> classes.palette, classes.flagged("carries_objects")
+        ([[128, 64, 128], [128, 128, 128]], (0,))
+    """
     if tuple(names) == CITYSCAPES_CLASSES:
         return cityscapes_classes()
     filled = [*palette, *([128, 128, 128] for _ in names)]
@@ -254,6 +265,15 @@ def read_mapping(path: str | Path, source: ClassList, target: ClassList) -> np.n
 
     Raises:
         PebalError: the file cannot be read, names an unknown class, or omits a class of `source`.
+
+    Examples:
+        >>> import tempfile
+        >>> hall = described(["floor", "tape"], [])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "mapping.yaml")
+        ...     _ = path.write_text("{floor: road, tape: void}")
+        ...     read_mapping(path, hall, cityscapes_classes())[[0, 1]].tolist()
+        [0, 255]
     """
     path = user_path(path)
     content = _mapping(_load(path), str(path), None, set())

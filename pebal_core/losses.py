@@ -113,7 +113,7 @@ class LossTerms(NamedTuple):
     """Mean in nats; NaN in a batch without outlier pixels."""
 
 
-class LossSums(NamedTuple):
+class _LossSums(NamedTuple):
     """Sums over pixels and pixel counts from which the terms are computed; they add up over images and processes.
 
     Clean images hold no outlier pixel; mixed images do. The abstention loss averages over each kind separately.
@@ -181,14 +181,14 @@ def pebal_loss(
         )
     pixel_weights = [None] * len(logits) if weights is None else weights.unbind()
     images = zip(logits.unbind(), target.unbind(), pixel_weights, strict=True)
-    sums = torch.stack([image_sums(f, y, config, w) for f, y, w in images]).sum(0)
+    sums = torch.stack([_image_sums(f, y, config, w) for f, y, w in images]).sum(0)
     if sum_over_processes is not None:
         sums = sum_over_processes(sums)
-    return combine(LossSums(*sums.unbind()), config)
+    return _combine(_LossSums(*sums.unbind()), config)
 
 
-def image_sums(logits: Tensor, target: Tensor, config: LossConfig, weights: Tensor | None = None) -> Tensor:
-    """Compute the `LossSums` of one image, stacked to a vector.
+def _image_sums(logits: Tensor, target: Tensor, config: LossConfig, weights: Tensor | None = None) -> Tensor:
+    """Compute the `_LossSums` of one image, stacked to a vector.
 
     Args:
         logits: (K+1)×h×w.
@@ -208,48 +208,48 @@ def image_sums(logits: Tensor, target: Tensor, config: LossConfig, weights: Tens
         weight = torch.ones_like(energy) if weights is None else weights[None].to(energy.dtype)
         outlier_abstention = zero
         if config.classification == "cross_entropy":
-            classification = cross_entropy(f_y, log_others)
+            classification = _cross_entropy(f_y, log_others)
         elif config.classification == "abstention_eq3":
-            classification = abstention_eq3(f_y, f_abstain, log_penalty(energy, config))
+            classification = _abstention_eq3(f_y, f_abstain, _log_penalty(energy, config))
         else:
-            reserve = f_abstain - log_penalty(energy, config)
-            classification = abstention(f_y, torch.logaddexp(log_others, f_abstain), reserve)
-            outlier_abstention = (weight[outlier] * floored_abstention(f_outlier, reserve[outlier])).sum()
+            reserve = f_abstain - _log_penalty(energy, config)
+            classification = _abstention(f_y, torch.logaddexp(log_others, f_abstain), reserve)
+            outlier_abstention = (weight[outlier] * _floored_abstention(f_outlier, reserve[outlier])).sum()
 
         mixed = outlier.any()
-        pixels, total = masked_sum(weight, inlier), masked_sum(weight * classification, inlier)
-        sums = LossSums(
+        pixels, total = _masked_sum(weight, inlier), _masked_sum(weight * classification, inlier)
+        sums = _LossSums(
             clean_pixels=pixels.where(~mixed, zero),
             mixed_pixels=pixels.where(mixed, zero),
-            outlier_pixels=masked_sum(weight, outlier),
+            outlier_pixels=_masked_sum(weight, outlier),
             clean_classification=total.where(~mixed, zero),
             mixed_classification=total.where(mixed, zero),
             outlier_abstention=outlier_abstention,
             outlier_entropy=(
-                (weight[outlier] * uniform_cross_entropy(f_outlier)).sum() if config.entropy_weight else zero
+                (weight[outlier] * _uniform_cross_entropy(f_outlier)).sum() if config.entropy_weight else zero
             ),
-            inlier_hinge=masked_sum(weight * (energy - config.inlier_margin).relu().square(), inlier),
-            outlier_hinge=masked_sum(weight * (config.outlier_margin - energy).relu().square(), outlier),
-            squared_differences=squared_differences(energy),
-            squared_outlier_energy=masked_sum(energy.square(), outlier),
-            inlier_energy=masked_sum(weight * energy.detach(), inlier),
-            outlier_energy=masked_sum(weight * energy.detach(), outlier),
+            inlier_hinge=_masked_sum(weight * (energy - config.inlier_margin).relu().square(), inlier),
+            outlier_hinge=_masked_sum(weight * (config.outlier_margin - energy).relu().square(), outlier),
+            squared_differences=_squared_differences(energy),
+            squared_outlier_energy=_masked_sum(energy.square(), outlier),
+            inlier_energy=_masked_sum(weight * energy.detach(), inlier),
+            outlier_energy=_masked_sum(weight * energy.detach(), outlier),
         )
         return torch.stack(sums)
 
 
-def combine(sums: LossSums, config: LossConfig) -> LossTerms:
+def _combine(sums: _LossSums, config: LossConfig) -> LossTerms:
     """Compute the terms of a batch from its sums."""
     inlier_pixels = sums.clean_pixels + sums.mixed_pixels
     has_outliers = sums.outlier_pixels > 0
 
     classification = (
-        mean(sums.clean_classification, sums.clean_pixels)
-        + mean(sums.mixed_classification, sums.mixed_pixels)
-        + OUTLIER_ABSTENTION_WEIGHT * mean(sums.outlier_abstention, sums.outlier_pixels)
-        + config.entropy_weight * mean(sums.outlier_entropy, sums.outlier_pixels)
+        _mean(sums.clean_classification, sums.clean_pixels)
+        + _mean(sums.mixed_classification, sums.mixed_pixels)
+        + OUTLIER_ABSTENTION_WEIGHT * _mean(sums.outlier_abstention, sums.outlier_pixels)
+        + config.entropy_weight * _mean(sums.outlier_entropy, sums.outlier_pixels)
     )
-    hinges = mean(sums.inlier_hinge, inlier_pixels) + mean(sums.outlier_hinge, sums.outlier_pixels)
+    hinges = _mean(sums.inlier_hinge, inlier_pixels) + _mean(sums.outlier_hinge, sums.outlier_pixels)
     smoothness = config.smoothness_weight * 0.5 * sums.squared_differences
     # β ‖E_out‖₂ is one norm over all outlier pixels. The lower bound keeps the gradient of the root finite at zero.
     norm = sums.squared_outlier_energy.clamp_min(torch.finfo(sums.squared_outlier_energy.dtype).tiny).sqrt()
@@ -267,7 +267,7 @@ def combine(sums: LossSums, config: LossConfig) -> LossTerms:
     )
 
 
-def log_penalty(energy: Tensor, config: LossConfig) -> Tensor:
+def _log_penalty(energy: Tensor, config: LossConfig) -> Tensor:
     """Logarithm of the penalty a, B×H×W.
 
     a is the fixed penalty, or E² smoothed by a 7×7 Gaussian with σ = 1. The gradient flows through a.
@@ -277,7 +277,7 @@ def log_penalty(energy: Tensor, config: LossConfig) -> Tensor:
     return gaussian_blur(energy.square()).clamp_min(config.penalty_floor).log()
 
 
-def abstention(f_y: Tensor, log_others: Tensor, reserve: Tensor) -> Tensor:
+def _abstention(f_y: Tensor, log_others: Tensor, reserve: Tensor) -> Tensor:
     """Abstention loss -log(p_y + p_K / a) per pixel.
 
     It is computed as log(1 + Σ_{k≠y} exp(f_k - f_y)) - log(1 + exp(f_K - log a - f_y)), which keeps the small losses
@@ -291,7 +291,7 @@ def abstention(f_y: Tensor, log_others: Tensor, reserve: Tensor) -> Tensor:
     return F.softplus(log_others - f_y) - F.softplus(reserve - f_y)
 
 
-def floored_abstention(f: Tensor, reserve: Tensor) -> Tensor:
+def _floored_abstention(f: Tensor, reserve: Tensor) -> Tensor:
     """Abstention loss -1/K Σ_{k<K} log max(p_k + p_K / a, 1e-7) of N outlier pixels.
 
     `f` is N×(K+1), and `reserve` (f_K - log a) and the result have N elements.
@@ -300,17 +300,17 @@ def floored_abstention(f: Tensor, reserve: Tensor) -> Tensor:
     return -log_gain.clamp_min(math.log(MIN_PROBABILITY)).mean(1)
 
 
-def abstention_eq3(f_y: Tensor, f_abstain: Tensor, log_a: Tensor) -> Tensor:
+def _abstention_eq3(f_y: Tensor, f_abstain: Tensor, log_a: Tensor) -> Tensor:
     """Loss -log(f_y + f_K / a) per pixel, as printed in the paper; sums that are not positive are clamped."""
     return -(f_y + f_abstain * torch.exp(-log_a)).clamp_min(MIN_PROBABILITY).log()
 
 
-def cross_entropy(f_y: Tensor, log_others: Tensor) -> Tensor:
+def _cross_entropy(f_y: Tensor, log_others: Tensor) -> Tensor:
     """Cross-entropy -log softmax(f[0..K-1])_y per pixel; `log_others` covers the K - 1 other inlier classes."""
     return F.softplus(log_others - f_y)
 
 
-def uniform_cross_entropy(f: Tensor) -> Tensor:
+def _uniform_cross_entropy(f: Tensor) -> Tensor:
     """Cross-entropy with the uniform distribution, -1/K Σ_{k<K} log softmax(f[0..K-1])_k, of N outlier pixels.
 
     `f` is N×(K+1). The loss is smallest where the entropy is greatest.
@@ -318,17 +318,17 @@ def uniform_cross_entropy(f: Tensor) -> Tensor:
     return -f[:, :-1].log_softmax(1).mean(1)
 
 
-def squared_differences(energy: Tensor) -> Tensor:
+def _squared_differences(energy: Tensor) -> Tensor:
     """Sum of the squared vertical and horizontal forward differences of E (…×H×W) over all pixels, including void."""
     return energy.diff(dim=-2).square().sum() + energy.diff(dim=-1).square().sum()
 
 
-def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
+def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:
     """Sum over a group of pixels, without a gather, which would synchronise with the device."""
     return values.where(mask, 0.0).sum()
 
 
-def mean(total: Tensor, count: Tensor) -> Tensor:
+def _mean(total: Tensor, count: Tensor) -> Tensor:
     """Mean over a group; zero if the group is empty."""
     return total / count.clamp_min(1)
 
@@ -338,6 +338,12 @@ class PixelMaps(torch.autograd.Function):
 
     forward(f B×(K+1)×H×W, label B×1×H×W) returns E, log Σ_{k<K, k≠y} exp f_k, f_y and f_K, each B×H×W. It keeps one
     copy of f for the backward pass, where autograd would keep or allocate several for each map.
+
+    Examples:
+        >>> logits = torch.tensor([1.0, 2.0, 0.5]).view(1, 3, 1, 1)  # two classes and the abstention
+        >>> label = torch.zeros(1, 1, 1, 1, dtype=torch.long)
+        >>> [round(value.item(), 3) for value in PixelMaps.apply(logits, label)]
+        [-2.313, 2.0, 1.0, 0.5]
     """
 
     @staticmethod
