@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from pebal_core.data.scenes import camvid, idd_lite
+from pebal_core.data.scenes import open_scenes
 from pebal_core.detector import AnomalyDetector
 from pebal_core.footage import FrameSource
 from pebal_core.guarantee import Request, Risk
@@ -31,7 +31,7 @@ INTERVAL, BLOCK = 0.5, 4.0
 def idd_scenes(folder: Path, most: int) -> Iterator[CalibrationScene]:
     """Up to so many images of each drive of IDD Lite."""
     for split in ("train", "val"):
-        scenes, seen = idd_lite(folder, split), dict[str, int]()
+        scenes, seen = open_scenes("idd_lite", folder, split), dict[str, int]()
         for index, (image, _) in enumerate(scenes.pairs):
             drive = image.parent.name
             seen[drive] = seen.get(drive, 0) + 1
@@ -41,7 +41,7 @@ def idd_scenes(folder: Path, most: int) -> Iterator[CalibrationScene]:
 
 def camvid_scenes(folder: Path) -> Iterator[CalibrationScene]:
     """The test images of CamVid, which were taken once a second."""
-    scenes, seen = camvid(folder, "test"), dict[str, int]()
+    scenes, seen = open_scenes("camvid", folder, "test"), dict[str, int]()
     for index, (image, _) in enumerate(scenes.pairs):
         drive = image.stem.split("_")[0]
         seen[drive] = seen.get(drive, 0) + 1

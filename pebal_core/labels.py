@@ -63,3 +63,17 @@ CAMVID_TO_TRAIN_ID: np.ndarray = _table(dict(enumerate(_CAMVID_TRAIN_IDS)))
 
 CAMVID_EVALUATED: tuple[int, ...] = _CAMVID_TRAIN_IDS
 """The trainIds that CamVid labels, in the order of `CAMVID_CLASSES`."""
+
+TRAIN_IDS: np.ndarray = _table({train_id: train_id for train_id in range(len(CITYSCAPES_CLASSES))})
+"""Lookup table of files that already hold trainIds."""
+
+IDD_LITE_TO_TRAIN_ID: np.ndarray = _table({0: 0, 1: BESIDE_ROAD, 3: VEHICLES, 4: ROADSIDE, 5: FAR, 6: 10})
+"""IDD Lite's 7 coarse classes → trainIds and groups of `data.partial_labels`.
+
+The class of living things becomes void, because it includes animals.
+"""
+
+_CAMVID_GROUPS = {13: CARS, 12: RIDERS, 7: SIGNS, 8: GREEN, 2: WALLS}
+
+CAMVID_TO_GROUPS: np.ndarray = _table({i: _CAMVID_GROUPS.get(t, t) for i, t in enumerate(_CAMVID_TRAIN_IDS)})
+"""CamVid's 11 classes → trainIds, or groups if a class covers several trainIds."""

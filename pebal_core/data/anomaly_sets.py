@@ -26,9 +26,9 @@ import numpy as np
 from ..class_list import ClassList
 from ..errors import PebalError
 from ..files import user_path
-from ..labels import CAMVID_TO_TRAIN_ID, CITYSCAPES_CLASSES, LABEL_ID_TO_TRAIN_ID, OUTLIER, VOID
+from ..labels import CAMVID_TO_TRAIN_ID, CITYSCAPES_CLASSES, LABEL_ID_TO_TRAIN_ID, OUTLIER, TRAIN_IDS, VOID
 from ..objects import IgnoreMask
-from .scenes import IMAGE_SUFFIXES, TRAIN_IDS, folders, read_ids, read_image
+from .scenes import IMAGE_SUFFIXES, open_scenes, read_ids, read_image
 
 INLIER, ANOMALY = 0, 1
 """Values of anomaly targets; `VOID` is the third."""
@@ -49,7 +49,7 @@ class Ids:
 
 
 @dataclass(frozen=True)
-class Frame:
+class LabelledImage:
     """One image (H×W×3 uint8 RGB) with its ground truth (H×W uint8)."""
 
     image: np.ndarray
@@ -74,8 +74,8 @@ class EvaluationSet:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def load(self, index: int) -> Frame:
-        """Read a frame.
+    def load(self, index: int) -> LabelledImage:
+        """Read an image with its ground truth.
 
         Raises:
             PebalError: a file is unreadable, image and labels differ in size, a value is not declared, or the image
@@ -96,7 +96,7 @@ class EvaluationSet:
         target = self.ids.table[values]
         if self.ignore is not None:
             target[self.ignore.at(*target.shape)] = VOID
-        return Frame(image, target)
+        return LabelledImage(image, target)
 
 
 def anomaly_ids(inlier: Sequence[int], anomaly: Sequence[int], void: Sequence[int] | None = (VOID,)) -> Ids:
@@ -109,6 +109,11 @@ def anomaly_ids(inlier: Sequence[int], anomaly: Sequence[int], void: Sequence[in
 
     Raises:
         PebalError: a value is outside 0…255 or is declared twice.
+
+    Examples:
+        >>> ids = anomaly_ids([0], [1, 2])
+        >>> ids.table[[0, 1, 2, 255]].tolist(), sorted(ids.known)
+        ([0, 1, 1, 255], [0, 1, 2, 255])
     """
     table = np.full(256, VOID, np.uint8)
     named = [*inlier, *anomaly, *(void or ())]
@@ -129,12 +134,12 @@ _CAMVID = Ids(CAMVID_TO_TRAIN_ID, frozenset(range(12)), CITYSCAPES_CLASSES)
 
 
 @dataclass(frozen=True)
-class Layout:
+class _Layout:
     """Where images and labels of a set are stored. ``{split}`` is filled in; ``**`` matches folders of any depth."""
 
     images: str
     labels: str
-    """Globs of files without their suffix; the part that ``*`` matches names the frame and pairs the two files."""
+    """Globs of files without their suffix; the part that ``*`` matches names the image and pairs the two files."""
     ids: Ids
     only: str = ""
     """If some image names start with this prefix, the other images have no labels by design."""
@@ -142,15 +147,15 @@ class Layout:
     """Whether the names of label files start with a number; images without such a file are not part of the set."""
 
 
-def _city(folder: str, images: str, labels: str, ids: Ids) -> Layout:
-    return Layout(f"leftImg8bit/{{split}}/**/*{images}", f"{folder}/{{split}}/**/*{labels}", ids)
+def _city(folder: str, images: str, labels: str, ids: Ids) -> _Layout:
+    return _Layout(f"leftImg8bit/{{split}}/**/*{images}", f"{folder}/{{split}}/**/*{labels}", ids)
 
 
 _PAIR = ("images/*", "labels/*")
 _REFERENCE = ("original/*", "labels/*")
 _SMIYC = (
-    Layout("images/*", "labels_masks/*_labels_semantic", _BINARY, only="validation"),
-    Layout(*_PAIR, _BINARY),
+    _Layout("images/*", "labels_masks/*_labels_semantic", _BINARY, only="validation"),
+    _Layout(*_PAIR, _BINARY),
 )
 
 
@@ -160,7 +165,7 @@ class _Known:
 
     folders: tuple[str, ...]
     """Usual names of its folder, lower case."""
-    layouts: tuple[Layout, ...]
+    layouts: tuple[_Layout, ...]
     split: str = ""
     """Default split; empty if the set has no splits."""
     track: str | None = None
@@ -172,21 +177,23 @@ KNOWN: dict[str, _Known] = {
         (
             _city("gtFine", "_leftImg8bit", "_gtFine_labelIds", _LABEL_IDS),
             _city("gtFine", "_leftImg8bit", "_gtFine_labelTrainIds", _TRAIN_IDS),
-            Layout("images/city_gt_fine/{split}/*_leftImg8bit", "annotation/city_gt_fine/{split}/*_gtFine", _TRAIN_IDS),
+            _Layout(
+                "images/city_gt_fine/{split}/*_leftImg8bit", "annotation/city_gt_fine/{split}/*_gtFine", _TRAIN_IDS
+            ),
         ),
         "val",
     ),
     "FishyscapesLostAndFound": _Known(
         ("lostandfound", "fs_lost_found", "fishyscapes_lostandfound", "laf"),
         (
-            Layout(*_REFERENCE, _FISHYSCAPES),
-            Layout(*_PAIR, _FISHYSCAPES),
-            Layout("leftImg8bit/**/*_leftImg8bit", "**/*_labels", _FISHYSCAPES, numbered=True),
+            _Layout(*_REFERENCE, _FISHYSCAPES),
+            _Layout(*_PAIR, _FISHYSCAPES),
+            _Layout("leftImg8bit/**/*_leftImg8bit", "**/*_labels", _FISHYSCAPES, numbered=True),
         ),
     ),
     "FishyscapesStatic": _Known(
         ("static", "fs_static", "fishyscapes_static"),
-        (Layout(*_REFERENCE, _FISHYSCAPES), Layout(*_PAIR, _FISHYSCAPES)),
+        (_Layout(*_REFERENCE, _FISHYSCAPES), _Layout(*_PAIR, _FISHYSCAPES)),
     ),
     "LostAndFound": _Known(
         ("lost_and_found", "lostandfound", "lost-and-found"),
@@ -196,14 +203,14 @@ KNOWN: dict[str, _Known] = {
     "RoadAnomaly": _Known(
         ("roadanomaly", "road_anomaly", "roadanomaly_jpg"),
         (
-            Layout(*_REFERENCE, _ROAD_ANOMALY),
-            Layout("frames/*", "frames/*.labels/labels_semantic", _ROAD_ANOMALY),
-            Layout(*_PAIR, _ROAD_ANOMALY),
+            _Layout(*_REFERENCE, _ROAD_ANOMALY),
+            _Layout("frames/*", "frames/*.labels/labels_semantic", _ROAD_ANOMALY),
+            _Layout(*_PAIR, _ROAD_ANOMALY),
         ),
     ),
     "RoadAnomaly21": _Known(("dataset_anomalytrack", "roadanomaly21", "road_anomaly_21"), _SMIYC, track="anomaly"),
     "RoadObstacle21": _Known(("dataset_obstacletrack", "roadobstacle21", "road_obstacle_21"), _SMIYC, track="obstacle"),
-    "CamVid": _Known(("camvid",), (Layout("{split}/*", "{split}annot/*", _CAMVID),), "test"),
+    "CamVid": _Known(("camvid",), (_Layout("{split}/*", "{split}annot/*", _CAMVID),), "test"),
 }
 """The sets that are known by name; every other name stands for a folder pair ``images/``, ``labels/``."""
 
@@ -223,13 +230,23 @@ def open_set(name: str, path: str | Path, declared: Ids = _BINARY) -> Evaluation
     Raises:
         PebalError: the folder does not exist or holds no layout of the set, an image has no labels, labels have no
             image, or two files have the same name.
+
+    Examples:
+        >>> import tempfile
+        >>> from pebal_core.files import write_atomically
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for file in ("images/0.jpg", "labels/0.png"):
+        ...         write_atomically(Path(folder, file), b"")
+        ...     found = open_set("my drives", folder, anomaly_ids([0], [30]))
+        >>> found.name, [image.name for image, _ in found.pairs]
+        ('images+labels', ['0.jpg'])
     """
     root = user_path(path)
     if not root.is_dir():
         raise PebalError(f"The folder {root} of {name} does not exist.")
     canonical, split = _find_name(name)
     if canonical is None:
-        known = _Known((name.lower(),), (Layout(*_PAIR, declared),))
+        known = _Known((name.lower(),), (_Layout(*_PAIR, declared),))
     else:
         known = KNOWN[canonical]
         _refuse_other(canonical, root)
@@ -263,9 +280,21 @@ def open_listed(name: str, path: str | Path, classes: ClassList) -> dict[str, Ev
 
     Raises:
         PebalError: as for `open_set`.
+
+    Examples:
+        >>> import tempfile
+        >>> from pebal_core.class_list import KnownClass
+        >>> from pebal_core.files import write_atomically
+        >>> hall = ClassList("hall", (KnownClass("floor", (1, 2), (90, 90, 90)),), anomaly=(30,))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for file in ("images/0.jpg", "labels/0.png"):
+        ...         write_atomically(Path(folder, file), b"")
+        ...     found = open_listed("hall", folder, hall)
+        >>> {name: one.ids.table[[1, 2, 30]].tolist() for name, one in found.items()}
+        {'hall': [0, 0, 255], 'hall-anomalies': [0, 0, 1]}
     """
     root, split = user_path(path), name.rpartition("-")[2]
-    scenes = folders(root, split, classes)
+    scenes = open_scenes("folders", root, split, classes)
     table = classes.table
     known = frozenset(classes.known_ids)
     void = np.where(table == OUTLIER, VOID, table).astype(np.uint8)
@@ -279,8 +308,9 @@ def open_listed(name: str, path: str | Path, classes: ClassList) -> dict[str, Ev
 def is_known(name: str) -> bool:
     """Whether there is a known set of this name.
 
-    >>> is_known("road-anomaly-21"), is_known("my_drives")
-    (True, False)
+    Examples:
+        >>> is_known("road-anomaly-21"), is_known("my_drives")
+        (True, False)
     """
     return _find_name(name)[0] is not None
 
@@ -332,7 +362,7 @@ def _find(folder: Path, pattern: str) -> dict[str, Path]:
 
 
 def _key(file: Path, head: str, tail: str) -> str:
-    if "/" in tail:  # the folder is named after the frame
+    if "/" in tail:  # the folder is named after the image
         return file.parent.name.removesuffix(tail.split("/")[0])
     return file.stem.removesuffix(tail)
 

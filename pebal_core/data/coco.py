@@ -79,7 +79,16 @@ class OutlierImage:
 
 @dataclass(frozen=True)
 class OutlierSet:
-    """Outlier images in the order of their names."""
+    """Outlier images in the order of their names.
+
+    Examples:
+        >>> dog, cup = Instance(1, "dog", (4, 4, 90, 60)), Instance(2, "cup", (80, 9, 20, 30))
+        >>> both = OutlierImage(Path("both.jpg"), Path("both.png"), (dog, cup))
+        >>> alone = OutlierImage(Path("alone.jpg"), Path("alone.png"), (dog,))
+        >>> train, validation = OutlierSet("mine", (both, alone)).hold_back(["cup"])
+        >>> [image.image_path.name for image in train.images], validation.images[0].instances[0].category
+        (['alone.jpg'], 'cup')
+    """
 
     name: str
     images: tuple[OutlierImage, ...]
@@ -178,6 +187,20 @@ def prepare_coco(
 
     Raises:
         PebalError: annotations or images are missing or damaged, a category is unknown, or no image is left.
+
+    Examples:
+        >>> import tempfile
+        >>> outline = {"segmentation": [[9, 9, 9, 29, 29, 9]], "area": 200}
+        >>> content = {
+        ...     "images": [{"id": 1, "file_name": "1.jpg", "height": 64, "width": 96}],
+        ...     "categories": [{"id": 7, "name": "dog"}],
+        ...     "annotations": [{"id": 1, "image_id": 1, "category_id": 7, **outline}],
+        ... }
+        >>> with tempfile.TemporaryDirectory() as coco:
+        ...     write_atomically(Path(coco, "annotations/instances_val.json"), json.dumps(content).encode())
+        ...     write_atomically(Path(coco, "val/1.jpg"), b"")
+        ...     prepare_coco(coco, Path(coco, "out"), split="val", min_side=60).images[0].instances
+        (Instance(number=1, category='dog', box=(9, 9, 19, 19)),)
     """
     api = _open_annotations(Path(coco) / "annotations" / f"instances_{split}.json")
     names = {c["id"]: c["name"] for c in api.dataset["categories"]}

@@ -26,6 +26,13 @@ def cut_out(image: np.ndarray, mask: np.ndarray, labels: np.ndarray | int) -> Cu
         image: H×W×3 uint8 RGB.
         mask: H×W bool, not empty.
         labels: H×W uint8, or one label for the whole object.
+
+    Examples:
+        >>> image, mask = np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), bool)
+        >>> mask[1, 2:4] = mask[2, 2] = True
+        >>> cutout = cut_out(image, mask, 254)
+        >>> cutout.opacity.tolist(), cutout.labels.tolist()
+        ([[1.0, 1.0], [1.0, 0.0]], [[254, 254], [254, 254]])
     """
     left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
     window = slice(top, top + height), slice(left, left + width)
@@ -34,7 +41,13 @@ def cut_out(image: np.ndarray, mask: np.ndarray, labels: np.ndarray | int) -> Cu
 
 
 def random_blob(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw a random shape that fills a box (height×width bool), either a convex polygon or a smooth blob."""
+    """Draw a random shape that fills a box (height×width bool), either a convex polygon or a smooth blob.
+
+    Examples:
+        >>> blob = random_blob(30, 40, np.random.default_rng(0))
+        >>> blob.shape, blob.dtype, bool(blob.any())
+        ((30, 40), dtype('bool'), True)
+    """
     if rng.random() < 0.3:  # a polygon
         angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 9)))
         corners = np.stack([np.cos(angles), np.sin(angles)], 1)
@@ -54,6 +67,12 @@ def random_texture(source: np.ndarray, height: int, width: int, rng: np.random.G
     """Draw a texture, height×width×3 uint8: a flat colour with noise, or a window of an image.
 
     The window is enlarged if the image is too small.
+
+    Examples:
+        >>> grey = np.full((10, 10, 3), 90, np.uint8)
+        >>> texture = random_texture(grey, 20, 30, np.random.default_rng(0))  # a window of the image
+        >>> texture.shape, np.unique(texture).tolist()
+        ((20, 30, 3), [90])
     """
     if rng.random() < 0.3:
         flat = rng.integers(0, 256, 3) + rng.normal(0, rng.uniform(0, 25), (height, width, 1))
@@ -65,7 +84,13 @@ def random_texture(source: np.ndarray, height: int, width: int, rng: np.random.G
 
 
 def resize(cutout: Cutout, height: int) -> Cutout:
-    """Scale to a height in pixels and keep the aspect ratio; shrinking averages areas."""
+    """Scale to a height in pixels and keep the aspect ratio; shrinking averages areas.
+
+    Examples:
+        >>> cutout = cut_out(np.zeros((40, 60, 3), np.uint8), np.ones((40, 60), bool), 254)
+        >>> resize(cutout, 10).opacity.shape
+        (10, 15)
+    """
     factor = height / cutout.image.shape[0]
     size = max(2, round(cutout.image.shape[1] * factor)), max(2, height)
     how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
@@ -77,7 +102,14 @@ def resize(cutout: Cutout, height: int) -> Cutout:
 
 
 def vary(cutout: Cutout, color: float, tilt: float, rng: np.random.Generator) -> Cutout:
-    """Mirror with probability ½, rotate by up to ±`tilt` degrees, and vary the colours by the strength `color`."""
+    """Mirror with probability ½, rotate by up to ±`tilt` degrees, and vary the colours by the strength `color`.
+
+    Examples:
+        >>> cutout = cut_out(np.zeros((40, 60, 3), np.uint8), np.ones((40, 60), bool), 254)
+        >>> opacity = vary(cutout, color=0.0, tilt=20.0, rng=np.random.default_rng(0)).opacity
+        >>> opacity.shape, float(opacity[0, 0]), float(opacity[25, 33])  # the rotated box has transparent corners
+        ((50, 66), 0.0, 1.0)
+    """
     image, opacity, labels = cutout.image, cutout.opacity, cutout.labels
     if rng.random() < 0.5:
         image, opacity, labels = (np.ascontiguousarray(a[:, ::-1]) for a in (image, opacity, labels))
@@ -95,7 +127,14 @@ def vary(cutout: Cutout, color: float, tilt: float, rng: np.random.Generator) ->
 
 
 def soften(cutout: Cutout, blur: float, edge: float) -> Cutout:
-    """Blur the image and the edge of the opacity, by sigmas in pixels."""
+    """Blur the image and the edge of the opacity, by sigmas in pixels.
+
+    Examples:
+        >>> cutout = cut_out(np.zeros((9, 9, 3), np.uint8), np.ones((9, 9), bool), 254)
+        >>> soft = soften(cutout, blur=0.0, edge=1.0).opacity
+        >>> bool(soft[4, 0] < soft[4, 1] < soft[4, 4])
+        True
+    """
     image, opacity = cutout.image, cutout.opacity
     if blur > 0.2:
         image = cv2.GaussianBlur(image, (0, 0), blur)
@@ -111,6 +150,11 @@ def harmonise(cutout: Cutout, surroundings: np.ndarray, strength: float) -> Cuto
         cutout: the object.
         surroundings: pixels around it, N×3.
         strength: share of the difference to remove, in [0, 1].
+
+    Examples:
+        >>> cutout = cut_out(np.full((4, 4, 3), 200, np.uint8), np.ones((4, 4), bool), 254)
+        >>> harmonise(cutout, surroundings=np.full((8, 3), 100), strength=0.5).image[0, 0].tolist()
+        [150, 150, 150]
     """
     inside = cutout.opacity > 0.5
     if not inside.any() or surroundings.size == 0:
@@ -127,6 +171,12 @@ def paste(image: np.ndarray, labels: np.ndarray, cutout: Cutout, top: int, left:
     """Blend a cut-out into image and labels in place; parts outside the scene are cut off.
 
     A pixel takes the object's label where its opacity exceeds ½.
+
+    Examples:
+        >>> image, labels = np.zeros((3, 4, 3), np.uint8), np.zeros((3, 4), np.uint8)
+        >>> paste(image, labels, cut_out(np.full((2, 2, 3), 200, np.uint8), np.ones((2, 2), bool), 254), top=2, left=1)
+        >>> image[2, :, 0].tolist(), labels[2].tolist()
+        ([0, 200, 200, 0], [0, 254, 254, 0])
     """
     height, width = cutout.opacity.shape
     y0, x0 = max(0, top), max(0, left)

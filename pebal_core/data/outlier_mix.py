@@ -34,6 +34,13 @@ def anomaly_mix(scene: Scene, outlier: Scene, rng: np.random.Generator) -> Scene
         scene: the scene into which the outlier is pasted.
         outlier: an image, and a map that is 254 on outlier pixels. A box larger than the scene is cropped.
         rng: the generator.
+
+    Examples:
+        >>> scene = np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), np.uint8)
+        >>> outlier = np.full((2, 3, 3), 200, np.uint8), np.full((2, 3), OUTLIER, np.uint8)
+        >>> image, labels = anomaly_mix(scene, outlier, np.random.default_rng(0))
+        >>> int((labels == OUTLIER).sum()), int(image[labels == OUTLIER].min())
+        (6, 200)
     """
     image, labels = scene[0].copy(), scene[1].copy()
     cutout = cut_out(outlier[0], outlier[1] == OUTLIER, OUTLIER)
@@ -45,7 +52,12 @@ def anomaly_mix(scene: Scene, outlier: Scene, rng: np.random.Generator) -> Scene
 
 @dataclass(frozen=True)
 class Roles:
-    """The roles that the classes of a scene play in a mix."""
+    """The roles that the classes of a scene play in a mix.
+
+    Examples:
+        >>> Roles.of(cityscapes_classes()).ground  # road, sidewalk and terrain
+        (0, 1, 9)
+    """
 
     road: int
     """The class whose patches are pasted and whose far end indicates the horizon."""
@@ -75,6 +87,12 @@ def horizon_row(labels: np.ndarray, roles: Roles = CITYSCAPES_ROLES) -> int:
     """Row of the horizon of a whole scene, estimated from the far end of the road.
 
     Without a road it is 0.42 of the height. `labels` are H×W uint8.
+
+    Examples:
+        >>> labels = np.full((100, 100), 10, np.uint8)  # sky
+        >>> labels[60:] = 0  # road
+        >>> horizon_row(labels)
+        58
     """
     rows = np.flatnonzero((labels == roles.road).mean(1) > 0.02)
     return int(rows[0]) - labels.shape[0] // 50 if rows.size else int(0.42 * labels.shape[0])
@@ -176,7 +194,7 @@ class RichMix:
         """Draw the foot point (row, column) and the height in pixels of an outlier."""
         if self.small and rng.random() < self.small:
             high = log_uniform(self.small_height, rng)
-            if foot := foot_at(labels, horizon + round(high / log_uniform(self.height, rng)), rng, roles):
+            if foot := _foot_at(labels, horizon + round(high / log_uniform(self.height, rng)), rng, roles):
                 return foot, high
         on_ground = rng.random() >= self.anywhere
         foot = draw_foot(labels, horizon, rng, roles) if on_ground else None
@@ -227,15 +245,15 @@ class RichMix:
             donor, file = other()
             files.append(file)
             for _ in range(min(int(users), 3)):
-                if (cutout := movable_part(donor, rng, roles)) and (foot := draw_foot(labels, horizon, rng, roles)):
+                if (cutout := _movable_part(donor, rng, roles)) and (foot := draw_foot(labels, horizon, rng, roles)):
                     height = (foot[0] - horizon) * log_uniform((0.5, 1.5), rng)
                     self._place(image, labels, cutout, foot, height, rng)
             for _ in range(min(int(patches), 3)):
-                if (cutout := road_patch(donor, rng, roles)) and (foot := draw_foot(labels, horizon, rng, roles)):
+                if (cutout := _road_patch(donor, rng, roles)) and (foot := draw_foot(labels, horizon, rng, roles)):
                     self._place(image, labels, cutout, foot, (foot[0] - horizon) * log_uniform((0.1, 0.5), rng), rng)
         for _ in range(min(int(shadows), 3)):
             if foot := draw_foot(labels, horizon, rng, roles):
-                cast_shadow(image, foot, (foot[0] - horizon), rng)
+                _cast_shadow(image, foot, (foot[0] - horizon), rng)
         return (image, labels), files
 
     def _place(
@@ -260,7 +278,7 @@ class RichMix:
         around = image[max(0, top - margin) : foot[0] + margin, max(0, left - margin) : left + columns + margin]
         cutout = harmonise(cutout, around.reshape(-1, 3), rng.uniform(0, self.harmonise))
         if rng.random() < 0.4:
-            cast_shadow(image, foot, columns, rng)
+            _cast_shadow(image, foot, columns, rng)
         paste(image, labels, cutout, top, left)
 
 
@@ -299,14 +317,27 @@ class ObjectPool:
 
 
 def log_uniform(bounds: Sequence[float], rng: np.random.Generator) -> float:
-    """Draw log-uniformly between two positive bounds."""
+    """Draw log-uniformly between two positive bounds.
+
+    Examples:
+        >>> rng = np.random.default_rng(0)
+        >>> [round(log_uniform((1.0, 100.0), rng), 1) for _ in range(3)]
+        [18.8, 3.5, 1.2]
+    """
     return float(np.exp(rng.uniform(np.log(bounds[0]), np.log(bounds[1]))))
 
 
 def draw_foot(
     labels: np.ndarray, horizon: int, rng: np.random.Generator, roles: Roles = CITYSCAPES_ROLES
 ) -> tuple[int, int] | None:
-    """Draw a ground pixel (row, column) whose distance is about log-uniform; None if there is no ground."""
+    """Draw a ground pixel (row, column) whose distance is about log-uniform; None if there is no ground.
+
+    Examples:
+        >>> labels = np.full((100, 100), 10, np.uint8)  # sky
+        >>> labels[60:] = 0  # road
+        >>> draw_foot(labels, horizon=50, rng=np.random.default_rng(0))
+        (77, 51)
+    """
     ground = roles.is_ground[labels]
     rows = np.flatnonzero(ground.any(1))
     rows = rows[rows > horizon + MIN_HEIGHT]
@@ -318,7 +349,7 @@ def draw_foot(
     return row, int(rng.choice(np.flatnonzero(ground[row])))
 
 
-def foot_at(
+def _foot_at(
     labels: np.ndarray, row: int, rng: np.random.Generator, roles: Roles = CITYSCAPES_ROLES
 ) -> tuple[int, int] | None:
     """Draw a ground pixel (row, column) from the nearest row that shows ground; None if there is no ground."""
@@ -330,7 +361,7 @@ def foot_at(
     return row, int(rng.choice(np.flatnonzero(ground[row])))
 
 
-def movable_part(
+def _movable_part(
     scene: Scene, rng: np.random.Generator, roles: Roles = CITYSCAPES_ROLES, min_side: int = 16
 ) -> Cutout | None:
     """Draw a connected region of one movable class of a scene; None if there is none of at least about `min_side`."""
@@ -345,7 +376,7 @@ def movable_part(
     return cut_out(image, regions == rng.choice(large), label) if large.size else None
 
 
-def road_patch(scene: Scene, rng: np.random.Generator, roles: Roles = CITYSCAPES_ROLES) -> Cutout | None:
+def _road_patch(scene: Scene, rng: np.random.Generator, roles: Roles = CITYSCAPES_ROLES) -> Cutout | None:
     """Cut a random shape from the road of a scene; None if too little road is visible."""
     image, labels = scene
     rows, columns = np.nonzero(labels[::4, ::4] == roles.road)
@@ -362,7 +393,7 @@ def road_patch(scene: Scene, rng: np.random.Generator, roles: Roles = CITYSCAPES
     return Cutout(image[window], mask.astype(np.float32), np.full(road.shape, roles.road, np.uint8))
 
 
-def cast_shadow(image: np.ndarray, foot: tuple[int, int], width: int, rng: np.random.Generator) -> None:
+def _cast_shadow(image: np.ndarray, foot: tuple[int, int], width: int, rng: np.random.Generator) -> None:
     """Darken (or occasionally brighten) a soft flat shape around a foot point, in place."""
     w = max(4, int(width * rng.uniform(0.6, 2.5)))
     h = max(3, int(w * rng.uniform(0.1, 0.5)))

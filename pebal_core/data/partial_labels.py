@@ -31,6 +31,12 @@ def resolve_groups(target: Tensor, logits: Tensor) -> Tensor:
 
     Returns:
         B×H×W without group labels.
+
+    Examples:
+        >>> logits = torch.zeros(1, 20, 1, 2)
+        >>> logits[0, 14] = 1  # truck
+        >>> resolve_groups(torch.tensor([[[CARS, 0]]]), logits).tolist()
+        [[[14, 0]]]
     """
     with torch.no_grad():
         every = {**GROUPS, ANYTHING: tuple(range(logits.shape[1] - 1))}

@@ -14,40 +14,18 @@ from ..errors import PebalError
 from ..files import read_pixels
 from ..labels import (
     ANYTHING,
-    BESIDE_ROAD,
+    CAMVID_TO_GROUPS,
     CAMVID_TO_TRAIN_ID,
-    CARS,
-    FAR,
     FIRST_GROUP,
-    GREEN,
+    IDD_LITE_TO_TRAIN_ID,
     LABEL_ID_TO_TRAIN_ID,
     OUTLIER,
-    RIDERS,
-    ROADSIDE,
-    SIGNS,
-    VEHICLES,
+    TRAIN_IDS,
     VOID,
-    WALLS,
 )
 
-SKY = 10
 CHECKED = 8
 """Number of scenes of a set that are read and checked before training starts."""
-
-TRAIN_IDS: np.ndarray = np.where(np.arange(256) < 19, np.arange(256), VOID).astype(np.uint8)
-"""Lookup table of files that already hold trainIds."""
-
-IDD_LITE_TO_TRAIN_ID: np.ndarray = np.full(256, VOID, np.uint8)
-"""IDD Lite's 7 coarse classes → trainIds and groups of `partial_labels`.
-
-The class of living things becomes void, because it includes animals.
-"""
-IDD_LITE_TO_TRAIN_ID[[0, 1, 3, 4, 5, 6]] = 0, BESIDE_ROAD, VEHICLES, ROADSIDE, FAR, SKY
-
-CAMVID_TO_GROUPS: np.ndarray = CAMVID_TO_TRAIN_ID.copy()
-"""CamVid's 11 classes → trainIds, or groups if a class covers several trainIds."""
-for _train_id, _group in {13: CARS, 12: RIDERS, 7: SIGNS, 8: GREEN, 2: WALLS}.items():
-    CAMVID_TO_GROUPS[_train_id == CAMVID_TO_TRAIN_ID] = _group
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -57,6 +35,14 @@ def read_image(path: Path) -> np.ndarray:
 
     Raises:
         PebalError: the file is missing, truncated or not an image.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "red.png")
+        ...     _ = cv2.imwrite(str(path), np.full((1, 1, 3), (0, 0, 255), np.uint8))  # OpenCV takes BGR
+        ...     read_image(path).tolist()
+        [[[255, 0, 0]]]
     """
     image = read_pixels(path, cv2.IMREAD_COLOR_RGB)
     if image is None:
@@ -69,6 +55,14 @@ def read_ids(path: Path) -> np.ndarray:
 
     Raises:
         PebalError: the file is missing, unreadable or not single-channel 8-bit.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "0.png")
+        ...     _ = cv2.imwrite(str(path), np.array([[0, 7, 255]], np.uint8))
+        ...     read_ids(path).tolist()
+        [[0, 7, 255]]
     """
     ids = read_pixels(path, cv2.IMREAD_UNCHANGED)
     if ids is None:
@@ -83,6 +77,14 @@ def list_images(folder: Path) -> list[Path]:
 
     Raises:
         PebalError: the folder is missing or holds no image.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("1.png", "0.jpg", "notes.txt"):
+        ...         Path(folder, name).touch()
+        ...     [path.name for path in list_images(Path(folder))]
+        ['0.jpg', '1.png']
     """
     if not folder.is_dir():
         raise PebalError(f"The folder {folder} does not exist; name the folder that holds the images.")
@@ -137,13 +139,13 @@ class UnlabelledScenes(SceneSet):
         return image, np.full(image.shape[:2], ANYTHING, np.uint8)
 
 
-def unlabelled(root: str | Path, split: str) -> SceneSet:
+def _unlabelled(root: str | Path, split: str) -> SceneSet:
     """A folder of images without labels; it has no splits."""
     images = list_images(Path(root))
     return UnlabelledScenes(f"{Path(root).name} without labels", tuple((image, image) for image in images), TRAIN_IDS)
 
 
-def camvid(root: str | Path, split: str) -> SceneSet:
+def _camvid(root: str | Path, split: str) -> SceneSet:
     """CamVid in SegNet's layout: ``{split}/*`` beside ``{split}annot/*.png``."""
     folder = Path(root) / split
     pairs = [(image, folder.with_name(f"{split}annot") / f"{image.stem}.png") for image in list_images(folder)]
@@ -151,12 +153,12 @@ def camvid(root: str | Path, split: str) -> SceneSet:
     return SceneSet(f"CamVid {split}", tuple(pairs), CAMVID_TO_TRAIN_ID, tuple(range(12)))
 
 
-def camvid_groups(root: str | Path, split: str) -> SceneSet:
+def _camvid_groups(root: str | Path, split: str) -> SceneSet:
     """CamVid for a network with finer classes; its "car", for example, may be a truck (see `partial_labels`)."""
-    return replace(camvid(root, split), id_table=CAMVID_TO_GROUPS)
+    return replace(_camvid(root, split), id_table=CAMVID_TO_GROUPS)
 
 
-def cityscapes(root: str | Path, split: str) -> SceneSet:
+def _cityscapes(root: str | Path, split: str) -> SceneSet:
     """Cityscapes in its official layout; labelIds are mapped to trainIds on reading."""
     pairs = _find_pairs(
         Path(root) / "leftImg8bit" / split,
@@ -166,7 +168,7 @@ def cityscapes(root: str | Path, split: str) -> SceneSet:
     return SceneSet(f"Cityscapes {split}", pairs, LABEL_ID_TO_TRAIN_ID, tuple(range(34)))
 
 
-def cityscapes_train_ids(root: str | Path, split: str) -> SceneSet:
+def _cityscapes_train_ids(root: str | Path, split: str) -> SceneSet:
     """Cityscapes in its official layout with ``_labelTrainIds.png``, as cityscapesscripts writes them."""
     pairs = _find_pairs(
         Path(root) / "leftImg8bit" / split,
@@ -176,7 +178,7 @@ def cityscapes_train_ids(root: str | Path, split: str) -> SceneSet:
     return SceneSet(f"Cityscapes {split}", pairs, TRAIN_IDS, (*range(19), VOID))
 
 
-def cityscapes_flat(root: str | Path, split: str) -> SceneSet:
+def _cityscapes_flat(root: str | Path, split: str) -> SceneSet:
     """Cityscapes in the layout of the reference, with trainIds and without a folder per city.
 
     ``images/city_gt_fine/{split}/*_leftImg8bit.png`` and ``annotation/city_gt_fine/{split}/*_gtFine.png``.
@@ -189,7 +191,7 @@ def cityscapes_flat(root: str | Path, split: str) -> SceneSet:
     return SceneSet(f"Cityscapes {split}", pairs, TRAIN_IDS, (*range(19), VOID))
 
 
-def idd_lite(root: str | Path, split: str) -> SceneSet:
+def _idd_lite(root: str | Path, split: str) -> SceneSet:
     """India Driving Dataset Lite, whose coarse classes become groups of trainIds (see `partial_labels`)."""
     pairs = _find_pairs(
         Path(root) / "leftImg8bit" / split,
@@ -199,7 +201,7 @@ def idd_lite(root: str | Path, split: str) -> SceneSet:
     return SceneSet(f"IDD Lite {split}", pairs, IDD_LITE_TO_TRAIN_ID, (*range(7), VOID))
 
 
-def folders(root: str | Path, split: str, classes: ClassList) -> SceneSet:
+def _folders(root: str | Path, split: str, classes: ClassList) -> SceneSet:
     """Any images in ``images/`` with label files of the same names in ``labels/``, in any lossless format.
 
     Args:
@@ -226,13 +228,13 @@ def folders(root: str | Path, split: str, classes: ClassList) -> SceneSet:
 
 
 SCENE_SETS: dict[str, Callable[[str | Path, str], SceneSet]] = {
-    "camvid": camvid,
-    "camvid_groups": camvid_groups,
-    "cityscapes": cityscapes,
-    "cityscapes_train_ids": cityscapes_train_ids,
-    "cityscapes_flat": cityscapes_flat,
-    "idd_lite": idd_lite,
-    "unlabelled": unlabelled,
+    "camvid": _camvid,
+    "camvid_groups": _camvid_groups,
+    "cityscapes": _cityscapes,
+    "cityscapes_train_ids": _cityscapes_train_ids,
+    "cityscapes_flat": _cityscapes_flat,
+    "idd_lite": _idd_lite,
+    "unlabelled": _unlabelled,
 }
 """Functions that open a data set, by the name of its layout; `register_layout` adds to them."""
 
@@ -267,11 +269,19 @@ def open_scenes(layout: str, root: str | Path, split: str, classes: ClassList | 
 
     Raises:
         PebalError: the layout is unknown, or the folder does not hold it.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Path(folder, "drive.jpg").touch()
+        ...     scenes = open_scenes("unlabelled", folder, split="")
+        >>> len(scenes), scenes.pairs[0][0].name
+        (1, 'drive.jpg')
     """
     if layout == "folders":
         if classes is None:
             raise PebalError("The layout folders needs a class list: name one, or give a .yaml file.")
-        return folders(root, split, classes)
+        return _folders(root, split, classes)
     if layout not in SCENE_SETS:
         known = ", ".join(sorted({*SCENE_SETS, "folders"}))
         raise PebalError(f"There is no layout '{layout}'; choose one of: {known}.")
@@ -291,6 +301,11 @@ def as_classes(scenes: SceneSet, classes: ClassList, mapping: str | Path | None 
     Raises:
         PebalError: the classes differ and there is no mapping, or group labels do not fit into 8 bits together with so
             many classes.
+
+    Examples:
+        >>> scenes = SceneSet("streets", (), LABEL_ID_TO_TRAIN_ID)
+        >>> as_classes(scenes, cityscapes_classes()) is scenes
+        True
     """
     if mapping is not None:
         if ((scenes.id_table >= FIRST_GROUP) & (scenes.id_table < OUTLIER)).any():
@@ -322,6 +337,13 @@ def check_scenes(scenes: SceneSet) -> None:
     Raises:
         PebalError: the labels hold ids that the layout does not have (such as labelIds where trainIds are expected), no
             pixel is labelled, skies are more red than blue (swapped channels), or a file cannot be read.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "0.png")
+        ...     _ = cv2.imwrite(str(path), np.zeros((8, 8), np.uint8))
+        ...     check_scenes(SceneSet("streets", ((path, path),), TRAIN_IDS, tuple(range(19))))
     """
     picked = sorted({round(i) for i in np.linspace(0, len(scenes) - 1, CHECKED)})
     if isinstance(scenes, UnlabelledScenes):

@@ -29,7 +29,13 @@ RING = 8
 
 @dataclass(frozen=True)
 class Road:
-    """Flat ground in front of a level pinhole camera, in pixels of frames that are `width` wide."""
+    """Flat ground in front of a level pinhole camera, in pixels of frames that are `width` wide.
+
+    Examples:
+        >>> road = Road()
+        >>> round(road.horizon + road.focal * road.camera_height / 10.0)  # the row of the ground 10 m ahead
+        396
+    """
 
     width: int = 960
     horizon: float = 305.0
@@ -59,8 +65,9 @@ class Approach:
     def distance(self, frame: int) -> float:
         """Distance in metres at a frame; the approach starts again after `frames` frames.
 
-        >>> Approach(farthest=60.0, nearest=10.0, frames=11).distance(5)
-        35.0
+        Examples:
+            >>> Approach(farthest=60.0, nearest=10.0, frames=11).distance(5)
+            35.0
         """
         progress = (frame % self.frames) / max(self.frames - 1, 1)
         return self.farthest + (self.nearest - self.farthest) * progress
@@ -80,6 +87,13 @@ def place(
 
     Returns:
         The image with the object and its shadow, and the object's mask H×W uint8 (1 on it, 0 elsewhere).
+
+    Examples:
+        >>> grey = np.full((20, 20), 90, np.uint8)
+        >>> cutout = Cutout(np.dstack([grey] * 3), np.ones((20, 20), np.float32), grey)
+        >>> _, mask = place(np.zeros((540, 960, 3), np.uint8), cutout, Road(), Approach(farthest=35.0), frame=0)
+        >>> int(mask.sum()), np.flatnonzero(mask.any(1))[[0, -1]].tolist()  # 20 pixels per metre
+        (400, [311, 330])
     """
     scale = image.shape[1] / road.width
     pixels_per_metre = scale * road.focal / approach.distance(frame)
@@ -131,6 +145,16 @@ def write_sequence(
 
     Returns:
         The number of frames written.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     clip = Path(folder, "clip.png")
+        ...     _ = cv2.imwrite(str(clip), np.zeros((54, 96, 3), np.uint8))
+        ...     write_sequence(Path(folder, "hall"), FrameSource(clip), None, Road(), Approach(), frames=10)
+        ...     sorted(path.name for path in Path(folder, "hall").rglob("*.*"))
+        1
+        ['00000.jpg', '00000.png', 'sequence.json']
     """
     count = 0
     for frame in islice(islice(source, 0, None, every), frames):
@@ -196,6 +220,16 @@ def open_sequences(folder: Path) -> list[LabelledSequence]:
 
     Raises:
         PebalError: the folder holds no sequence, or one of them is incomplete.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     hall = Path(folder, "hall")
+        ...     for file in ("images/0.png", "objects/0.png"):
+        ...         write_atomically(hall / file, cv2.imencode(".png", np.zeros((4, 6), np.uint8))[1].tobytes())
+        ...     write_atomically(hall / INFO, b'{"rate": 10}')
+        ...     [(drive.name, [frame.objects.shape for frame in drive]) for drive in open_sequences(Path(folder))]
+        [('hall', [(4, 6)])]
     """
     found = sorted(path.parent for path in folder.glob(f"*/{INFO}"))
     if not found:

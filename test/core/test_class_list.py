@@ -20,7 +20,7 @@ from pebal_core.adaptation.shapes import write_shapes
 from pebal_core.class_list import ClassList, KnownClass, cityscapes_classes, load_class_list, read_mapping
 from pebal_core.commands.main import main
 from pebal_core.data.outlier_mix import CITYSCAPES_ROLES, Roles
-from pebal_core.data.scenes import as_classes, camvid_groups, check_scenes, folders
+from pebal_core.data.scenes import as_classes, check_scenes, open_scenes
 from pebal_core.errors import PebalError
 from pebal_core.labels import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE, LABELLED_OUTLIER, OUTLIER, VOID
 from pebal_core.model_file import ModelInfo, load_model, read_info, save_model
@@ -125,7 +125,7 @@ def test_a_mapping_has_no_holes(tmp_path: Path) -> None:
 
 def test_labels_that_the_list_does_not_have_are_counted(tmp_path: Path) -> None:
     classes = load_class_list(write_list(tmp_path / "factory.yaml"))
-    scenes = folders(write_folders(tmp_path / "hall", classes, 2), "train", classes)
+    scenes = open_scenes("folders", write_folders(tmp_path / "hall", classes, 2), "train", classes)
     check_scenes(scenes)
     labels = cv2.imread(str(scenes.pairs[0][1]), cv2.IMREAD_UNCHANGED)
     assert labels is not None
@@ -135,12 +135,12 @@ def test_labels_that_the_list_does_not_have_are_counted(tmp_path: Path) -> None:
         check_scenes(scenes)
     scenes.pairs[1][1].unlink()
     with pytest.raises(PebalError, match="1 of 2 images have no labels; the first is .*1.jpg"):
-        folders(tmp_path / "hall", "train", classes)
+        open_scenes("folders", tmp_path / "hall", "train", classes)
 
 
 def test_classes_of_scenes_and_network_must_agree(tmp_path: Path) -> None:
     classes = load_class_list(write_list(tmp_path / "factory.yaml"))
-    scenes = folders(write_folders(tmp_path / "hall", classes, 1), "train", classes)
+    scenes = open_scenes("folders", write_folders(tmp_path / "hall", classes, 1), "train", classes)
     with pytest.raises(PebalError, match="the 3 classes floor, wall, worker but the network has the 19 classes road"):
         as_classes(scenes, cityscapes_classes())
     mapping = write_list(tmp_path / "m.yaml", {"floor": "road", "wall": "wall", "worker": "person"})
@@ -157,7 +157,7 @@ def test_groups_of_classes_cannot_be_mapped(tmp_path: Path) -> None:
         cv2.imwrite(str(tmp_path / folder / "a.png"), np.zeros((8, 8), np.uint8))
     mapping = write_list(tmp_path / "m.yaml", dict.fromkeys(CITYSCAPES_CLASSES, "void"))
     with pytest.raises(PebalError, match="labels of several classes, which cannot be mapped"):
-        as_classes(camvid_groups(tmp_path, "train"), load_class_list("camvid"), mapping)
+        as_classes(open_scenes("camvid_groups", tmp_path, "train"), load_class_list("camvid"), mapping)
 
 
 def test_a_model_file_carries_its_list(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pebal_core.data.augment import random_color, random_crop, random_mirror, random_scale
-from pebal_core.data.scenes import camvid, cityscapes, open_scenes
+from pebal_core.data.scenes import open_scenes
 from pebal_core.errors import PebalError
 from pebal_core.labels import CAMVID_TO_TRAIN_ID, CITYSCAPES_CLASSES, LABEL_ID_TO_TRAIN_ID, VOID
 from pebal_core.training.run import RunConfig, TrainingData
@@ -23,7 +23,7 @@ from .scenes import write_camvid
 
 
 def test_camvid_ids_become_train_ids(tmp_path: Path) -> None:
-    image, labels = camvid(write_camvid(tmp_path), "train").load(0)
+    image, labels = open_scenes("camvid", write_camvid(tmp_path), "train").load(0)
     assert image.shape == (48, 64, 3) and image.dtype == np.uint8
     assert set(np.unique(labels)) == {10, 0}
     named = {CITYSCAPES_CLASSES[i] for i in CAMVID_TO_TRAIN_ID[:11]}
@@ -39,7 +39,7 @@ def test_cityscapes_label_ids_become_train_ids() -> None:
 
 
 def test_real_cityscapes_layout(shared_dir: Path) -> None:
-    scenes = cityscapes(shared_dir / "data/cityscapes_mini", "train")
+    scenes = open_scenes("cityscapes", shared_dir / "data/cityscapes_mini", "train")
     assert len(scenes) == 8
     image, labels = scenes.load(0)
     assert image.shape == (1024, 2048, 3) and labels.shape == (1024, 2048)
@@ -48,11 +48,11 @@ def test_real_cityscapes_layout(shared_dir: Path) -> None:
 
 def test_missing_folder_and_labels_are_named(tmp_path: Path) -> None:
     with pytest.raises(PebalError, match="train does not exist"):
-        camvid(tmp_path / "nowhere", "train")
+        open_scenes("camvid", tmp_path / "nowhere", "train")
     root = write_camvid(tmp_path)
     (root / "trainannot" / "1.png").unlink()
     with pytest.raises(PebalError, match=r"1 of 3 images have no labels.*1\.png"):
-        camvid(root, "train")
+        open_scenes("camvid", root, "train")
     with pytest.raises(PebalError, match="There is no layout 'kitti'"):
         open_scenes("kitti", root, "train")
 
@@ -61,7 +61,7 @@ def test_sizes_that_differ_and_colour_labels_are_named(tmp_path: Path) -> None:
     root = write_camvid(tmp_path)
     cv2.imwrite(str(root / "trainannot" / "0.png"), np.zeros((10, 10), np.uint8))
     cv2.imwrite(str(root / "trainannot" / "1.png"), np.zeros((48, 64, 3), np.uint8))
-    scenes = camvid(root, "train")
+    scenes = open_scenes("camvid", root, "train")
     with pytest.raises(PebalError, match=r"0\.png are \(10, 10\)"):
         scenes.load(0)
     with pytest.raises(PebalError, match="not a single-channel 8-bit label image"):

@@ -13,16 +13,7 @@ from pebal_core.data.coco import OutlierSet, prepare_coco
 from pebal_core.data.cutouts import Cutout, cut_out, paste, random_blob, resize
 from pebal_core.data.outlier_mix import ObjectPool, RichMix, anomaly_mix, draw_foot, horizon_row
 from pebal_core.data.partial_labels import GROUPS, resolve_groups
-from pebal_core.data.scenes import (
-    camvid,
-    camvid_groups,
-    check_scenes,
-    cityscapes_flat,
-    cityscapes_train_ids,
-    idd_lite,
-    read_image,
-    unlabelled,
-)
+from pebal_core.data.scenes import check_scenes, open_scenes, read_image
 from pebal_core.errors import PebalError
 from pebal_core.labels import ANYTHING, CARS, GREEN, OUTLIER, VOID, WALLS
 from pebal_core.training.samples import DataConfig, SceneSource, TrainingSamples
@@ -169,8 +160,8 @@ def write_cityscapes(root: Path, ids: np.ndarray, name: str) -> Path:
 def test_other_cityscapes_layouts_hold_train_ids(tmp_path: Path) -> None:
     ids = np.array([[0, 18], [VOID, 10]], np.uint8).repeat(8, 0).repeat(8, 1)
     root = write_cityscapes(tmp_path, ids, "x_0_gtFine_labelTrainIds.png")
-    for layout in (cityscapes_flat, cityscapes_train_ids):
-        scenes = layout(root, "train")
+    for layout in ("cityscapes_flat", "cityscapes_train_ids"):
+        scenes = open_scenes(layout, root, "train")
         check_scenes(scenes)
         assert np.array_equal(scenes.load(0)[1], ids)
 
@@ -178,12 +169,12 @@ def test_other_cityscapes_layouts_hold_train_ids(tmp_path: Path) -> None:
 def test_label_ids_in_place_of_train_ids_are_named(tmp_path: Path) -> None:
     root = write_cityscapes(tmp_path, np.full((16, 16), 26, np.uint8), "x_0_gtFine_labelTrainIds.png")
     with pytest.raises(PebalError, match=r"x_0_gtFine\.png holds the label 26.*labelIds where trainIds are expected"):
-        check_scenes(cityscapes_flat(root, "train"))
+        check_scenes(open_scenes("cityscapes_flat", root, "train"))
 
 
 def test_swapped_colours_are_named(tmp_path: Path, shared_dir: Path) -> None:
-    check_scenes(camvid(shared_dir / "data/camvid", "val"))
-    source = camvid(shared_dir / "data/camvid", "train")
+    check_scenes(open_scenes("camvid", shared_dir / "data/camvid", "val"))
+    source = open_scenes("camvid", shared_dir / "data/camvid", "train")
     check_scenes(source)
     for folder in ("train", "trainannot"):
         (tmp_path / folder).mkdir()
@@ -191,18 +182,20 @@ def test_swapped_colours_are_named(tmp_path: Path, shared_dir: Path) -> None:
         cv2.imwrite(str(tmp_path / "train" / image.name), read_image(image))
         (tmp_path / "trainannot" / labels.name).write_bytes(labels.read_bytes())
     with pytest.raises(PebalError, match="Red and blue of CamVid train seem swapped"):
-        check_scenes(camvid(tmp_path, "train"))
+        check_scenes(open_scenes("camvid", tmp_path, "train"))
 
 
 def test_coarse_labels_become_groups(shared_dir: Path) -> None:
-    scenes = idd_lite(shared_dir / "data/idd_lite", "train")
+    scenes = open_scenes("idd_lite", shared_dir / "data/idd_lite", "train")
     assert len(scenes) == 1403
     check_scenes(scenes)
     assert set(np.unique(scenes.load(0)[1])) <= {0, 10, VOID, *GROUPS}
 
 
 def test_camvid_as_groups(shared_dir: Path) -> None:
-    plain, groups = (layout(shared_dir / "data/camvid", "val").load(0)[1] for layout in (camvid, camvid_groups))
+    plain, groups = (
+        open_scenes(layout, shared_dir / "data/camvid", "val").load(0)[1] for layout in ("camvid", "camvid_groups")
+    )
     assert set(np.unique(groups)) & set(GROUPS) >= {CARS, GREEN, WALLS}
     for group, classes in GROUPS.items():
         assert set(np.unique(plain[groups == group])) <= set(classes)
@@ -211,10 +204,10 @@ def test_camvid_as_groups(shared_dir: Path) -> None:
 
 
 def test_scenes_without_labels(tmp_path: Path, shared_dir: Path) -> None:
-    source = camvid(shared_dir / "data/camvid", "val")
+    source = open_scenes("camvid", shared_dir / "data/camvid", "val")
     for file, _ in source.pairs[:3]:
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    scenes = unlabelled(tmp_path, "train")
+    scenes = open_scenes("unlabelled", tmp_path, "train")
     check_scenes(scenes)
     image, labels = scenes.load(1)
     assert len(scenes) == 3 and np.array_equal(image, source.load(1)[0])

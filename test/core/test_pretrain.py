@@ -100,9 +100,9 @@ def test_benchmark_predict_calibrate_and_info(
 
 
 def test_class_weights_favour_rare_classes_and_keep_the_mean_loss(data: Path) -> None:
-    from pebal_core.data.scenes import camvid
+    from pebal_core.data.scenes import open_scenes
 
-    scenes = camvid(data, "train")
+    scenes = open_scenes("camvid", data, "train")
     weights = class_weights(scenes, 20, 0.5)
     assert weights[10] > weights[0], "sky is rarer than road in these scenes"
     assert (weights[[0, 10]] * torch.tensor([28 / 48, 20 / 48])).sum() == pytest.approx(1)
