@@ -105,6 +105,10 @@ class RichMix:
     Heights follow the perspective of a flat road. An object that is H camera heights tall and whose foot is in row y
     is H·(y - horizon) pixels high. Distractors are pasted like outliers but keep inlier labels, so that traces of
     pasting, unusual lighting and unusual texture are no cue for the network.
+
+    Examples:
+        >>> RichMix(count=[2, 4], shapes=0.5).height
+        [0.15, 1.6]
     """
 
     count: list[int] = field(default_factory=lambda: [1, 4])
