@@ -21,6 +21,13 @@ def add_branch(network: SegmentationNetwork, info: ModelInfo, width: int) -> Ano
 
     Raises:
         PebalError: the network declares no features for a branch.
+
+    Examples:
+        >>> from pebal_core.networks import build_network
+        >>> info = ModelInfo("espnetv2", {"scale": 0.5})
+        >>> branched = add_branch(build_network("espnetv2", scale=0.5), info, width=8)
+        >>> info.network, info.network_args, branched.head_prefixes
+        ('anomaly_branch', {'network': 'espnetv2', 'width': 8, 'scale': 0.5}, ('branch.',))
     """
     if isinstance(network, AnomalyBranch):
         return network
@@ -37,6 +44,13 @@ def set_statistics(network: AnomalyBranch, batches: Iterable[Tensor]) -> None:
     Args:
         network: a network in eval mode, which it is in afterwards as well.
         batches: normalised images B×3×H×W.
+
+    Examples:
+        >>> from pebal_core.networks import build_network
+        >>> network = build_network("anomaly_branch", network="espnetv2", width=8, scale=0.5).eval()
+        >>> set_statistics(network, [torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64)])
+        >>> {int(m.num_batches_tracked) for m in network.branch.modules() if isinstance(m, nn.BatchNorm2d)}
+        {2}
     """
     norms = [module for module in network.branch.modules() if isinstance(module, nn.BatchNorm2d)]
     if any(norm.num_batches_tracked for norm in norms):

@@ -35,7 +35,15 @@ class CalibrationScene(NamedTuple):
 
 
 class UnitLosses:
-    """Collects the energies of scenes by unit, and computes the losses of the units."""
+    """Collects the energies of scenes by unit, and computes the losses of the units.
+
+    Examples:
+        >>> units = UnitLosses(Request(alpha=0.01))
+        >>> units.add("town", np.array([[-12, -9], [-12, -3]], np.float32), ignore=None)
+        >>> loss = units.losses()["pixels"][0]
+        >>> units.frames, loss.at(-2), loss.at(-3)  # a quarter of the pixels, clipped to 0.05
+        (1, 0.0, 0.05)
+    """
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -90,6 +98,14 @@ def calibrate(
 
     Raises:
         PebalError: there is no scene, or there are too few units for the request.
+
+    Examples:
+        >>> detector = AnomalyDetector.load("starter", engine="torch", device="cpu")
+        >>> images = (np.full((64, 96, 3), grey, np.uint8) for grey in (90, 110))
+        >>> scenes = [CalibrationScene(f"drive {n}", image) for n, image in enumerate(images)]
+        >>> promised = calibrate(detector, scenes, Request(alpha=0.01), "drives", "two grey drives", relax=True)
+        >>> promised.units, promised.threshold == detector.info.threshold
+        (2, True)
     """
     info = detector.info
     units, kept = UnitLosses(request), []

@@ -19,7 +19,12 @@ from ..ranges import SHARE, check_ranges
 
 @dataclass(frozen=True)
 class Emphasis:
-    """Weights of pixels; by default all pixels have the same weight."""
+    """Weights of pixels; by default all pixels have the same weight.
+
+    Examples:
+        >>> Emphasis(calm=["person", "rider"], size_exponent=0.5).calm_weight
+        10.0
+    """
 
     calm: list[str] = field(default_factory=list)
     """Names of known classes, or of groups of the class list, that must not raise alarms, such as person and rider.
@@ -46,6 +51,11 @@ class PixelWeights:
 
     Raises:
         PebalError: `Emphasis.calm` names a class or group that the network does not have.
+
+    Examples:
+        >>> weights = PixelWeights(Emphasis(calm=["person"]), cityscapes_classes())
+        >>> weights.of(torch.tensor([[[0, 11, 254]]])).tolist()
+        [[[1.0, 10.0, 1.0]]]
     """
 
     def __init__(self, emphasis: Emphasis, classes: ClassList) -> None:

@@ -22,6 +22,11 @@ def load_encoder(network: SegmentationNetwork, name: str) -> None:
 
     Raises:
         PebalError: the name is unknown, the package is not installed, or the encoder has other shapes.
+
+    Examples:
+        >>> from pebal_core.networks import build_network
+        >>> network = build_network("deeplabv3plus", encoder="tu-tf_efficientnet_lite0")  # doctest: +SKIP
+        >>> load_encoder(network, "efficientnet_lite0")  # doctest: +SKIP
     """
     if name != "efficientnet_lite0":
         raise PebalError(f"There are no encoder weights '{name}'; use efficientnet_lite0, or null for none.")

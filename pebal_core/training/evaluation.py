@@ -17,7 +17,16 @@ from ..metrics.segmentation import SegmentationMetrics
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics to which the scenes of one validation epoch are added."""
+    """Metrics to which the scenes of one validation epoch are added.
+
+    Examples:
+        >>> evaluation = Evaluation.of(["road", "car"])
+        >>> labels, predicted = np.array([[0, 1, 1, OUTLIER]], np.uint8), np.array([[0, 0, 1, 1]], np.uint8)
+        >>> evaluation.add(np.array([[-9, -9, -9, -2]], np.float32), predicted, labels, "0.jpg")
+        >>> figures = evaluation.figures("hall")
+        >>> figures["val_ap"], round(figures["val_accuracy"], 3)
+        (1.0, 0.667)
+    """
 
     pooled: PooledMetrics
     labels: SegmentationMetrics

@@ -28,7 +28,7 @@ from .finetune_module import FinetuneModule
 from .run import AveragedWeights, find_checkpoint, fit, make_trainer
 from .samples import FinetuneData, anomaly_digests
 
-__all__ = ["FinetuneConfig", "describe", "finetune"]
+__all__ = ["FinetuneConfig", "finetune"]
 
 
 def finetune(config: FinetuneConfig) -> dict[str, float]:
@@ -41,6 +41,12 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
     Raises:
         PebalError: data, model or options cannot be used, which is found before training starts; or the loss becomes
             NaN during training.
+
+    Examples:
+        >>> from pebal_core.training.samples import DataConfig, SceneSource
+        >>> scenes = [SceneSource("camvid", "camvid", split) for split in ("train", "val")]
+        >>> config = FinetuneConfig("starter", DataConfig(scenes[:1], scenes[1:], "outliers/coco"))
+        >>> figures = finetune(config)  # doctest: +SKIP
     """
     pl.seed_everything(config.trainer.seed, workers=True, verbose=False)
     out = Path(config.out)
@@ -61,7 +67,7 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
     weights = PixelWeights(config.emphasis, info.classes)
     if weights.calm:
         weights.check(samples.some_labels(), f"40 samples of {samples.name}")
-    info = describe(info, config, samples.name)
+    info = _describe(info, config, samples.name)
     if learned := anomaly_digests(samples):
         info.training["anomaly_images"] = learned
     module = FinetuneModule(network, info, config)
@@ -88,7 +94,7 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
     return module.best
 
 
-def describe(info: ModelInfo, config: FinetuneConfig, data: str) -> ModelInfo:
+def _describe(info: ModelInfo, config: FinetuneConfig, data: str) -> ModelInfo:
     """The metadata of the fine-tuned model."""
     info = copy.deepcopy(info)
     options = asdict(config)

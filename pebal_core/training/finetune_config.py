@@ -13,7 +13,13 @@ from .samples import DataConfig
 
 @dataclass
 class FinetuneConfig:
-    """All options of a fine-tuning run."""
+    """All options of a fine-tuning run.
+
+    Examples:
+        >>> config = FinetuneConfig("starter", DataConfig([], [], "outliers/coco"), loss=LossConfig(penalty_floor=1.0))
+        >>> config.trainer.steps, config.data.mix, config.freeze_bn
+        (1000, 'rich_mix', True)
+    """
 
     model: str
     """Model file to start from (``pebal convert`` makes one from a third-party checkpoint)."""

@@ -39,7 +39,7 @@ HISTOGRAM_EVERY = 100
 """Number of steps between energy histograms."""
 
 
-def choose_trainable(network: SegmentationNetwork, patterns: list[str]) -> None:
+def _choose_trainable(network: SegmentationNetwork, patterns: list[str]) -> None:
     """Switch gradients on for the parameters that match a pattern, or for the head without patterns, and off elsewhere.
 
     Raises:
@@ -54,14 +54,20 @@ def choose_trainable(network: SegmentationNetwork, patterns: list[str]) -> None:
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
-    """Sum values differentiably, so that every process minimises the loss of the joined batch."""
+    """Sum values differentiably, so that every process minimises the loss of the joined batch.
+
+    Examples:
+        >>> torch.distributed.init_process_group("gloo")  # in each of 8 processes  # doctest: +SKIP
+        >>> sum_over_processes(torch.ones(2))  # doctest: +SKIP
+        tensor([8., 8.])
+    """
     from torch.distributed.nn.functional import all_reduce
 
     return all_reduce(values)  # type: ignore[no-untyped-call]
 
 
 @dataclass
-class Published:
+class _Published:
     """The network that is evaluated and kept. This is not a module, so Lightning neither trains nor stores it."""
 
     network: SegmentationNetwork
@@ -85,7 +91,7 @@ class FinetuneModule(TrainingModule):
         """Accuracy of the starting model."""
         self.forgot = ""
         """The reason why training ended early, in one sentence; empty: it did not."""
-        choose_trainable(network, config.trainable)
+        _choose_trainable(network, config.trainable)
         trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
         self.trunk_learns = not all(map(network.is_head, trained))
         answering = network
@@ -94,7 +100,7 @@ class FinetuneModule(TrainingModule):
             answering = KeptClasses(network, copy.deepcopy(network).requires_grad_(False), own_trunk)
             info.network_args = {"network": info.network, "own_trunk": own_trunk, **info.network_args}
             info.network = "kept_classes"
-        self.published = Published(answering)
+        self.published = _Published(answering)
         self.evaluation: Evaluation | None = None
         """Metrics of the validation epoch in progress. It is None otherwise, because averaging copies the module and
         the metrics' files cannot be copied."""

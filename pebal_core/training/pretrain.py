@@ -42,7 +42,12 @@ FALSE_ALARMS = 0.01
 
 @dataclass(kw_only=True)
 class PretrainConfig(RunConfig):
-    """Everything that defines one training run."""
+    """Everything that defines one training run.
+
+    Examples:
+        >>> PretrainConfig(data="data/camvid", steps=200, network={"architecture": "segformer", "encoder": "mit_b0"}).lr
+        0.0015
+    """
 
     data: str
     """Folder of the labelled images, with the splits train and val."""
@@ -109,18 +114,23 @@ def pretrain(config: PretrainConfig) -> Path:
 
     Raises:
         PebalError: the data or an option cannot be used; it is raised before training starts.
+
+    Examples:
+        >>> config = PretrainConfig(data="data/camvid", out="runs/camvid/model.safetensors", steps=200)
+        >>> pretrain(config)  # doctest: +SKIP
+        PosixPath('runs/camvid/model.safetensors')
     """
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    train, validation = (open_split(config, split) for split in ("train", "val"))
+    train, validation = (_open_split(config, split) for split in ("train", "val"))
     out = Path(config.out)
-    name, arguments = network_of(config)
+    name, arguments = _network_of(config)
     info = ModelInfo(network=name, network_args=arguments, licence=config.licence)
     info.use_classes(train.classes)
     network = build_network(name, num_outputs=info.num_outputs, **arguments)
     if config.encoder_weights is not None:
         load_encoder(network, config.encoder_weights)
     data = PretrainData(config, train, validation)
-    module = PretrainModule(network, info, config, class_weights(train, network.num_outputs, config.class_balance))
+    module = _PretrainModule(network, info, config, class_weights(train, network.num_outputs, config.class_balance))
     trainer = make_trainer(config, out.parent, [AveragedWeights(decay=config.ema_decay)])
     fit(trainer, module, data, find_checkpoint(config, out.parent))
     info.training = {
@@ -137,7 +147,7 @@ def pretrain(config: PretrainConfig) -> Path:
     return out
 
 
-def network_of(config: PretrainConfig) -> tuple[str, dict[str, Any]]:
+def _network_of(config: PretrainConfig) -> tuple[str, dict[str, Any]]:
     """Name and arguments for `build_network`.
 
     Raises:
@@ -150,7 +160,7 @@ def network_of(config: PretrainConfig) -> tuple[str, dict[str, Any]]:
     return "smp", config.network
 
 
-def open_split(config: PretrainConfig, split: str) -> SceneSet:
+def _open_split(config: PretrainConfig, split: str) -> SceneSet:
     """Open and check the images of a split; labelled anomalies become void.
 
     Raises:
@@ -170,6 +180,16 @@ def class_weights(scenes: SceneSet, num_outputs: int, exponent: float) -> Tensor
     """Loss weight per output, which is the inverse pixel frequency to a power.
 
     The mean over the pixels is 1, and a class that does not occur has weight 1.
+
+    Examples:
+        >>> import tempfile
+        >>> from pebal_core.files import write_atomically
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "0.pgm")
+        ...     write_atomically(path, b"P5 4 1 255 " + bytes([0, 0, 0, 1]))  # 3 pixels of class 0, and 1 of class 1
+        ...     scenes = SceneSet("one scene", ((path, path),), np.arange(256, dtype=np.uint8))
+        ...     class_weights(scenes, num_outputs=3, exponent=1.0)
+        tensor([0.6667, 2.0000, 1.0000])
     """
     counts = np.zeros(256, np.int64)
     for index in range(len(scenes)):
@@ -210,7 +230,7 @@ class PretrainData(TrainingData):
         return (*self.validation.load(number), str(self.validation.pairs[number][0]))
 
 
-class PretrainModule(TrainingModule):
+class _PretrainModule(TrainingModule):
     """Cross-entropy training of a network on crops of a scene set.
 
     Args:

@@ -47,7 +47,12 @@ Metric = TypeVar("Metric", PooledMetrics, SegmentationMetrics, Alarms)
 
 @dataclass(kw_only=True)
 class RunConfig:
-    """Length, hardware, logging and checkpoints of a run."""
+    """Length, hardware, logging and checkpoints of a run.
+
+    Examples:
+        >>> RunConfig(steps=5000, batch_size=4, accumulate=2).validate_every
+        250
+    """
 
     steps: int = 1000
     """Optimiser steps."""
@@ -232,7 +237,7 @@ class TrainingModule(pl.LightningModule, ABC):
                 )
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
+class _AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints atomically, and reports a full disk in one clear sentence."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
@@ -256,6 +261,13 @@ def make_trainer(run: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
 
     Raises:
         PebalError: Weights & Biases is requested but not installed.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = RunConfig(steps=5, accelerator="cpu", devices=1)
+        ...     make_trainer(run, Path(folder)).max_steps
+        5
     """
     loggers: list[Logger] = [CSVLogger(folder, "log", ""), TensorBoardLogger(folder, "log", "")]
     if run.wandb is not None:
@@ -285,7 +297,7 @@ def make_trainer(run: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
         use_distributed_sampler=False,
         callbacks=[*callbacks, checkpoints, RichProgressBar(leave=True)],
         logger=loggers,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[_AtomicCheckpointIO()],
     )
 
 
@@ -294,6 +306,10 @@ def fit(trainer: pl.Trainer, module: TrainingModule, data: TrainingData, checkpo
 
     Raises:
         PebalError: the checkpoint is damaged, was crafted, or belongs to another run.
+
+    Examples:
+        >>> run, folder = RunConfig(steps=5), Path("runs/mine")
+        >>> fit(make_trainer(run, folder), module, data, find_checkpoint(run, folder))  # doctest: +SKIP
     """
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -315,6 +331,15 @@ def find_checkpoint(run: RunConfig, folder: Path) -> str | None:
 
     Raises:
         PebalError: there is nothing to resume.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Path(folder, CHECKPOINT).touch()
+        ...     Path(find_checkpoint(RunConfig(resume=True), Path(folder))).name
+        'last.ckpt'
+        >>> find_checkpoint(RunConfig(), Path("runs/train")) is None
+        True
     """
     if not run.resume:
         return None

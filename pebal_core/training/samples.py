@@ -35,7 +35,12 @@ MEAN_COLOR = (124, 116, 104)
 
 @dataclass(frozen=True)
 class SceneSource:
-    """One set of labelled scenes."""
+    """One set of labelled scenes.
+
+    Examples:
+        >>> SceneSource("folders", "hall", classes="hall.yaml", anomalies=True).split
+        'train'
+    """
 
     layout: str
     """Name of the layout: camvid, camvid_groups, cityscapes, cityscapes_train_ids, cityscapes_flat, idd_lite,
@@ -60,7 +65,13 @@ class SceneSource:
 
 @dataclass
 class DataConfig:
-    """Scenes, outliers, and how they are mixed."""
+    """Scenes, outliers, and how they are mixed.
+
+    Examples:
+        >>> scenes, validation = (SceneSource("camvid", "camvid", split) for split in ("train", "val"))
+        >>> DataConfig([scenes], [validation], "outliers/coco", held_back=["cup"]).crop
+        [384, 512]
+    """
 
     scenes: list[SceneSource]
     validation: list[SceneSource]
@@ -137,7 +148,7 @@ class TrainingSamples:
             raise PebalError(f"data.scale must be two bounds for rich_mix; it is {config.scale}.")
         self.config, self.outliers, self.seed = config, outliers, seed
         self.roles = Roles.of(classes)
-        self.sources = [(source, open_source(source, config, classes)) for source in config.scenes]
+        self.sources = [(source, _open_source(source, config, classes)) for source in config.scenes]
         self.deck = [
             (number, index)
             for number, (source, scenes) in enumerate(self.sources)
@@ -146,7 +157,7 @@ class TrainingSamples:
         ]
         self.mixed_places = round(len(self.deck) * config.outlier_share / (1 - config.outlier_share))
         self.objects = ObjectPool(outliers) if config.mix == "rich_mix" else None
-        self.known = None if config.known is None else open_known(config.known, classes)
+        self.known = None if config.known is None else _open_known(config.known, classes)
 
     @property
     def name(self) -> str:
@@ -185,7 +196,7 @@ class TrainingSamples:
         """Make a sample as in the reference: paste, mirror, scale, and crop with padding that normalises to zero."""
         config = self.config
         stored, file = self._load(source, index)
-        scene, files = scale_to_height(stored, config.scenes[source].height), [file]
+        scene, files = _scale_to_height(stored, config.scenes[source].height), [file]
         if mixed:
             image = self.outliers.images[rng.integers(len(self.outliers))]
             files.append(str(image.image_path))
@@ -246,7 +257,7 @@ class FinetuneData(TrainingData):
         self.samples = TrainingSamples(config, outliers, run.seed, classes)
         self.validation = ValidationScenes(config, held_back, classes)
         self.far_validation = config.far_validation
-        refuse_shared(self.samples, self.validation)
+        _refuse_shared(self.samples, self.validation)
         self.draw(np.random.default_rng(0), 0)
 
     def draw(self, rng: np.random.Generator, number: int) -> Scene:
@@ -273,7 +284,7 @@ class ValidationScenes:
         self.scenes = [
             (source, scenes, index)
             for source in config.validation
-            for scenes in [open_source(source, config, classes)]
+            for scenes in [_open_source(source, config, classes)]
             for index in range(0, len(scenes), config.validation_every)
         ]
         names = ", ".join(dict.fromkeys(scenes.name for _, scenes, _ in self.scenes))
@@ -290,7 +301,7 @@ class ValidationScenes:
             far: whether to paste small outliers far away, in place of outliers as in training.
         """
         source, scenes, index = self.scenes[number]
-        scene = scale_to_height(scenes.load(index), source.height)
+        scene = _scale_to_height(scenes.load(index), source.height)
         rng = np.random.default_rng([0x7A11D, number])
         mix = self.far_mix if far else replace(self.mix, small=0.0)
         horizon = horizon_row(scene[1], self.roles)
@@ -306,7 +317,7 @@ class ValidationScenes:
         return image, labels
 
 
-def open_source(source: SceneSource, config: DataConfig, classes: ClassList) -> SceneSet:
+def _open_source(source: SceneSource, config: DataConfig, classes: ClassList) -> SceneSet:
     """Open and check the scenes of a source, and convert them to the classes of the network."""
     listed = None if source.classes is None else load_class_list(source.classes)
     scenes = open_scenes(source.layout, Path(config.root) / source.folder, source.split, listed)
@@ -319,7 +330,7 @@ def open_source(source: SceneSource, config: DataConfig, classes: ClassList) -> 
     return replace(scenes, id_table=np.where(labelled, LABELLED_OUTLIER if source.anomalies else VOID, scenes.id_table))
 
 
-def refuse_shared(training: TrainingSamples, validation: ValidationScenes) -> None:
+def _refuse_shared(training: TrainingSamples, validation: ValidationScenes) -> None:
     """Refuse an image that is used for both training and validation.
 
     Raises:
@@ -336,12 +347,23 @@ def refuse_shared(training: TrainingSamples, validation: ValidationScenes) -> No
 
 
 def anomaly_digests(samples: TrainingSamples) -> list[str]:
-    """The first 16 digits of the SHA-256 of each image whose labelled anomalies are learned, sorted."""
+    """The first 16 digits of the SHA-256 of each image whose labelled anomalies are learned, sorted.
+
+    Examples:
+        >>> import tempfile
+        >>> from types import SimpleNamespace
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "0.jpg")
+        ...     path.touch()
+        ...     scenes = SceneSet("hall", ((path, path),), np.arange(256, dtype=np.uint8))
+        ...     anomaly_digests(SimpleNamespace(sources=[(SceneSource("folders", "hall", anomalies=True), scenes)]))
+        ['e3b0c44298fc1c14']
+    """
     images = {image for source, scenes in samples.sources if source.anomalies for image, _ in scenes.pairs}
     return sorted(file_sha256(image)[:16] for image in images)
 
 
-def open_known(folder: str, classes: ClassList) -> ObjectPool:
+def _open_known(folder: str, classes: ClassList) -> ObjectPool:
     """Open prepared people and vehicles, with their labels.
 
     Raises:
@@ -362,7 +384,7 @@ def open_known(folder: str, classes: ClassList) -> ObjectPool:
     return ObjectPool(known, labels={category: classes.names.index(category) for category in categories})
 
 
-def scale_to_height(scene: Scene, height: int | None) -> Scene:
+def _scale_to_height(scene: Scene, height: int | None) -> Scene:
     """Scale a scene to a height in pixels and keep the aspect ratio; None leaves the scene unchanged."""
     return scene if height is None else scale_scene(*scene, height / scene[1].shape[0])
 
@@ -372,6 +394,18 @@ def open_outliers(config: DataConfig) -> tuple[OutlierSet, OutlierSet]:
 
     Raises:
         PebalError: the folder was not prepared, or one of the two sets is empty.
+
+    Examples:
+        >>> import json, tempfile
+        >>> from pebal_core.files import write_atomically
+        >>> image = {"file": "0.jpg", "instances": [{"number": 1, "category": "dog", "box": [4, 4, 90, 60]}]}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     index = json.dumps({"split": "val2017", "rule": "images", "image_folder": folder, "images": [image]})
+        ...     for file, content in (("outliers.json", index), ("0.jpg", ""), ("masks/0.png", "")):
+        ...         write_atomically(Path(folder, file), content.encode())
+        ...     train, validation = open_outliers(DataConfig([], [], folder))
+        >>> train.name, train == validation
+        ('COCO val2017 by images', True)
     """
     outliers = OutlierSet.open(config.outliers)
     train, held = outliers.hold_back(config.held_back) if config.held_back else (outliers, outliers)

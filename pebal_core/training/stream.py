@@ -29,6 +29,13 @@ class SampleStream(IterableDataset[Sample]):
         start, stop: sample numbers; ``start`` > 0 resumes a stream.
         batch_size: samples per batch and rank; batches are dealt to ranks and workers in turn.
         rank, world_size: number of this process, and number of all processes.
+
+    Examples:
+        >>> def numbered(rng, number):
+        ...     return np.full((2, 2, 3), number, np.uint8), np.zeros((2, 2), np.uint8)
+        >>> stream = SampleStream(numbered, seed=1, start=0, stop=8, batch_size=2, rank=1, world_size=2)
+        >>> [int(image[0, 0, 0]) for image, target in stream]
+        [2, 3, 6, 7]
     """
 
     def __init__(
@@ -57,7 +64,15 @@ class SampleStream(IterableDataset[Sample]):
 
 
 def stream_loader(stream: SampleStream, workers: int) -> DataLoader[Sample]:
-    """Load the batches of a stream in numbered order, prepared in ``workers`` background processes."""
+    """Load the batches of a stream in numbered order, prepared in ``workers`` background processes.
+
+    Examples:
+        >>> def numbered(rng, number):
+        ...     return np.full((2, 2, 3), number, np.uint8), np.zeros((2, 2), np.uint8)
+        >>> loader = stream_loader(SampleStream(numbered, seed=1, start=0, stop=4, batch_size=2), workers=0)
+        >>> [images[:, 0, 0, 0].tolist() for images, targets in loader]
+        [[0, 1], [2, 3]]
+    """
     return DataLoader(
         stream,
         batch_size=stream.batch_size,
@@ -76,6 +91,11 @@ class NumberedScenes(Dataset[Any]):
     Args:
         load: function that loads the scene with a number.
         numbers: numbers of the scenes of this process.
+
+    Examples:
+        >>> scenes = NumberedScenes("scene {}".format, range(1, 6, 2))
+        >>> len(scenes), scenes[1]
+        (3, 'scene 3')
     """
 
     def __init__(self, load: Callable[[int], Any], numbers: range) -> None:
@@ -91,8 +111,9 @@ class NumberedScenes(Dataset[Any]):
 def shuffled_index(seed: int, number: int, length: int) -> int:
     """Index of the scene for a sample number, by a new permutation of the whole set in every pass.
 
-    >>> sorted(shuffled_index(seed=0, number=n, length=4) for n in range(4, 8))
-    [0, 1, 2, 3]
+    Examples:
+        >>> sorted(shuffled_index(seed=0, number=n, length=4) for n in range(4, 8))
+        [0, 1, 2, 3]
     """
     epoch, position = divmod(number, length)
     return int(np.random.default_rng([seed, 0x5CE7E, epoch]).permutation(length)[position])
