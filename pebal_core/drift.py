@@ -152,6 +152,17 @@ class DriftMonitor:
 
     Raises:
         PebalError: the model has no profile, or the profile is damaged.
+
+    Examples:
+        >>> seen = [features(np.full((64, 64, 3), grey, np.uint8)) for grey in (90, 110)]
+        >>> profile = make_profile({"block 1": [0.0, 0.01]}, seen, bound=0.05)
+        >>> monitor = DriftMonitor(ModelInfo("deeplabv3plus", threshold=-4.0, profile=profile.as_dict()))
+        >>> energy, night = np.full((60, 80), -10, np.float32), np.zeros((64, 64, 3), np.uint8)
+        >>> states = [monitor.update(energy, night) for _ in range(50)]
+        >>> states[0].text
+        'The guarantee holds.'
+        >>> states[-1].text
+        'The guarantee no longer holds: the images are darker than those of the calibration, as at night.'
     """
 
     def __init__(self, info: ModelInfo, level: float = LEVEL) -> None:

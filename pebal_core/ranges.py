@@ -32,6 +32,15 @@ def check_ranges(config: Any, lengths: dict[str, int] | None = None, **ranges: R
 
     Raises:
         PebalError: a value is out of range; the message names field, range and value.
+
+    Examples:
+        >>> @dataclass
+        ... class Options:
+        ...     steps: int
+        >>> check_ranges(Options(steps=0), steps=COUNT)
+        Traceback (most recent call last):
+            ...
+        pebal_core.errors.PebalError: steps must lie between 1 and 1e+09; it is 0.
     """
     for name, (low, high) in ranges.items():
         value = getattr(config, name)
@@ -48,8 +57,9 @@ def check_ranges(config: Any, lengths: dict[str, int] | None = None, **ranges: R
 class Whole:
     """Type of an option that takes an integer within bounds, for `ArgumentParser.add_argument`.
 
-    >>> Whole(1, 10)("7")
-    7
+    Examples:
+        >>> Whole(1, 10)("7")
+        7
     """
 
     low: int
@@ -64,7 +74,12 @@ class Whole:
 
 @dataclass(frozen=True)
 class Number:
-    """Type of an option that takes a number within bounds."""
+    """Type of an option that takes a number within bounds.
+
+    Examples:
+        >>> Number(0, 1)("0.25")
+        0.25
+    """
 
     low: float
     high: float

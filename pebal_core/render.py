@@ -20,8 +20,9 @@ CONFIRMED_COLOR, CANDIDATE_COLOR = (0, 255, 255), (160, 160, 160)
 def score_map(energy: np.ndarray, low: float, high: float) -> np.ndarray:
     """Map energies H×W in nats linearly to H×W uint8, with ``low`` and below as 0 and ``high`` and above as 255.
 
-    >>> score_map(np.array([[-20.0, -12.0, 0.0]]), -15.0, 0.0).tolist()
-    [[0, 51, 255]]
+    Examples:
+        >>> score_map(np.array([[-20.0, -12.0, 0.0]]), -15.0, 0.0).tolist()
+        [[0, 51, 255]]
     """
     return cv2.convertScaleAbs(np.clip(energy, low, high) - low, alpha=255 / (high - low))
 
@@ -31,6 +32,11 @@ def overlay(image: np.ndarray, score: np.ndarray, alpha: float = 0.8) -> np.ndar
 
     The opacity of the heat map rises with the score, up to ``alpha``. Where nothing is anomalous, the image is
     unchanged.
+
+    Examples:
+        >>> grey = np.full((1, 2, 3), 100, np.uint8)
+        >>> overlay(grey, np.array([[0, 255]], np.uint8)).tolist()  # the second pixel is anomalous
+        [[[100, 100, 100], [224, 224, 224]]]
     """
     opacity = cv2.LUT(score, _opacity(alpha))[..., None].astype(np.uint16)
     heat = cv2.applyColorMap(score, cv2.COLORMAP_HOT)[..., ::-1]
@@ -38,7 +44,17 @@ def overlay(image: np.ndarray, score: np.ndarray, alpha: float = 0.8) -> np.ndar
 
 
 def draw_objects(picture: np.ndarray, objects: Sequence[RoadObject]) -> np.ndarray:
-    """Draw the outlines of all objects, and number and distance of the confirmed ones, into an image H×W×3 RGB."""
+    """Draw the outlines of all objects, and number and distance of the confirmed ones, into an image H×W×3 RGB.
+
+    Examples:
+        >>> from pebal_core.objects import ObjectRules, find_objects
+        >>> energy, road = np.full((60, 80), -10, np.float32), np.zeros((60, 80), np.uint8)
+        >>> energy[30:45, 20:40] = -2
+        >>> objects = find_objects(energy, road, ObjectRules(threshold=-4, grow=-5)).objects
+        >>> picture = draw_objects(np.zeros((60, 80, 3), np.uint8), objects)
+        >>> picture[30, 20].tolist()  # on the outline of an object that is not confirmed yet
+        [160, 160, 160]
+    """
     picture = np.ascontiguousarray(picture)
     thickness = max(1, round(picture.shape[1] / 640))
     size = max(0.4, picture.shape[1] / 1600)
@@ -59,7 +75,12 @@ def _opacity(alpha: float) -> np.ndarray:
 
 
 def label_colors(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
-    """Map labels H×W uint8 to colours H×W×3 uint8 RGB; ids outside the palette are black."""
+    """Map labels H×W uint8 to colours H×W×3 uint8 RGB; ids outside the palette are black.
+
+    Examples:
+        >>> label_colors(np.array([[0, 1, 255]], np.uint8), [[128, 64, 128], [244, 35, 232]]).tolist()
+        [[[128, 64, 128], [244, 35, 232], [0, 0, 0]]]
+    """
     table = np.zeros((256, 3), np.uint8)
     table[: len(palette)] = palette
     return table[labels]
@@ -75,6 +96,16 @@ class VideoWriter:
 
     Raises:
         PebalError: the file cannot be written, or a frame differs in size from the first.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     video = VideoWriter(Path(folder) / "grey.mp4", rate=10)
+        ...     for _ in range(5):
+        ...         video.write(np.full((48, 64, 3), 128, np.uint8))
+        ...     video.close()
+        ...     cv2.VideoCapture(str(video.path)).get(cv2.CAP_PROP_FRAME_COUNT)
+        5.0
     """
 
     def __init__(self, path: Path, rate: float, codec: str = "mp4v") -> None:

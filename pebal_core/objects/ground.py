@@ -109,6 +109,10 @@ class Mounting:
 
     Raises:
         PebalError: the height is not positive, an angle is 90° or more, or another value is out of range.
+
+    Examples:
+        >>> Mounting(height=1.5, pitch=30).rotation[:, 2].round(3).tolist()  # viewing direction in the ground frame
+        [0.866, 0.0, -0.5]
     """
 
     height: float

@@ -21,6 +21,16 @@ class Locator:
     Args:
         ground: the ground as the camera sees it.
         scale: (x, y) factors from pixels of the image to pixels of the calibration.
+
+    Examples:
+        >>> from pebal_core.objects import CameraModel, Mounting, ObjectRules, find_objects
+        >>> energy, road = np.full((60, 80), -10, np.float32), np.zeros((60, 80), np.uint8)
+        >>> energy[30:45, 20:40] = -2
+        >>> objects = find_objects(energy, road, ObjectRules(threshold=-4, grow=-5)).objects
+        >>> camera = CameraModel(80, 60, np.array([[80, 0, 40], [0, 80, 20], [0, 0, 1.0]]), np.zeros(5))
+        >>> locator = Locator(GroundPlane.from_mounting(camera, Mounting(height=1.5)))
+        >>> [round(found.distance, 2) for found in locator.locate(objects)]
+        [5.04]
     """
 
     ground: GroundPlane

@@ -22,6 +22,12 @@ class TrackRules:
 
     Raises:
         PebalError: a setting is out of range, or `confirm_hits` exceeds `confirm_window`.
+
+    Examples:
+        >>> TrackRules(confirm_hits=6, confirm_window=5)
+        Traceback (most recent call last):
+            ...
+        pebal_core.errors.PebalError: confirm_hits (6) must lie between 1 and confirm_window (5).
     """
 
     confirm_hits: int = 3
