@@ -46,12 +46,22 @@ class Message:
 
 
 def message(type_name: str, **fields: Any) -> Message:
-    """Make a message from its type and its fields."""
+    """Make a message from its type and its fields.
+
+    Examples:
+        >>> message("std_msgs/msg/Float32", data=0.5)
+        Message(type='std_msgs/msg/Float32', fields={'data': 0.5})
+    """
     return Message(type_name, fields)
 
 
 def header(stamp_ns: int, frame_id: str) -> Message:
-    """Make a std_msgs/Header from a stamp in nanoseconds."""
+    """Make a std_msgs/Header from a stamp in nanoseconds.
+
+    Examples:
+        >>> header(1_500_000_000, "camera").fields["stamp"].fields
+        {'sec': 1, 'nanosec': 500000000}
+    """
     sec, nanosec = divmod(stamp_ns, 1_000_000_000)
     stamp = message("builtin_interfaces/msg/Time", sec=sec, nanosec=nanosec)
     return message("std_msgs/msg/Header", stamp=stamp, frame_id=frame_id)
@@ -64,6 +74,11 @@ def image(pixels: np.ndarray, encoding: str, header: Message) -> Message:
         pixels: H×W or H×W×C.
         encoding: encoding that matches the dtype and channels of `pixels`.
         header: header of the camera image.
+
+    Examples:
+        >>> made = image(np.zeros((2, 3, 3), np.uint8), "rgb8", header(0, "camera"))
+        >>> made.fields["height"], made.fields["width"], made.fields["step"], len(made.fields["data"])
+        (2, 3, 9, 18)
     """
     height, width = pixels.shape[:2]
     return message(
@@ -85,6 +100,11 @@ def compressed(pixels: np.ndarray, codec: str, header: Message) -> Message:
         pixels: H×W or H×W×3 RGB, uint8.
         codec: "png" (lossless) or "jpeg".
         header: header of the camera image.
+
+    Examples:
+        >>> made = compressed(np.zeros((2, 3), np.uint8), "png", header(0, "camera"))
+        >>> made.fields["format"], bytes(made.fields["data"][1:4])
+        ('mono8; png compressed ', b'PNG')
     """
     color = pixels.ndim == 3
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if codec == "jpeg" else [cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL]
@@ -96,7 +116,15 @@ def compressed(pixels: np.ndarray, codec: str, header: Message) -> Message:
 
 
 def copy_of_image(original: Any, header: Message) -> Message:
-    """Copy a raw or compressed image message of a recording, with another header."""
+    """Copy a raw or compressed image message of a recording, with another header.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> original = compressed(np.zeros((2, 3), np.uint8), "png", header(0, "camera"))
+        >>> recorded = SimpleNamespace(**original.fields)
+        >>> copy_of_image(recorded, header(0, "front")).fields["header"].fields["frame_id"]
+        'front'
+    """
     fields = {"header": header, "data": memoryview(original.data).cast("B")}
     if hasattr(original, "encoding"):
         names = ("height", "width", "encoding", "is_bigendian", "step")
@@ -105,7 +133,12 @@ def copy_of_image(original: Any, header: Message) -> Message:
 
 
 def number(value: float) -> Message:
-    """Make a std_msgs/Float32, which has no header; its time is the recording time."""
+    """Make a std_msgs/Float32, which has no header; its time is the recording time.
+
+    Examples:
+        >>> number(0.1).fields  # the nearest number in single precision
+        {'data': 0.10000000149011612}
+    """
     return message("std_msgs/msg/Float32", data=float(np.float32(value)))
 
 
@@ -113,6 +146,14 @@ def detections(sighting: Sighting, header: Message) -> Message:
     """Make a vision_msgs/Detection2DArray of the confirmed objects.
 
     The pose of an object, if it is known, is its contact point in the frame of the header, with the covariance.
+
+    Examples:
+        >>> foot = np.array([[20, 44], [39, 44]])
+        >>> found = RoadObject((20, 30, 20, 15), 300, -2.0, -1.0, 0, (30, 44), foot, foot, np.ones((15, 20)), 1, True)
+        >>> sighting = Sighting([found], [0.9], ["anomaly"], None, "base_footprint")
+        >>> [one] = detections(sighting, header(0, "camera")).fields["detections"]
+        >>> one.fields["id"], one.fields["bbox"].fields["size_x"]
+        ('1', 20.0)
     """
     found_ones = []
     for found, score, name in zip(sighting.objects, sighting.scores, sighting.names):
@@ -121,7 +162,7 @@ def detections(sighting: Sighting, header: Message) -> Message:
         x, y, width, height = found.box
         result = {"hypothesis": message("vision_msgs/msg/ObjectHypothesis", class_id=name, score=float(score))}
         if sighting.locator is not None and found.position is not None:
-            position, covariance = in_camera(found, sighting.locator)
+            position, covariance = _in_camera(found, sighting.locator)
             full = np.zeros((6, 6))
             full[:3, :3] = covariance
             pose = message("geometry_msgs/msg/Pose", position=_point(*position))
@@ -142,7 +183,7 @@ def detections(sighting: Sighting, header: Message) -> Message:
     return message(DETECTIONS, header=header, detections=found_ones)
 
 
-def in_camera(found: RoadObject, locator: Locator) -> tuple[list[float], np.ndarray]:
+def _in_camera(found: RoadObject, locator: Locator) -> tuple[list[float], np.ndarray]:
     """Contact point of a located object in the camera's optical frame in metres, and its 3×3 covariance."""
     assert found.position is not None and found.covariance is not None
     rotation, origin = locator.ground.rotation, locator.ground.origin
@@ -158,6 +199,17 @@ def obstacles(sighting: Sighting, header: Message) -> Message:
     """Make a sensor_msgs/PointCloud2 of points along the foot of every confirmed object, in the ground frame.
 
     The cloud is one row of points with the fields x, y, z (in metres), score (0 to 1) and id.
+
+    Examples:
+        >>> from pebal_core.objects import CameraModel, GroundPlane, Mounting
+        >>> camera = CameraModel(80, 60, np.array([[80, 0, 40], [0, 80, 20], [0, 0, 1.0]]), np.zeros(5))
+        >>> locator = Locator(GroundPlane.from_mounting(camera, Mounting(height=1.5)))
+        >>> foot = np.array([[20, 44], [39, 44]])
+        >>> found = RoadObject((20, 30, 20, 15), 300, -2.0, -1.0, 0, (30, 44), foot, foot, np.ones((15, 20)), 1, True)
+        >>> cloud = obstacles(Sighting([found], [0.9], ["anomaly"], locator, "base_footprint"), header(0, "camera"))
+        >>> points = np.frombuffer(cloud.fields["data"], POINT)
+        >>> points["x"].round(2).tolist(), points["id"].tolist()
+        ([5.0, 5.0], [1, 1])
     """
     parts = []
     for found, score in sighting.confirmed:
@@ -195,6 +247,17 @@ def markers(sighting: Sighting, header: Message) -> Message:
     """Make a visualization_msgs/MarkerArray of all confirmed objects, in the ground frame.
 
     Each object gets a line along its foot and a text with its number and distance.
+
+    Examples:
+        >>> from pebal_core.objects import CameraModel, GroundPlane, Mounting
+        >>> camera = CameraModel(80, 60, np.array([[80, 0, 40], [0, 80, 20], [0, 0, 1.0]]), np.zeros(5))
+        >>> locator = Locator(GroundPlane.from_mounting(camera, Mounting(height=1.5)))
+        >>> foot = np.array([[20, 44], [39, 44]])
+        >>> found = RoadObject((20, 30, 20, 15), 300, -2.0, -1.0, 0, (30, 44), foot, foot, np.ones((15, 20)), 1, True)
+        >>> sighting = Sighting(locator.locate([found]), [0.9], ["anomaly"], locator, "base_footprint")
+        >>> _, line, text = markers(sighting, header(0, "camera")).fields["markers"]
+        >>> len(line.fields["points"]), text.fields["text"]
+        (2, '1: 5.0 m')
     """
     header = _on_ground(sighting, header)
     array = [message("visualization_msgs/msg/Marker", header=header, ns=MARKER_NAMESPACE, action=DELETEALL)]

@@ -55,6 +55,18 @@ class ObjectReader:
 
     Raises:
         PebalError: an option cannot be used.
+
+    Examples:
+        >>> import tempfile
+        >>> import cv2
+        >>> energy, road = np.full((60, 80), -10, np.float32), np.zeros((60, 80), np.uint8)
+        >>> energy[30:45, 20:40] = -2
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = cv2.imwrite(f"{folder}/1.png", np.zeros((60, 80, 3), np.uint8))
+        ...     source = FrameSource(folder)
+        ...     read = ObjectReader(ObjectOptions(threshold=-4.0), ModelInfo("deeplabv3plus"), source)
+        ...     [read(frame, Result(road, energy)).sighting.objects[0].box for frame in source]
+        [(20, 30, 20, 15)]
     """
 
     def __init__(self, options: ObjectOptions, info: ModelInfo, source: FrameSource) -> None:

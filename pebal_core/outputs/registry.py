@@ -25,6 +25,14 @@ class Products:
         settings: settings of the images.
         palette: RGB per class.
         sight: function that finds the objects; it is called at most once, and never without a threshold.
+
+    Examples:
+        >>> result = Result(np.zeros((1, 2), np.uint8), np.array([[-10, -2]], np.float32))
+        >>> settings = PictureSettings(threshold=-4.0, score_min=-12.0, score_max=0.0, overlay_alpha=0.8)
+        >>> image, nothing = np.zeros((1, 2, 3), np.uint8), Sighting([], [], [], None, "base_footprint")
+        >>> products = Products(image, result, settings, [[128, 64, 128]], lambda: nothing)
+        >>> products.score.tolist(), products.mask.tolist()
+        ([[42, 212]], [[0, 255]])
     """
 
     def __init__(
@@ -127,7 +135,16 @@ threshold, and the number of confirmed objects."""
 
 
 def encode(key: str, products: Products, header: Message) -> Message:
-    """Make the message of an output ``NAME``, of its compressed form ``NAME/compressed``, or of a series."""
+    """Make the message of an output ``NAME``, of its compressed form ``NAME/compressed``, or of a series.
+
+    Examples:
+        >>> result = Result(np.zeros((1, 2), np.uint8), np.array([[-10, -2]], np.float32))
+        >>> settings = PictureSettings(threshold=-4.0, score_min=-12.0, score_max=0.0, overlay_alpha=0.8)
+        >>> image, nothing = np.zeros((1, 2, 3), np.uint8), Sighting([], [], [], None, "base_footprint")
+        >>> products = Products(image, result, settings, [[128, 64, 128]], lambda: nothing)
+        >>> encode("peak_energy", products, messages.header(0, "camera")).fields
+        {'data': -2.0}
+    """
     name, _, twin = key.partition("/")
     output = OUTPUTS[name] if name in OUTPUTS else SERIES[name]
     make = output.compress if twin else output.encode

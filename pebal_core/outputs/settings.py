@@ -11,7 +11,12 @@ OVERLAY_ALPHA = 0.8
 
 @dataclass(frozen=True)
 class PictureSettings:
-    """Settings of the images, after the defaults of the model file are applied."""
+    """Settings of the images, after the defaults of the model file are applied.
+
+    Examples:
+        >>> PictureSettings.of_model(ModelInfo("deeplabv3plus", threshold=-4.0, energy_range=[-12.0, 0.0]))
+        PictureSettings(threshold=-4.0, score_min=-12.0, score_max=0.0, overlay_alpha=0.8)
+    """
 
     threshold: float | None
     """Alarm threshold in nats; None if there is none, so that there are neither mask nor objects."""

@@ -24,6 +24,11 @@ class ClassMap:
 
         default: HAZARD
         person: PEDESTRIAN
+
+    Examples:
+        >>> class_map = ClassMap({"person": "PEDESTRIAN"}, default="HAZARD")
+        >>> class_map("person"), class_map("car")
+        ('PEDESTRIAN', 'HAZARD')
     """
 
     def __init__(self, names: dict[str, str], default: str) -> None:
