@@ -36,11 +36,18 @@ class BagWriter:
 
     If an exception ends the block, the messages written so far are kept, unless the writing itself failed.
 
-    with BagWriter(Path("result.mcap")) as bag:
-        bag.write("/front/labels", message, log_ns)
-
     Raises:
         PebalError: the suffix is not .mcap, rosbags is not installed, or the file cannot be written.
+
+    Examples:
+        >>> import tempfile
+        >>> from pebal_core.footage.bags import open_reader
+        >>> from pebal_core.outputs.messages import number
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with BagWriter(Path(folder) / "result.mcap") as bag:
+        ...         bag.write("/front/peak_energy", number(-2.5), log_ns=1_000_000_000)
+        ...     [(one.topic, one.msgcount) for one in open_reader(bag.path).connections]
+        [('/front/peak_energy', 1)]
     """
 
     def __init__(self, path: Path) -> None:
@@ -84,7 +91,7 @@ class BagWriter:
             PebalError: the disk is full.
         """
         self.add_topic(topic, message.type)
-        data = serialize(message)
+        data = _serialize(message)
         try:
             self._writer.write(self._connections[topic], log_ns, data)
         except BaseException as error:  # including a KeyboardInterrupt, which may leave half a message
@@ -114,14 +121,20 @@ class BagWriter:
         )
 
 
-def serialize(message: Message) -> memoryview:
+def _serialize(message: Message) -> memoryview:
     """Serialize a message as the middleware does (CDR, little-endian)."""
     return typestore().serialize_cdr(_filled(message.type, message), message.type)
 
 
 @functools.cache
 def typestore() -> Any:
-    """The message types of rosbags and of `VISION_MSGS`."""
+    """The message types of rosbags and of `VISION_MSGS`.
+
+    Examples:
+        >>> point = typestore().types["vision_msgs/msg/Point2D"](x=1.0, y=2.0)
+        >>> len(typestore().serialize_cdr(point, "vision_msgs/msg/Point2D"))  # a header of 4 bytes and two numbers
+        20
+    """
     from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
     store = get_typestore(Stores.ROS2_JAZZY)

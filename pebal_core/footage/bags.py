@@ -38,7 +38,17 @@ logger = logging.getLogger(__name__)
 
 
 def is_recording(path: Path) -> bool:
-    """Whether a path is a bag; files are recognised by their suffix, folders by their content."""
+    """Whether a path is a bag; files are recognised by their suffix, folders by their content.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     drive, video = Path(folder) / "drive.mcap", Path(folder) / "drive.mp4"
+        ...     drive.touch()
+        ...     video.touch()
+        ...     is_recording(drive), is_recording(video)
+        (True, False)
+    """
     if path.is_dir():
         return (path / METADATA).is_file() or any(_storage_files(path))
     return path.is_file() and path.suffix.lower() in SUFFIXES
@@ -62,13 +72,24 @@ class BagImages:
 
     Raises:
         PebalError: the recording is damaged, unfinished or empty, or has no such image topic.
+
+    Examples:
+        >>> import tempfile
+        >>> from pebal_core.footage.bag_writer import BagWriter
+        >>> from pebal_core.outputs.messages import header, image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with BagWriter(Path(folder) / "drive.mcap") as bag:
+        ...         bag.write("/front/image_raw", image(np.zeros((48, 64, 3), np.uint8), "rgb8", header(7, "front")), 7)
+        ...     images = BagImages(bag.path)
+        ...     images.prefix, [pixels.shape for _, (_, _, pixels) in images]
+        ('/front/', [(48, 64, 3)])
     """
 
     def __init__(self, path: Path, topic: str = "") -> None:
         self.path = path
         self.skipped = 0
         with self._open() as reader:
-            self.topic = choose_topic(reader.connections, topic, path)
+            self.topic = _choose_topic(reader.connections, topic, path)
             self.count = sum(one.msgcount for one in _on(reader, self.topic, IMAGES))
             if not self.count:
                 raise PebalError(f"The topic {self.topic} of the recording {path} holds no image.")
@@ -187,6 +208,18 @@ def open_reader(path: Path) -> Reader1 | Reader2:
 
     Raises:
         PebalError: rosbags is not installed, or the recording cannot be read; the message names the remedy.
+
+    Examples:
+        >>> import tempfile
+        >>> from pebal_core.footage.bag_writer import BagWriter
+        >>> from pebal_core.outputs.messages import number
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with BagWriter(Path(folder) / "drive.mcap") as bag:
+        ...         bag.write("/speed", number(9.5), log_ns=1_000_000_000)
+        ...     reader = open_reader(bag.path)
+        ...     [one.topic for one in reader.connections]
+        ...     reader.close()
+        ['/speed']
     """
     try:
         from rosbags.rosbag1 import Reader as Reader1
@@ -213,7 +246,7 @@ def open_reader(path: Path) -> Reader1 | Reader2:
     return reader
 
 
-def choose_topic(connections: Sequence[Connection], asked: str, path: Path) -> str:
+def _choose_topic(connections: Sequence[Connection], asked: str, path: Path) -> str:
     """Find the image topic by name or type, or the only one.
 
     Args:

@@ -21,7 +21,7 @@ RgbImage: TypeAlias = np.ndarray
 
 
 @dataclass(frozen=True)
-class Encoding:
+class _Encoding:
     """Memory layout of an encoding and its conversion to RGB."""
 
     channels: int
@@ -39,32 +39,32 @@ def _with(code: int) -> Callable[[np.ndarray], RgbImage]:
     return lambda pixels: cv2.cvtColor(pixels, code)
 
 
-_UYVY = Encoding(2, _with(cv2.COLOR_YUV2RGB_UYVY), even_width=True)
-_YUYV = Encoding(2, _with(cv2.COLOR_YUV2RGB_YUY2), even_width=True)
+_UYVY = _Encoding(2, _with(cv2.COLOR_YUV2RGB_UYVY), even_width=True)
+_YUYV = _Encoding(2, _with(cv2.COLOR_YUV2RGB_YUY2), even_width=True)
 
-_PLAIN: dict[str, Encoding] = {
-    "rgb": Encoding(3, lambda pixels: pixels),
-    "bgr": Encoding(3, _with(cv2.COLOR_BGR2RGB)),
-    "rgba": Encoding(4, _with(cv2.COLOR_RGBA2RGB)),
-    "bgra": Encoding(4, _with(cv2.COLOR_BGRA2RGB)),
-    "mono": Encoding(1, _with(cv2.COLOR_GRAY2RGB)),
+_PLAIN: dict[str, _Encoding] = {
+    "rgb": _Encoding(3, lambda pixels: pixels),
+    "bgr": _Encoding(3, _with(cv2.COLOR_BGR2RGB)),
+    "rgba": _Encoding(4, _with(cv2.COLOR_RGBA2RGB)),
+    "bgra": _Encoding(4, _with(cv2.COLOR_BGRA2RGB)),
+    "mono": _Encoding(1, _with(cv2.COLOR_GRAY2RGB)),
     # ROS names a Bayer pattern after its first four pixels, OpenCV after the second and third pixel of the second row.
-    "bayer_rggb": Encoding(1, _with(cv2.COLOR_BayerBG2RGB)),
-    "bayer_bggr": Encoding(1, _with(cv2.COLOR_BayerRG2RGB)),
-    "bayer_gbrg": Encoding(1, _with(cv2.COLOR_BayerGR2RGB)),
-    "bayer_grbg": Encoding(1, _with(cv2.COLOR_BayerGB2RGB)),
+    "bayer_rggb": _Encoding(1, _with(cv2.COLOR_BayerBG2RGB)),
+    "bayer_bggr": _Encoding(1, _with(cv2.COLOR_BayerRG2RGB)),
+    "bayer_gbrg": _Encoding(1, _with(cv2.COLOR_BayerGR2RGB)),
+    "bayer_grbg": _Encoding(1, _with(cv2.COLOR_BayerGB2RGB)),
 }
 """Encodings that exist with 8 and with 16 bits."""
 
-ENCODINGS: dict[str, Encoding] = {
+ENCODINGS: dict[str, _Encoding] = {
     **{f"{name}8": encoding for name, encoding in _PLAIN.items()},
-    **{f"{name}16": Encoding(form.channels, form.convert, np.uint16) for name, form in _PLAIN.items()},
+    **{f"{name}16": _Encoding(form.channels, form.convert, np.uint16) for name, form in _PLAIN.items()},
     "yuv422": _UYVY,
     "uyvy": _UYVY,
     "yuv422_yuy2": _YUYV,
     "yuyv": _YUYV,
-    "nv12": Encoding(1, _with(cv2.COLOR_YUV2RGB_NV12), half_planes=1, even_width=True, even_height=True),
-    "nv21": Encoding(1, _with(cv2.COLOR_YUV2RGB_NV21), half_planes=1, even_width=True, even_height=True),
+    "nv12": _Encoding(1, _with(cv2.COLOR_YUV2RGB_NV12), half_planes=1, even_width=True, even_height=True),
+    "nv21": _Encoding(1, _with(cv2.COLOR_YUV2RGB_NV21), half_planes=1, even_width=True, even_height=True),
 }
 
 
@@ -73,6 +73,12 @@ def decode(message: Any) -> RgbImage:
 
     Raises:
         PebalError: the message is malformed.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> content = cv2.imencode(".png", np.full((1, 1, 3), (255, 0, 0), np.uint8))[1].tobytes()  # OpenCV takes BGR
+        >>> decode(SimpleNamespace(format="png", data=content)).tolist()
+        [[[0, 0, 255]]]
     """
     return to_rgb(message) if hasattr(message, "encoding") else from_compressed(message)
 
@@ -82,6 +88,13 @@ def to_rgb(message: Any) -> RgbImage:
 
     Raises:
         PebalError: the size is zero, the encoding is unknown, or the step or data length does not match the size.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> pixels = bytes([255, 0, 0, 0, 0, 255])
+        >>> message = SimpleNamespace(height=1, width=2, encoding="bgr8", is_bigendian=0, step=6, data=pixels)
+        >>> to_rgb(message).tolist()
+        [[[0, 0, 255], [255, 0, 0]]]
     """
     height, width, step = message.height, message.width, message.step
     if height == 0 or width == 0:
@@ -119,6 +132,13 @@ def from_compressed(message: Any) -> RgbImage:
 
     Raises:
         PebalError: the data are no image or truncated; decoders alone would silently fill the missing part with grey.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> from_compressed(SimpleNamespace(format="jpeg", data=b"text"))
+        Traceback (most recent call last):
+            ...
+        pebal_core.errors.PebalError: 4 bytes of format 'jpeg' are neither a JPEG nor a PNG image.
     """
     data = memoryview(message.data)
     if bytes(data[:2]) != b"\xff\xd8" and bytes(data[:4]) != b"\x89PNG":

@@ -68,6 +68,14 @@ class FrameSource:
         PebalError: the source is missing, unreadable or empty, or the recording has no such topic; during iteration, an
             image cannot be read.
         CutShortError: the source ends early; it is raised after the last readable frame.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for number in range(2):
+        ...         _ = cv2.imwrite(f"{folder}/{number}.png", np.zeros((48, 64, 3), np.uint8))
+        ...     [(frame.name, frame.seconds, frame.image.shape) for frame in FrameSource(folder)]
+        [('0', 0.0, (48, 64, 3)), ('1', 0.1, (48, 64, 3))]
     """
 
     rate: float
