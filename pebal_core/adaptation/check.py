@@ -101,6 +101,19 @@ def energies(
         base: labels (H×W) that the model before the adaptation predicts, one map per frame.
         ego: H×W bool, the ego mask; None if there is none.
         outliers: the objects to paste.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pebal_core.data.coco import Instance, OutlierImage
+        >>> detector, image = AnomalyDetector.load("starter", "torch", "cpu"), np.full((96, 128, 3), 90, np.uint8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     picture, mask = Path(folder) / "picture.png", Path(folder) / "mask.png"
+        ...     _ = cv2.imwrite(str(picture), image), cv2.imwrite(str(mask), np.ones((96, 128), np.uint8))
+        ...     box = OutlierImage(picture, mask, (Instance(1, "box", (0, 0, 128, 96)),))
+        ...     run = energies(detector, [image], [detector(image).labels], None, OutlierSet("boxes", (box,)))
+        >>> run.clean[0].shape, run.mixed[0].shape, np.unique(run.targets[0]).tolist()
+        ((96, 128), (96, 128), [0, 1])
     """
     mix, pool, roles = RichMix(shapes=0.0), ObjectPool(outliers), Roles.of(detector.info.classes)
     kept = Energies([], [], [], [])
@@ -126,6 +139,14 @@ def figures(run: Energies, base: Sequence[np.ndarray], threshold: float, size: i
         base: labels (H×W) that the model before the adaptation predicts, one map per frame.
         threshold: in nats.
         size: smallest area of a false object in pixels.
+
+    Examples:
+        >>> energy, labels = np.full((20, 20), -10, np.float32), np.zeros((20, 20), np.uint8)
+        >>> energy[5:15, 5:15] = -2
+        >>> target = (energy > -4).astype(np.uint8)
+        >>> run = Energies(clean=[np.full_like(energy, -10)], mixed=[energy], targets=[target], labels=[labels])
+        >>> figures(run, [labels], threshold=-4, size=10)
+        Figures(threshold=-4, false_objects=0.0, alarmed=0.0, recall=1.0, ap=1.0, agreement=1.0)
     """
     pooled, agreement = PooledMetrics(), []
     for number, (energy, target, labels) in enumerate(zip(run.mixed, run.targets, run.labels)):

@@ -48,6 +48,14 @@ def find_ego(
 
     Raises:
         PebalError: there are too few images or images of several sizes, or the camera stands still.
+
+    Examples:
+        >>> images = list(np.random.default_rng(0).integers(0, 256, (FEWEST, 120, 160, 3), np.uint8))
+        >>> for image in images:
+        ...     image[110:] = 30  # a bonnet
+        >>> mask = find_ego(images, [np.full((120, 160), 2, np.uint8)] * FEWEST)  # everything is labelled building
+        >>> bool(mask[115].all()), bool(mask[:100].any())
+        (True, False)
     """
     if len(images) < FEWEST:
         raise PebalError(f"The ego mask needs {FEWEST} different frames at least; there are {len(images)}.")
@@ -101,7 +109,14 @@ def _edge_zone(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def moved_mounting(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether the ego masks (H×W bool) of two drives differ so much that the camera must have been remounted."""
+    """Whether the ego masks (H×W bool) of two drives differ so much that the camera must have been remounted.
+
+    Examples:
+        >>> low, high = np.zeros((2, 100, 100), bool)
+        >>> low[95:], high[80:] = True, True
+        >>> moved_mounting(low, low), moved_mounting(low, high)
+        (False, True)
+    """
     union = np.count_nonzero(first | second)
     share = union / first.size
     return bool(share > 0.02 and np.count_nonzero(first & second) / union < 0.3)

@@ -74,6 +74,17 @@ def collect(
 
     Raises:
         PebalError: a source cannot be read, the images of two drives differ in shape, or too few frames are left.
+
+    Examples:
+        >>> import tempfile
+        >>> noise = np.random.default_rng(0).integers(0, 256, (10, 36, 64, 3), np.uint8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     (Path(folder) / "drive").mkdir()
+        ...     for number, image in enumerate(noise):
+        ...         _ = cv2.imwrite(f"{folder}/drive/{number}.png", image)
+        ...     footage = collect([f"{folder}/drive"], Path(folder) / "frames", interval=0.5, block=4.0, limit=300)
+        >>> footage.unit, sorted(Counter(item.part for item in footage.kept).items())
+        ('images', [('adapt', 6), ('calibrate', 2), ('check', 2)])
     """
     index = folder / INDEX
     if index.is_file():
@@ -222,5 +233,13 @@ def _useless(thumbnail: np.ndarray, last: np.ndarray | None) -> str:
 
 
 def load(folder: Path, kept: Kept) -> np.ndarray:
-    """Read a kept frame as H×W×3 uint8 RGB."""
+    """Read a kept frame as H×W×3 uint8 RGB.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = cv2.imwrite(f"{folder}/00_000000.png", np.full((36, 64, 3), 90, np.uint8))
+        ...     load(Path(folder), Kept("00_000000.png", drive=0, block=0, part="check")).shape
+        (36, 64, 3)
+    """
     return read_image(folder / kept.file)

@@ -47,6 +47,17 @@ def write_report(
         threshold: of the final model, in nats.
         ego: H×W bool; None if there is no ego mask.
         suspects: frames that were left out of training, H×W×3 uint8 RGB.
+
+    Examples:
+        >>> import tempfile
+        >>> image, energy, table = np.zeros((60, 80, 3), np.uint8), np.full((60, 80), -9.0), dict.fromkeys(ROWS, 0.5)
+        >>> columns = {"before": table, "after_at_equal_recall": table, "after": table}
+        >>> summary = {"sources": ["drive.mp4"], "guarantee": {"text": "…"}, "ego_mask": "none.", **columns}
+        >>> run = Energies(clean=[energy], mixed=[energy], targets=[], labels=[])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_report(path := Path(folder) / "report.html", summary, [image], run, run, -4.0, None, [])
+        ...     "<h1>Adaptation to drive.mp4</h1>" in path.read_text()
+        True
     """
     low, high = float(np.median(after.clean[0])), float(threshold)
     worst = sorted(range(len(images)), key=lambda i: -np.count_nonzero(after.clean[i] >= threshold))[:SHOWN]

@@ -82,6 +82,10 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
 
     Raises:
         PebalError: the footage or an option cannot be used.
+
+    Examples:
+        >>> config = AdaptConfig(sources=["monday.mp4", "tuesday.mp4"], out=Path("my_camera"))
+        >>> summary = adapt(config)  # doctest: +SKIP
     """
     started, work = time.monotonic(), config.out / "work"
     identity = _identity(config)
@@ -269,8 +273,9 @@ def outstanding(peaks: dict[str, float]) -> list[str]:
     Args:
         peaks: peak energy in nats by file.
 
-    >>> outstanding({"a": -5.0, "b": -5.2, "c": -4.9, "d": -5.1, "e": 1.0})
-    ['e']
+    Examples:
+        >>> outstanding({"a": -5.0, "b": -5.2, "c": -4.9, "d": -5.1, "e": 1.0})
+        ['e']
     """
     values = np.array(list(peaks.values()))
     spread = np.median(np.abs(values - np.median(values))) * 1.4826 + 0.1

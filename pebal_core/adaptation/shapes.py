@@ -23,7 +23,16 @@ SIDE = 160
 
 
 def write_shapes(folder: Path, seed: int = 0) -> None:
-    """Write the images, masks and index of all families to a folder."""
+    """Write the images, masks and index of all families to a folder.
+
+    Examples:
+        >>> import tempfile
+        >>> from pebal_core.data.coco import OutlierSet
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_shapes(Path(folder))
+        ...     len(OutlierSet.open(folder))  # 24 of each of the six families
+        144
+    """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     (folder / "masks").mkdir(exist_ok=True)
     entries = []
@@ -31,7 +40,7 @@ def write_shapes(folder: Path, seed: int = 0) -> None:
         for number in range(PER_FAMILY):
             rng = np.random.default_rng([seed, FAMILIES.index(family), number])
             height, width = (int(n) for n in rng.integers(SIDE // 2, SIDE, 2))
-            texture, mask = draw_texture(family, height, width, rng), random_blob(height, width, rng)
+            texture, mask = _draw_texture(family, height, width, rng), random_blob(height, width, rng)
             name = f"{family}_{number:02d}.png"
             cv2.imwrite(str(folder / "images" / name), texture[..., ::-1])
             cv2.imwrite(str(folder / "masks" / name), mask.astype(np.uint8))
@@ -41,7 +50,7 @@ def write_shapes(folder: Path, seed: int = 0) -> None:
     write_atomically(folder / INDEX, json.dumps(index).encode())
 
 
-def draw_texture(family: str, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+def _draw_texture(family: str, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     """Two colours, mixed by a pattern and lit from one side.
 
     Args:
