@@ -26,7 +26,7 @@ from pebal_core.engines.machine import allotted_cores
 from pebal_core.errors import PebalError
 from pebal_core.fleet.cluster import HERE, Cluster, open_workers
 from pebal_core.fleet.events import EventFinder, select
-from pebal_core.fleet.scan import Job, ModelChoice, Request, Scanner, stored
+from pebal_core.fleet.scan import Job, ModelChoice, Scanner, ScanRequest, stored
 from pebal_core.footage import FrameSource
 from pebal_core.footage.bag_writer import BagWriter
 from pebal_core.footage.bags import open_reader
@@ -60,7 +60,7 @@ def main() -> int:
 def report(args: argparse.Namespace, folder: Path) -> None:
     drives = list(record(args.source, args.drives, args.frames, folder))
     size = sum(path.stat().st_size for path in drives) / (len(drives) * args.frames)
-    choice, request = ModelChoice(args.model, device="cpu"), Request(50, "", 0, 1, ObjectOptions())
+    choice, request = ModelChoice(args.model, device="cpu"), ScanRequest(50, "", 0, 1, ObjectOptions())
     stages = Table("stage", "ms per frame", title="One process")
     for name, seconds in time_stages(drives[0], choice).items():
         stages.add_row(name, f"{1e3 * seconds / args.frames:.2f}")
@@ -141,7 +141,7 @@ def time_stages(drive: Path, choice: ModelChoice) -> dict[str, float]:
 
 
 def time_triage(
-    drives: list[Path], frames: int, workers: int, choice: ModelChoice, request: Request, out: Path
+    drives: list[Path], frames: int, workers: int, choice: ModelChoice, request: ScanRequest, out: Path
 ) -> float:
     """Frames per second of a local cluster, from when each worker has done one recording: loading does not count."""
     jobs = [Job(str(drive), out / drive.stem) for drive in drives]

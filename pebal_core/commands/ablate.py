@@ -26,7 +26,13 @@ COLUMNS = {"val_ap": "AP", "val_fpr95": "FPR95", "val_auroc": "AUROC", "val_miou
 
 
 def variants(loss: LossConfig, fixed_penalty: float) -> dict[str, LossConfig]:
-    """The objectives by name, with the margins and weights of the configuration."""
+    """The objectives by name, with the margins and weights of the configuration.
+
+    Examples:
+        >>> found = variants(LossConfig(), fixed_penalty=144.0)
+        >>> len(found), found["EM"].classification, found["AL"].hinge_weight
+        (10, 'cross_entropy', 0.0)
+    """
     plain = {
         "EM": replace(loss, classification="cross_entropy", entropy_weight=0.1, hinge_weight=0.0),
         "AL": replace(loss, penalty=fixed_penalty, hinge_weight=0.0),
@@ -70,8 +76,8 @@ def run(args: Namespace) -> None:
             continue
         results[name] = finetune(replace(runs[name], out=str(folder)))
         write_atomically(done, json.dumps(results[name]).encode())
-    write_atomically(Path(config.out) / "ablation.md", markdown(results).encode())
-    Console().print(table_of(results))
+    write_atomically(Path(config.out) / "ablation.md", _markdown(results).encode())
+    Console().print(_table_of(results))
 
 
 def _finished(path: Path) -> dict[str, float]:
@@ -83,7 +89,7 @@ def _finished(path: Path) -> dict[str, float]:
         raise PebalError(f"{path} is damaged ({one_line(error)}); delete it to train this variant again.") from error
 
 
-def table_of(results: dict[str, dict[str, float]]) -> Table:
+def _table_of(results: dict[str, dict[str, float]]) -> Table:
     """The figures of the variants as a table for the terminal."""
     table = Table("objective", *COLUMNS.values(), title="best on the validation set, in %")
     for name, figures in results.items():
@@ -91,7 +97,7 @@ def table_of(results: dict[str, dict[str, float]]) -> Table:
     return table
 
 
-def markdown(results: dict[str, dict[str, float]]) -> str:
+def _markdown(results: dict[str, dict[str, float]]) -> str:
     """The figures of the variants as a Markdown table."""
     rows = [["objective", *COLUMNS.values()], ["---"] * (len(COLUMNS) + 1)]
     rows += [[name, *(f"{100 * figures[key]:.2f}" for key in COLUMNS)] for name, figures in results.items()]

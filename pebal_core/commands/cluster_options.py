@@ -9,6 +9,14 @@ from ..ranges import Whole
 
 
 def add_cluster_arguments(parser: ArgumentParser) -> None:
+    """Add the options for a Ray cluster.
+
+    Examples:
+        >>> parser = ArgumentParser()
+        >>> add_cluster_arguments(parser)
+        >>> parser.parse_args(["--ray"]).ray
+        'local'
+    """
     parser.add_argument(
         "--ray",
         type=str,
@@ -21,5 +29,14 @@ def add_cluster_arguments(parser: ArgumentParser) -> None:
 
 
 def chosen_cluster(args: Namespace) -> Cluster | None:
-    """The cluster that the options name, or None if the work is done in this process."""
+    """The cluster that the options name, or None if the work is done in this process.
+
+    Examples:
+        >>> parser = ArgumentParser()
+        >>> add_cluster_arguments(parser)
+        >>> chosen_cluster(parser.parse_args(["--ray", "--cores", "2"]))
+        Cluster(address='local', cores=2)
+        >>> chosen_cluster(parser.parse_args([])) is None
+        True
+    """
     return Cluster(args.ray, args.cores) if args.ray else None

@@ -46,9 +46,9 @@ def run(args: Namespace) -> None:
         raise PebalError(f"An export needs {', '.join(missing)}: pip install 'pebal_ros[onnx]'.")
     from ..export import export
 
-    images = [read_image(path) for path in (list_images(args.images) if args.images else photographs())]
+    images = [read_image(path) for path in (list_images(args.images) if args.images else _photographs())]
     size = (0, 0) if args.dynamic else tuple(args.input_size) if args.input_size else None
-    labelled = read_labelled(args.labelled) if args.labelled else []
+    labelled = _read_labelled(args.labelled) if args.labelled else []
     parity = export(args.model, args.out, images, labelled, size, args.precision)
     print(
         f"{args.out}: {args.precision}, {args.out.stat().st_size / 1e6:.1f} MB. Beside PyTorch in fp32 on "
@@ -59,7 +59,7 @@ def run(args: Namespace) -> None:
         print(f"AP on {len(labelled)} labelled images: {parity.ap:.4f}, PyTorch {parity.ap_torch:.4f}.")
 
 
-def photographs() -> list[Path]:
+def _photographs() -> list[Path]:
     """Paths of the photographs that come with scikit-image.
 
     Raises:
@@ -73,7 +73,7 @@ def photographs() -> list[Path]:
     return [path for name in PHOTOGRAPHS if (path := Path(found.origin).parent / "data" / name).is_file()]
 
 
-def read_labelled(entry: str) -> list[tuple[np.ndarray, np.ndarray]]:
+def _read_labelled(entry: str) -> list[tuple[np.ndarray, np.ndarray]]:
     """Read an anomaly set that is given as NAME=FOLDER.
 
     Returns:

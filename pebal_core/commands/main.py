@@ -32,7 +32,13 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status; for a `PebalError`, print its message and return 1."""
+    """Run one command and return its exit status; for a `PebalError`, print its message and return 1.
+
+    Examples:
+        >>> main(["--version"])  # doctest: +ELLIPSIS
+        pebal_ros ...
+        0
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print("usage: pebal COMMAND [options]      pebal COMMAND --help      pebal --version\n")

@@ -15,6 +15,14 @@ from ..outputs import ObjectOptions
 
 
 def add_object_arguments(parser: ArgumentParser) -> None:
+    """Add the options for finding and locating objects.
+
+    Examples:
+        >>> parser = ArgumentParser()
+        >>> add_object_arguments(parser)
+        >>> parser.parse_args(["--camera-height", "1.4"]).camera_height
+        1.4
+    """
     parser.add_argument(
         "--threshold", type=float, help="energy in nats from which a pixel is alarmed; default: the model's"
     )
@@ -30,7 +38,16 @@ def add_object_arguments(parser: ArgumentParser) -> None:
 
 
 def object_options(args: Namespace, info: ModelInfo) -> ObjectOptions:
-    """The options for objects; prints a notice if neither the model nor the user gives a threshold."""
+    """The options for objects; prints a notice if neither the model nor the user gives a threshold.
+
+    Examples:
+        >>> parser = ArgumentParser()
+        >>> add_object_arguments(parser)
+        >>> args = parser.parse_args(["--threshold", "-4", "--camera-pitch", "2"])
+        >>> options = object_options(args, ModelInfo("espnetv2"))
+        >>> options.threshold, options.mounting.pitch
+        (-4.0, 2.0)
+    """
     if args.threshold is None and info.threshold is None:
         print("The model stores no threshold, so no objects are looked for: give --threshold.", file=sys.stderr)
     calibration = str(args.camera_info) if args.camera_info else ""
@@ -39,7 +56,14 @@ def object_options(args: Namespace, info: ModelInfo) -> ObjectOptions:
 
 
 def number_map(objects: Sequence[RoadObject], height: int, width: int) -> np.ndarray:
-    """Draw the objects' numbers into a map, H×W uint16, in which 0 is background; numbers wrap around after 65535."""
+    """Draw the objects' numbers into a map, H×W uint16, in which 0 is background; numbers wrap around after 65535.
+
+    Examples:
+        >>> outline, mask = np.array([[1, 0], [2, 0]]), np.ones((1, 2), bool)
+        >>> found = RoadObject((1, 0, 2, 1), 2, -2.0, -1.0, 0, (1, 0), outline, outline, mask, id=7)
+        >>> number_map([found], height=2, width=4).tolist()
+        [[0, 7, 7, 0], [0, 0, 0, 0]]
+    """
     numbers = np.zeros((height, width), np.uint16)
     for found in objects:
         x, y, w, h = found.box

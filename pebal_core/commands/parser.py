@@ -32,7 +32,7 @@ RENAMED = {
 _load_yaml = get_loader("yaml")
 
 
-class Parser(ArgumentParser):
+class _Parser(ArgumentParser):
     """Parser of a command's options that reports an error as one sentence."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -41,7 +41,7 @@ class Parser(ArgumentParser):
         self.exit(2, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
-def load_data(text: str) -> Any:
+def _load_data(text: str) -> Any:
     """Load a configuration, or one of its values, from YAML.
 
     Raises:
@@ -79,16 +79,21 @@ def _count(value: Any, left: int, depth: int) -> int:
     return left
 
 
-def make_parser(program: str, description: str) -> Parser:
-    """Make a parser without options; the configurations that it reads can import and instantiate nothing."""
+def make_parser(program: str, description: str) -> _Parser:
+    """Make a parser without options; the configurations that it reads can import and instantiate nothing.
+
+    Examples:
+        >>> make_parser("pebal predict", "write labels and energy").prog
+        'pebal predict'
+    """
     set_parsing_settings(
         import_path_denylist=["*"],
         import_path_allowlist=LISTED_TYPES,
         instantiate_subclass_spec_in_any=False,
         docstring_parse_attribute_docstrings=True,
     )
-    set_loader("yaml", load_data, exceptions=(yaml.YAMLError,))
-    return Parser(prog=program, description=description)
+    set_loader("yaml", _load_data, exceptions=(yaml.YAMLError,))
+    return _Parser(prog=program, description=description)
 
 
 def _current_words(words: Sequence[str], known: set[str]) -> Iterator[str]:
@@ -103,8 +108,15 @@ def _current_words(words: Sequence[str], known: set[str]) -> Iterator[str]:
         yield f"--{key}={str(current).lower() if isinstance(current, bool) else current}"
 
 
-def parse(parser: Parser, words: Sequence[str]) -> Namespace:
-    """Parse the options; any failure exits with status 2 and a one-sentence message."""
+def parse(parser: _Parser, words: Sequence[str]) -> Namespace:
+    """Parse the options; any failure exits with status 2 and a one-sentence message.
+
+    Examples:
+        >>> parser = make_parser("pebal train", "fine-tune a network")
+        >>> _ = parser.add_argument("--lr", type=float)
+        >>> parse(parser, ["--lr", "1e-4"]).lr
+        0.0001
+    """
     known = {action.dest for action in parser._actions}
     try:
         return parser.parse_args(list(_current_words(words, known)))

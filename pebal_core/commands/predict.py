@@ -27,7 +27,7 @@ from ..drift import DriftMonitor
 from ..engines.selection import model_info
 from ..errors import PebalError
 from ..fleet.cluster import open_workers
-from ..fleet.frames import Network, answered
+from ..fleet.frames import BatchDetector, answered
 from ..footage import FrameSource
 from ..locks import held
 from ..model_file import resolve_model
@@ -42,7 +42,7 @@ from .model_options import (
     model_choice,
 )
 from .object_options import add_object_arguments, object_options
-from .results import CHOICES, DEFAULT_OUTPUTS, BagResults, FolderResults, Results
+from .results import CHOICES, DEFAULT_OUTPUTS, BagResults, FolderResults, ResultWriter
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -88,7 +88,7 @@ def _predict(args: Namespace) -> int:
     number = 0
     total = min(args.frames, source.count or args.frames) if args.frames else source.count
     most = -(-total // args.batch) if total else sys.maxsize
-    with open_workers(cluster, partial(Network, load), most) as workers:
+    with open_workers(cluster, partial(BatchDetector, load), most) as workers:
         places = _places(args, source, read.settings.threshold is not None)
         try:
             with Progress(*columns) as progress, ExitStack() as stack:
@@ -113,8 +113,8 @@ def _predict(args: Namespace) -> int:
     return 1 if source.skipped else 0
 
 
-def _places(args: Namespace, source: FrameSource, alarms: bool) -> list[Results]:
-    places: list[Results] = [FolderResults(args.out, source)] if args.out is not None else []
+def _places(args: Namespace, source: FrameSource, alarms: bool) -> list[ResultWriter]:
+    places: list[ResultWriter] = [FolderResults(args.out, source)] if args.out is not None else []
     if args.out_bag is not None:
         places.append(BagResults(args.out_bag, source, args.outputs, args.with_images, alarms))
     return places

@@ -27,10 +27,10 @@ FRAME_ID = "camera"
 """Frame id of images that do not come from a recording."""
 
 
-class Results(Protocol):
+class ResultWriter(Protocol):
     """A destination for results, used as a context manager."""
 
-    def __enter__(self) -> Results: ...
+    def __enter__(self) -> ResultWriter: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

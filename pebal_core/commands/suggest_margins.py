@@ -38,13 +38,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> None:
-    inlier, outlier = sample_energies(read_config(args), args.samples)
-    Console().print(histogram(inlier, outlier))
+    inlier, outlier = _sample_energies(read_config(args), args.samples)
+    Console().print(_histogram(inlier, outlier))
     inlier_margin, outlier_margin = suggest(inlier)
     print(f"--loss.inlier_margin {inlier_margin} --loss.outlier_margin {outlier_margin}")
 
 
-def sample_energies(config: FinetuneConfig, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _sample_energies(config: FinetuneConfig, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Energies in nats of every 7th inlier pixel and of all outlier pixels of the first `count` training samples.
 
     Returns:
@@ -71,14 +71,15 @@ def sample_energies(config: FinetuneConfig, count: int) -> tuple[np.ndarray, np.
 def suggest(inlier: np.ndarray) -> tuple[float, float]:
     """Suggest m_in and m_out in nats, rounded to one decimal.
 
-    >>> suggest(np.linspace(-10, 0, 101))
-    (-5.0, -0.5)
+    Examples:
+        >>> suggest(np.linspace(-10, 0, 101))
+        (-5.0, -0.5)
     """
     median, high = np.quantile(inlier, [0.5, 0.95])
     return round(float(median), 1), round(float(high), 1)
 
 
-def histogram(inlier: np.ndarray, outlier: np.ndarray) -> Table:
+def _histogram(inlier: np.ndarray, outlier: np.ndarray) -> Table:
     """A table of both histograms over the same bins, as shares of the pixels of each group."""
     low, high = np.quantile(np.concatenate([inlier, outlier]), [0.002, 0.998])
     edges = np.linspace(low, high, BINS + 1)

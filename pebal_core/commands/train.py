@@ -16,7 +16,15 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def read_config(args: Namespace) -> FinetuneConfig:
-    """Build the configuration from the parsed arguments."""
+    """Build the configuration from the parsed arguments.
+
+    Examples:
+        >>> parser = ArgumentParser()
+        >>> add_arguments(parser)
+        >>> words = ["--model=starter", "--data.scenes=[]", "--data.validation=[]", "--data.outliers=outliers"]
+        >>> read_config(parser.instantiate(parser.parse_args(words))).data.outliers
+        'outliers'
+    """
     return FinetuneConfig(**{field.name: args[field.name] for field in fields(FinetuneConfig)})
 
 

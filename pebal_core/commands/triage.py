@@ -15,7 +15,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from ..engines.selection import model_info
-from ..fleet.scan import Request
+from ..fleet.scan import ScanRequest
 from ..fleet.triage import triage
 from ..model_file import resolve_model
 from ..ranges import Number, Whole
@@ -44,5 +44,5 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     choice = model_choice(args)
     options = object_options(args, model_info(resolve_model(args.model)))
-    request = Request(args.top, args.topic, args.rate, args.batch, options)
+    request = ScanRequest(args.top, args.topic, args.rate, args.batch, options)
     return 1 if triage(args.sources, args.out, request, choice, args.top, chosen_cluster(args), args.rerun) else 0

@@ -91,6 +91,11 @@ def open_workers(cluster: Cluster | None, load: Load, most: int) -> Iterator[Wor
     Raises:
         PebalError: Ray is not installed, the cluster cannot be reached, or it has no resources for a worker. Without a
             cluster, anything that `load` raises.
+
+    Examples:
+        >>> with open_workers(None, lambda: lambda number: number**2, most=1) as workers:
+        ...     [result for _, result, _ in workers.results([1, 2, 3])]
+        [1, 4, 9]
     """
     if cluster is None:
         yield _ThisProcess(load())

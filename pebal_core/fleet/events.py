@@ -98,6 +98,18 @@ class EventFinder:
         source: name of the source.
         top: number of events to keep.
         threshold: in nats; None treats every frame as alarming.
+
+    Examples:
+        >>> from pebal_core.detector import Result
+        >>> from pebal_core.outputs import PictureSettings, Sighting
+        >>> image, nothing = np.zeros((48, 64, 3), np.uint8), Sighting([], [], [], None, "base_footprint")
+        >>> finder = EventFinder("drive.mp4", top=3, threshold=-4.0)
+        >>> for seconds, peak in ((0.0, -10.0), (0.1, -3.0), (9.0, -2.0)):
+        ...     result = Result(np.zeros((48, 64), np.uint8), np.full((48, 64), peak, np.float32))
+        ...     products = Products(image, result, PictureSettings(None, -12.0, 0.0, 0.8), [], lambda: nothing)
+        ...     _ = finder.add(Frame(f"at {seconds}", image, seconds), products, None)
+        >>> [kept.moment.name for kept in finder.finish()]
+        ['at 9.0', 'at 0.1']
     """
 
     def __init__(self, source: str, top: int, threshold: float | None) -> None:
@@ -203,6 +215,13 @@ def select(moments: Sequence[Moment], top: int) -> tuple[list[Moment], int]:
 
     Returns:
         The moments, and the number of near-duplicates that were skipped.
+
+    Examples:
+        >>> look = difference_hash(np.zeros((48, 64, 3), np.uint8))
+        >>> moments = [Moment("a.mp4", "", "f", 0.0, 0, 0.0, 0.0, energy, (), look, "") for energy in (-3.0, -2.0)]
+        >>> chosen, left_out = select(moments, top=10)  # both look the same
+        >>> [one.energy for one in chosen], left_out
+        ([-2.0], 1)
     """
     chosen: list[Moment] = []
     left_out = 0
@@ -239,6 +258,12 @@ def difference_hash(image: np.ndarray) -> str:
     """Hexadecimal hash of an image (H×W×3 uint8 RGB).
 
     Each bit says whether one of `LOOK_SIDE`² cells is brighter than its right neighbour.
+
+    Examples:
+        >>> image = np.zeros((48, 64, 3), np.uint8)
+        >>> image[:, :32] = 255
+        >>> difference_hash(image)[:4]  # the bits of the first row
+        '0180'
     """
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     small = cv2.resize(gray, (LOOK_SIDE + 1, LOOK_SIDE), interpolation=cv2.INTER_AREA).astype(np.int16)

@@ -33,8 +33,8 @@ class Batch:
         return f"Frame {self.name}"
 
 
-class Network:
-    """The detector of a worker."""
+class BatchDetector:
+    """Runs a detector on batches of images, as the function of a worker."""
 
     def __init__(self, load: Callable[[], AnomalyDetector]) -> None:
         self._detector = load()
@@ -44,12 +44,25 @@ class Network:
 
 
 def answers(detector: AnomalyDetector, images: list[np.ndarray]) -> list[Result]:
-    """Run the detector on images of one size."""
+    """Run the detector on images of one size.
+
+    Examples:
+        >>> def stand_in(images):
+        ...     return [image.shape for image in images]
+        >>> answers(stand_in, [np.zeros((48, 64, 3), np.uint8)] * 2)
+        [(48, 64, 3), (48, 64, 3)]
+    """
     return [detector(images[0])] if len(images) == 1 else detector(images)
 
 
 def batches(frames: Iterator[Frame], size: int) -> Iterator[list[Frame]]:
-    """Group consecutive frames of equal size into batches of at most `size` frames."""
+    """Group consecutive frames of equal size into batches of at most `size` frames.
+
+    Examples:
+        >>> frames = [Frame(f"{number}", np.zeros((48, 64, 3), np.uint8), 0.1 * number) for number in range(3)]
+        >>> [[frame.name for frame in batch] for batch in batches(iter(frames), size=2)]
+        [['0', '1'], ['2']]
+    """
     batch: list[Frame] = []
     for frame in frames:
         batch.append(frame)
@@ -70,11 +83,20 @@ def answered(frames: Iterator[Frame], workers: Workers, size: int) -> Iterator[t
 
     Args:
         frames: the frames.
-        workers: workers whose function is a `Network`.
+        workers: workers whose function is a `BatchDetector`.
         size: number of frames in a batch.
 
     Raises:
         PebalError: reading the frames fails, or a batch cannot be processed.
+
+    Examples:
+        >>> from functools import partial
+        >>> from pebal_core.fleet.cluster import open_workers
+        >>> frames = [Frame(f"{number}", np.zeros((48, 64, 3), np.uint8), 0.1 * number) for number in range(3)]
+        >>> load = partial(AnomalyDetector.load, "starter", engine="torch", device="cpu")
+        >>> with open_workers(None, partial(BatchDetector, load), most=1) as workers:
+        ...     [(frame.name, result.energy.shape) for frame, result in answered(iter(frames), workers, size=2)]
+        [('0', (48, 64)), ('1', (48, 64)), ('2', (48, 64))]
     """
     waiting: deque[list[Frame]] = deque()
     failures: list[Exception] = []

@@ -81,6 +81,13 @@ def write_gallery(out: Path, chosen: Sequence[Chosen], figures: dict[str, str], 
 
     Raises:
         PebalError: a file cannot be written.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_gallery(Path(folder), [], {"sources": "1"}, ["drive.mp4 ends early."])
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        ['clips', 'frames', 'index.html', 'moments.csv']
     """
     try:
         _copy_frames(out / "frames", chosen)

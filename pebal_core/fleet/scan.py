@@ -29,7 +29,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class Request:
+class ScanRequest:
     """Settings of a scan, the same for every source."""
 
     top: int
@@ -45,7 +45,12 @@ class Request:
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """The model and where it runs, as for `AnomalyDetector.load`."""
+    """The model and where it runs, as for `AnomalyDetector.load`.
+
+    Examples:
+        >>> ModelChoice("starter", device="cpu").everywhere().model
+        'starter'
+    """
 
     model: str
     engine: str = "auto"
@@ -85,6 +90,14 @@ def expand(paths: list[str]) -> list[str]:
 
     Raises:
         PebalError: a folder holds no source, or a path is invalid.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("a.mp4", "b.mkv", "notes.txt"):
+        ...         (Path(folder) / name).touch()
+        ...     [Path(source).name for source in expand([folder])]
+        ['a.mp4', 'b.mkv']
     """
     found: list[str] = []
     for given in paths:
@@ -111,8 +124,19 @@ def _within(folder: Path) -> list[str]:
     return found
 
 
-def key(source: str, request: Request, model_sha256: str) -> str:
-    """Name of the folder for a source's results, which is different for other files, models and settings."""
+def key(source: str, request: ScanRequest, model_sha256: str) -> str:
+    """Name of the folder for a source's results, which is different for other files, models and settings.
+
+    Examples:
+        >>> import tempfile
+        >>> request = ScanRequest(top=50, topic="", rate=0.0, batch=1, objects=ObjectOptions())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     drive = Path(folder) / "drive.mp4"
+        ...     drive.touch()
+        ...     name = key(str(drive), request, "5eb1")
+        ...     name[:10], name == key(str(drive), replace(request, top=20), "5eb1")
+        ('drive.mp4-', False)
+    """
     path = user_path(source)
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
@@ -121,7 +145,7 @@ def key(source: str, request: Request, model_sha256: str) -> str:
 
 
 def scan(
-    source: str, folder: Path, request: Request, detector: AnomalyDetector, advance: Callable[[int], None]
+    source: str, folder: Path, request: ScanRequest, detector: AnomalyDetector, advance: Callable[[int], None]
 ) -> None:
     """Process every frame of a source and write its moments to a folder.
 
@@ -136,6 +160,19 @@ def scan(
 
     Raises:
         PebalError: the source cannot be read, or the disk is full.
+
+    Examples:
+        >>> import tempfile
+        >>> import cv2
+        >>> import numpy as np
+        >>> request = ScanRequest(top=50, topic="", rate=0.0, batch=1, objects=ObjectOptions())
+        >>> detector = ModelChoice("starter", "torch", "cpu").load()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = cv2.imwrite(f"{folder}/1.png", np.full((96, 128, 3), 90, np.uint8))
+        ...     scan(folder, Path(folder) / "result", request, detector, advance=print)
+        ...     (Path(folder) / "result" / SERIES).read_text().splitlines()[0]
+        1
+        'seconds,energy,confirmed'
     """
     footage = FrameSource(source, request.topic if is_recording(Path(source)) else "")
     read = ObjectReader(request.objects, detector.info, footage)
@@ -184,7 +221,9 @@ class Scanner:
         PebalError: the model cannot be loaded.
     """
 
-    def __init__(self, request: Request, choice: ModelChoice, advance: Callable[[int], None] = lambda _: None) -> None:
+    def __init__(
+        self, request: ScanRequest, choice: ModelChoice, advance: Callable[[int], None] = lambda _: None
+    ) -> None:
         self._request, self._detector, self._advance = request, choice.load(), advance
 
     def __call__(self, job: Job) -> None:
@@ -203,6 +242,14 @@ def stored(folder: Path) -> tuple[list[tuple[Moment, Path]], list[str]]:
     Returns:
         The moments, each with the path of its image (beside which ``NAME_overlay.jpg`` is stored), and sentences about
         parts of the source that could not be read.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     content = {"source": "drive.mp4", "problems": ["drive.mp4 ends early."], "moments": []}
+        ...     _ = (Path(folder) / "moments.json").write_text(json.dumps(content))
+        ...     stored(Path(folder))
+        ([], ['drive.mp4 ends early.'])
     """
     content = json.loads((folder / "moments.json").read_text())
     moments = [Moment.from_json(values) for values in content["moments"]]

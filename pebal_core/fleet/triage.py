@@ -14,7 +14,7 @@ from ..model_file import file_sha256, resolve_model
 from .cluster import Cluster, open_workers
 from .events import Moment, select
 from .gallery import Chosen, write_gallery
-from .scan import Job, ModelChoice, Request, Scanner, expand, key, stored
+from .scan import Job, ModelChoice, Scanner, ScanRequest, expand, key, stored
 from .viewer import write_rrd
 
 SCANS = "sources"
@@ -24,7 +24,7 @@ SCANS = "sources"
 def triage(
     sources: Sequence[str],
     out: Path,
-    request: Request,
+    request: ScanRequest,
     choice: ModelChoice,
     top: int,
     cluster: Cluster | None = None,
@@ -46,6 +46,12 @@ def triage(
 
     Raises:
         PebalError: there is no source, or the results cannot be written.
+
+    Examples:
+        >>> from pebal_core.outputs import ObjectOptions
+        >>> request = ScanRequest(top=50, topic="", rate=0.0, batch=1, objects=ObjectOptions())
+        >>> triage(["drive.mcap"], Path("out"), request, ModelChoice("starter"), top=50)  # doctest: +SKIP
+        0
     """
     found = expand(list(sources))
     model = resolve_model(choice.model)
@@ -80,7 +86,7 @@ def triage(
 
 
 def _scan_missing(
-    folders: Mapping[str, Path], request: Request, choice: ModelChoice, cluster: Cluster | None
+    folders: Mapping[str, Path], request: ScanRequest, choice: ModelChoice, cluster: Cluster | None
 ) -> dict[str, str]:
     """Scan the sources whose folders do not exist yet; returns the error messages by source."""
     missing = [Job(source, folder) for source, folder in folders.items() if not folder.is_dir()]

@@ -29,6 +29,10 @@ def write_rrd(path: Path, chosen: Sequence[Chosen], folders: Mapping[str, Path])
 
     Raises:
         PebalError: rerun-sdk is not installed, or the file cannot be written.
+
+    Examples:
+        >>> folders = {"drive.mcap": Path("out/sources/drive.mcap-0123456789ab")}
+        >>> write_rrd(Path("moments.rrd"), [], folders)  # doctest: +SKIP
     """
     try:
         import rerun as rr
