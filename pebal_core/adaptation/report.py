@@ -23,7 +23,7 @@ ROWS = {
     "alarmed": "alarmed share of the known pixels",
     "recall": "recall of the pasted objects",
     "ap": "AP of the pasted objects",
-    "agreement": "share of the labels kept",
+    "agreement": "share of the pixels that keep their label",
 }
 """Figures of the table and their names."""
 STYLE = (
@@ -36,7 +36,7 @@ def write_report(
     path: Path, summary: dict[str, Any], images: Sequence[np.ndarray], before: Energies, after: Energies,
     threshold: float, ego: np.ndarray | None, suspects: Sequence[np.ndarray],
 ) -> None:  # fmt: skip
-    """Write figures, ego mask, histograms, frames before and after, and the worst remaining false alarms.
+    """Write figures, ego mask, histograms, frames before and after, and the frames with the most false alarms.
 
     Args:
         path: the HTML file to write.
@@ -80,12 +80,18 @@ def write_report(
     body = f"""<h1>Adaptation to {html.escape(", ".join(summary["sources"]))}</h1>
 <p>{html.escape(summary["guarantee"]["text"])}</p>
 <table><tr><th></th><th>before</th><th>after, at equal recall</th><th>after, at its threshold</th></tr>{rows}</table>
+<p>The column at equal recall uses the highest threshold at which the adapted model reaches the recall of the first
+model.</p>
 <h2>Ego mask</h2><p>{html.escape(summary["ego_mask"])}</p>{_picture(first)}
-<h2>Energies of the check frames, without pasted objects</h2>{_histogram(before.clean, after.clean)}
-<h2>Before and after</h2>{"<br>".join(map(pair, even))}
-<h2>The worst remaining false alarms</h2>{"<br>".join(map(pair, worst))}"""
+<h2>Energies of the check frames without pasted objects</h2>{_histogram(before.clean, after.clean)}
+<h2>Check frames before and after the adaptation</h2>
+<p>The left image of each pair shows the energy of the first model, and the right one that of the final model.</p>
+{"<br>".join(map(pair, even))}
+<h2>Check frames with the most falsely alarmed pixels after the adaptation</h2>{"<br>".join(map(pair, worst))}"""
     if suspects:
-        body += f"""<h2>Not trained on: something foreign may be in them</h2>{"".join(map(_picture, suspects))}"""
+        body += f"""<h2>Frames left out of training</h2>
+<p>These frames may show a foreign object, because their strongest energies stand far above those of the other frames.
+</p>{"".join(map(_picture, suspects))}"""
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Adaptation</title><style>{STYLE}</style>{body}'
     write_atomically(path, page.encode())
 
@@ -112,4 +118,8 @@ def _histogram(before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> str
         lines.append(f'<polyline points="{points}" fill="none" stroke="{color}"/>')
     marks = "".join(f'<text x="{40 + 8 * 4 * (e + 25)}" y="220" font-size="11">{e}</text>' for e in range(-25, 3, 5))
     legend = '<text x="50" y="15" fill="#888">before</text><text x="110" y="15" fill="#06c">after</text>'
-    return f'<svg width="940" height="230">{"".join(lines)}{marks}{legend}</svg><p>Nats; one decade is 33 pixels.</p>'
+    axes = (
+        "The horizontal axis shows the energy in nats. The vertical axis shows the share of the pixels on a "
+        "logarithmic scale, on which one decade is 33 pixels high."
+    )
+    return f'<svg width="940" height="230">{"".join(lines)}{marks}{legend}</svg><p>{axes}</p>'

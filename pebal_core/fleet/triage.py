@@ -75,7 +75,7 @@ def triage(
         ]
         figures = {
             "sources": str(len(found)),
-            "events": f"{len(entries)}, of which {alike} look like one that is shown",
+            "events": f"{len(entries)} found, {alike} left out for looking like a shown moment",
             "model": f"{model.name} ({sha256[:12]})",
         }
         write_gallery(out, chosen, figures, failures)

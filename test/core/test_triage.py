@@ -248,7 +248,7 @@ def test_a_parked_robot_gives_one_moment_but_a_new_object_gives_another(tmp_path
     out = tmp_path / "out"
     assert run(*same, other, "--out", out) == 0
     assert [Path(row["source"]).name for row in table(out)] == ["same240", "other"]
-    assert "3, of which 1 look like one that is shown" in (out / "index.html").read_text()
+    assert "3 found, 1 left out for looking like a shown moment" in (out / "index.html").read_text()
 
 
 def test_the_recording_for_rerun(tmp_path: Path) -> None:
