@@ -177,7 +177,13 @@ def smallest_threshold(losses: Sequence[Loss], risk: float) -> float:
 
 
 def mean_risk(losses: Sequence[Loss], threshold: float) -> float:
-    """Mean loss of the units at a threshold."""
+    """Mean loss of the units at a threshold.
+
+    Examples:
+        >>> losses = [object_loss([-3.0, -5.0]), object_loss([-4.0])]
+        >>> mean_risk(losses, -3.5), mean_risk(losses, -4.5)
+        (0.25, 0.75)
+    """
     return float(np.mean([loss.at(threshold) for loss in losses]))
 
 

@@ -18,6 +18,12 @@ def check_sizes(name: str, what: str, array: np.ndarray, target: np.ndarray) -> 
 
     Raises:
         PebalError: the sizes differ.
+
+    Examples:
+        >>> check_sizes("a.png", "predicted labels", np.zeros((2, 3)), np.zeros((2, 4)))
+        Traceback (most recent call last):
+            ...
+        pebal_core.errors.PebalError: a.png: the predicted labels are 2×3 (height×width) but the label image is 2×4.
     """
     if array.shape != target.shape:
         sizes = ["×".join(map(str, shape)) for shape in (array.shape, target.shape)]
@@ -30,6 +36,12 @@ def check_scores(name: str, score: np.ndarray, target: np.ndarray) -> None:
     Raises:
         TypeError: the scores are not float32.
         PebalError: the sizes differ, or a score is NaN.
+
+    Examples:
+        >>> check_scores("a.png", np.array([[-3, np.nan]], np.float32), np.array([[0, 1]]))
+        Traceback (most recent call last):
+            ...
+        pebal_core.errors.PebalError: a.png: 1 of 2 scores are NaN.
     """
     if score.dtype != np.float32:
         raise TypeError(f"scores must be float32, not {score.dtype}: conversion can merge distinct scores")

@@ -2,7 +2,7 @@
 
 Scores are mapped to unsigned 32-bit keys of the same order. For each class separately they are filed by *page*, which
 is the upper 16 bits of the key. A page is stored in the smaller of two forms, either the list of the lower 16 bits of
-its pixels' keys or, for many pixels, a table of 65,536 counts. Pages that are written together form a *run*.
+its pixels' keys or, for many pixels, a table of 65,536 counts. Pages that are written together form a *sorted run*.
 """
 
 from __future__ import annotations
@@ -44,12 +44,17 @@ def score_keys(scores: Array) -> Array:
 
 
 def key_scores(keys: Array) -> Array:
-    """Map keys back to scores, as the inverse of `score_keys`."""
+    """Map keys back to scores, as the inverse of `score_keys`.
+
+    Examples:
+        >>> key_scores(score_keys(np.array([-1.5, 0, 2], np.float32))).tolist()
+        [-1.5, 0.0, 2.0]
+    """
     return np.where(keys >> 31, keys ^ np.uint32(1 << 31), ~keys).view(np.float32)
 
 
 @dataclass
-class Run:
+class SortedRun:
     """Pages of both classes in ascending order, stored consecutively in a file from `start` on."""
 
     file: IO[bytes]
@@ -103,7 +108,7 @@ class Level:
     """The runs of one generation, in one temporary file."""
 
     def __init__(self) -> None:
-        self.runs: list[Run] = []
+        self.runs: list[SortedRun] = []
         self.file = cast(IO[bytes], tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY))  # noqa: SIM115
         weakref.finalize(self, self.file.close)
 
@@ -129,7 +134,7 @@ class Level:
                 "one (exact pixel metrics need up to 2 bytes for each pixel and score)."
             ) from error
         index = np.array(pages, np.int32), np.array(pixels, np.int64), np.array(widths, np.uint8)
-        self.runs.append(Run(self.file, start, *index))
+        self.runs.append(SortedRun(self.file, start, *index))
 
     def clear(self) -> None:
         """Remove all runs and empty the file."""
@@ -171,8 +176,16 @@ def stretches(totals: Array) -> list[tuple[int, int]]:
     return ranges
 
 
-def tally(runs: list[Run], first: int, end: int) -> tuple[Array, Array]:
-    """Distinct keys (uint32, ascending) in a range of pages of one class, and the number of pixels at each."""
+def tally(runs: list[SortedRun], first: int, end: int) -> tuple[Array, Array]:
+    """Distinct keys (uint32, ascending) in a range of pages of one class, and the number of pixels at each.
+
+    Examples:
+        >>> level = Level()
+        >>> level.append([np.array([7, 9, 9], np.uint16).data], pages=[2], pixels=[3], widths=[0])
+        >>> keys, pixels = tally(level.runs, 2, 3)
+        >>> [hex(key) for key in keys], pixels.tolist()
+        (['0x20007', '0x20009'], [1, 2])
+    """
     if end - first == 1 and sum(run.count(first, end) for run in runs) > _STRETCH:
         table = np.zeros(PAGE, np.int64)
         for run in runs:
@@ -184,8 +197,17 @@ def tally(runs: list[Run], first: int, end: int) -> tuple[Array, Array]:
     return distinct(keys)
 
 
-def merge_runs(runs: list[Run], into: Level) -> None:
-    """Merge several runs into one, with each page in its smaller form."""
+def merge_runs(runs: list[SortedRun], into: Level) -> None:
+    """Merge several runs into one, with each page in its smaller form.
+
+    Examples:
+        >>> level, merged = Level(), Level()
+        >>> for lower in ([7, 9], [9]):
+        ...     level.append([np.array(lower, np.uint16).data], pages=[2], pixels=[len(lower)], widths=[0])
+        >>> merge_runs(level.runs, merged)
+        >>> len(merged.runs), (merged.runs[0].keys(2, 3) & 0xFFFF).tolist()
+        (1, [7, 9, 9])
+    """
     totals = np.zeros(2 * PAGE, np.int64)
     for run in runs:
         totals[run.pages] += run.pixels

@@ -12,7 +12,7 @@ from pebal_core.metrics.pages import (
     Array,
     Buffer,
     Level,
-    Run,
+    SortedRun,
     distinct,
     key_scores,
     merge_runs,
@@ -37,10 +37,10 @@ class OutlierScores(NamedTuple):
 class ScoreCounts:
     """Numbers of inlier and outlier pixels at each distinct float32 score.
 
-    Each call of `add` writes a run of pages to a temporary file. When a level has 32 runs, they are merged into one run
-    of the next level (a log-structured merge). The memory holds the indices of a few runs and one range of pixels. It
-    depends on the size of a single `add`, not on the number of calls. The files stop growing once all pages that occur
-    are stored as tables.
+    Each call of `add` writes a sorted run of pages to a temporary file. When a level has 32 runs, they are merged into
+    one run of the next level (a log-structured merge). The memory holds the indices of a few runs and one range of
+    pixels. It depends on the size of a single `add`, not on the number of calls. The files stop growing once all pages
+    that occur are stored as tables.
 
     Examples:
         >>> counts = ScoreCounts()
@@ -143,7 +143,7 @@ class ScoreCounts:
         low, high = key_scores(np.array([keys.min(), keys.max()])).tolist()
         return low, high
 
-    def _runs(self) -> list[Run]:
+    def _runs(self) -> list[SortedRun]:
         return [run for level in self._levels for run in level.runs]
 
     def _append(
