@@ -36,6 +36,12 @@ def coarse_counts(score: np.ndarray, target: np.ndarray) -> Coarse:
     Returns:
         Two int32 arrays of one length: the bins that occur, ascending in score (inliers have bins from 0 on, outliers
         from 2^20 on), and the number of pixels in each.
+
+    Examples:
+        >>> score, target = np.array([[-8, -8.0001, -2]], np.float32), np.array([[0, 0, 1]])
+        >>> bins, pixels = coarse_counts(score, target)
+        >>> pixels.tolist(), (bins >= 1 << 20).tolist()  # two inliers in one bin, one outlier
+        ([2, 1], [False, True])
     """
     bins, pixels = [], []
     for kind in (0, 1):
@@ -47,7 +53,13 @@ def coarse_counts(score: np.ndarray, target: np.ndarray) -> Coarse:
 
 
 def draw_weights(images: int, replicates: int = REPLICATES) -> np.ndarray:
-    """How often each replicate draws each image, (replicates + 1) × images uint16; the first row is the set itself."""
+    """How often each replicate draws each image, (replicates + 1) × images uint16; the first row is the set itself.
+
+    Examples:
+        >>> weights = draw_weights(images=3, replicates=2)
+        >>> weights[0].tolist(), weights.sum(axis=1).tolist()
+        ([1, 1, 1], [3, 3, 3])
+    """
     rng = np.random.default_rng(0)
     weights = np.ones((replicates + 1, images), np.uint16)
     for row in weights[1:]:
@@ -64,6 +76,13 @@ def replicate_figures(frames: Callable[[], Iterable[Coarse]], weights: np.ndarra
 
     Returns:
         (replicates + 1) × 3 float64: AUROC, AP, FPR95 (first TPR ≥ 0.95); NaN where only one class was drawn.
+
+    Examples:
+        >>> target = np.array([[0, 0, 1]])
+        >>> counts = [coarse_counts(np.array([[-8, -4, high]], np.float32), target) for high in (-2, -6)]
+        >>> figures = replicate_figures(lambda: counts, np.array([[1, 1], [2, 0], [0, 2]], np.uint16))
+        >>> figures[:, 0].tolist()  # AUROC of both images, of the first and of the second
+        [0.75, 1.0, 0.5]
     """
     pooled = np.zeros(2 * _BINS)
     for bins, pixels in frames():
@@ -91,14 +110,19 @@ def _group(pooled: np.ndarray) -> np.ndarray:
     return np.unique(position, return_inverse=True)[1]
 
 
-def interval(replicates: np.ndarray, exact: float) -> Interval | None:
+def _interval(replicates: np.ndarray, exact: float) -> Interval | None:
     """The central 95 % of a figure's replicates, shifted by exact - row 0 (the set itself), within 0…1."""
     shifted = replicates[1:] - replicates[0] + exact
     return central(shifted, 0, 1)
 
 
 def central(values: np.ndarray, low: float, high: float) -> Interval | None:
-    """2.5 % and 97.5 % quantile of the values that are defined, clipped; None where none is."""
+    """2.5 % and 97.5 % quantile of the values that are defined, clipped; None where none is.
+
+    Examples:
+        >>> central(np.arange(1001) / 1000, low=0.1, high=1)
+        (0.1, 0.975)
+    """
     values = values[np.isfinite(values)]
     if len(values) == 0:
         return None
@@ -113,9 +137,17 @@ class Intervals(TypedDict):
 
 
 def intervals(replicates: np.ndarray, result: PooledResult) -> Intervals:
-    """The intervals of AUROC, AP and FPR95 around the exact figures; None for a figure that is not defined."""
+    """The intervals of AUROC, AP and FPR95 around the exact figures; None for a figure that is not defined.
+
+    Examples:
+        >>> replicates = np.repeat(np.linspace(0.8, 0.9, 1001)[:, None], 3, axis=1)
+        >>> result = PooledResult(2, 90, 10, auroc=0.8, ap=None, fpr95=0.8)
+        >>> found = intervals(replicates, result)
+        >>> [round(end, 3) for end in found["auroc_interval"]], found["ap_interval"]
+        ([0.803, 0.898], None)
+    """
     found = [
-        None if exact is None else interval(column, exact)
+        None if exact is None else _interval(column, exact)
         for column, exact in zip(replicates.T, (result.auroc, result.ap, result.fpr95))
     ]
     return Intervals(auroc_interval=found[0], ap_interval=found[1], fpr95_interval=found[2])

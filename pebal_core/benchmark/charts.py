@@ -53,6 +53,12 @@ def curve_chart(
         guide: height at which a horizontal line is drawn.
         x_ticks: labels at equal distances along the x axis.
         dots: x, y of a point on each of the first curves, in their colours.
+
+    Examples:
+        >>> rate = np.array([0, 0.1, 1])
+        >>> chart = curve_chart("FPR", "TPR", [Line("energy", rate, np.sqrt(rate))], guide=0.95)
+        >>> chart.count("<title>energy</title>"), chart.count('class="guide"')
+        (1, 1)
     """
     width, height = WIDTH - _LEFT - _RIGHT, HEIGHT - _TOP - _BOTTOM
     parts = [_open(HEIGHT, f"{y_label} over {x_label}")]
@@ -97,7 +103,14 @@ def curve_chart(
 
 
 def interval_chart(label: str, marks: Sequence[Mark]) -> Markup:
-    """One row for each figure: its name, and below it a mark on a common axis from 0."""
+    """One row for each figure: its name, and below it a mark on a common axis from 0.
+
+    Examples:
+        >>> marks = [Mark("energy", 0.6, (0.5, 0.7), ours=True), Mark("published", 0.4, None, ours=False)]
+        >>> chart = interval_chart("average precision in %", marks)
+        >>> chart.count('class="whisker"'), chart.count("<circle")
+        (1, 2)
+    """
     highest = max([mark.value for mark in marks] + [mark.interval[1] for mark in marks if mark.interval])
     end = next(end for end in (0.05, 0.1, 0.2, 0.5, 1.0) if highest <= end)
     width, bottom = WIDTH - 2 * _RIGHT, _ROW * len(marks)
@@ -138,7 +151,12 @@ def interval_chart(label: str, marks: Sequence[Mark]) -> Markup:
 
 
 def swatch(number: int) -> Markup:
-    """The stroke of a line, for a legend."""
+    """The stroke of a line, for a legend.
+
+    Examples:
+        >>> print(swatch(0))
+        <svg class="swatch" viewBox="0 0 34 10" aria-hidden="true"><path class="line c0" d="M1 5H33"/></svg>
+    """
     stroke = Markup('<path class="line c{}" d="M1 5H33"/>').format(number)
     return Markup('<svg class="swatch" viewBox="0 0 34 10" aria-hidden="true">{}</svg>').format(stroke)
 

@@ -104,6 +104,19 @@ def open_benchmark(
     Raises:
         PebalError: the folder holds results of other files under this name, the model has other classes, or the model
             has learned an anomaly of this set.
+
+    Examples:
+        >>> import tempfile
+        >>> from pebal_core import AnomalyDetector
+        >>> from pebal_core.benchmark.protocols import PROTOCOLS
+        >>> from pebal_core.data.anomaly_sets import anomaly_ids
+        >>> reader, smiyc = ScoreReader(AnomalyDetector.load("starter")), PROTOCOLS["smiyc"]
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     files = Path(out, "images", "a.png"), Path(out, "labels", "a.png")
+        ...     data = EvaluationSet("town", Path(out), (files,), anomaly_ids([0], [1]))
+        ...     benchmark = open_benchmark("town", data, Path(out), reader, ["energy"], "energy", smiyc, None)
+        ...     benchmark.counted, benchmark.store.missing()
+        (('energy',), [0])
     """
     folder, class_names = _folder(out, name), reader.detector.info.class_names
     files = [str(image.relative_to(data.path)) for image, _ in data.pairs]
@@ -153,6 +166,21 @@ def score_image(benchmark: SetBenchmark, index: int, max_logits: MaxLogits | Non
 
     Raises:
         PebalError: the image cannot be evaluated.
+
+    Examples:
+        >>> import cv2, tempfile
+        >>> from pebal_core import AnomalyDetector
+        >>> from pebal_core.benchmark.protocols import PROTOCOLS
+        >>> from pebal_core.data.anomaly_sets import anomaly_ids
+        >>> reader, smiyc = ScoreReader(AnomalyDetector.load("starter")), PROTOCOLS["smiyc"]
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     file = Path(out) / "a.png"  # both the image and its labels
+        ...     _ = cv2.imwrite(str(file), np.tri(64, dtype=np.uint8))
+        ...     data = EvaluationSet("town", Path(out), ((file, file),), anomaly_ids([0], [1]))
+        ...     benchmark = open_benchmark("town", data, Path(out), reader, ["energy"], "energy", smiyc, None)
+        ...     pixels = score_image(benchmark, 0, max_logits=None).counts["energy"].compute()
+        >>> pixels.inliers, pixels.outliers
+        (2016, 2080)
     """
     if benchmark.data.ids.classes:
         return _score_classes(benchmark, index)
@@ -211,14 +239,14 @@ def _score_classes(benchmark: SetBenchmark, index: int) -> Outcome:
     record = {
         "figure": np.array(np.nan if miou is None else miou),
         "costs": _costs(read - started, forward, spent),
-        **prefixed("segmentation", segmentation.state_dict()),
-        **prefixed("calibration", calibration.state_dict()),
+        **_prefixed("segmentation", segmentation.state_dict()),
+        **_prefixed("calibration", calibration.state_dict()),
         **objects,
     }
     if benchmark.protocol.sliding:
         sliding = SegmentationMetrics(benchmark.class_names)
         sliding.update(benchmark.reader.sliding_labels(frame.image), frame.target, name=name)
-        record |= prefixed("sliding", sliding.state_dict())
+        record |= _prefixed("sliding", sliding.state_dict())
     return Outcome(record)
 
 
@@ -227,6 +255,21 @@ def score_components(benchmark: SetBenchmark, index: int, thresholds: Thresholds
 
     Raises:
         PebalError: the image cannot be evaluated.
+
+    Examples:
+        >>> import cv2, tempfile
+        >>> from pebal_core import AnomalyDetector
+        >>> from pebal_core.benchmark.protocols import PROTOCOLS
+        >>> from pebal_core.data.anomaly_sets import anomaly_ids
+        >>> reader, smiyc = ScoreReader(AnomalyDetector.load("starter")), PROTOCOLS["smiyc"]
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     file = Path(out) / "a.png"  # both the image and its labels
+        ...     _ = cv2.imwrite(str(file), np.tri(64, dtype=np.uint8))
+        ...     data = EvaluationSet("town", Path(out), ((file, file),), anomaly_ids([0], [1]))
+        ...     benchmark = open_benchmark("town", data, Path(out), reader, ["energy"], "energy", smiyc, None)
+        ...     record = score_components(benchmark, 0, {"energy": -100.0}).record
+        >>> record["energy.counts"].tolist()  # images, objects, predictions
+        [1, 1, 1]
     """
     frame, name = benchmark.data.load(index), str(benchmark.data.pairs[index][0])
     forward = benchmark.reader(frame.image, [benchmark.main])
@@ -237,11 +280,11 @@ def score_components(benchmark: SetBenchmark, index: int, thresholds: Thresholds
             assert benchmark.rules is not None, "without rules nothing is filtered"
             values = filter_energy(values, forward.labels, benchmark.rules)
         metrics.update(values, frame.target, name=name)
-        record |= prefixed(score, metrics.state_dict())
+        record |= _prefixed(score, metrics.state_dict())
     return Outcome(record)
 
 
-def prefixed(prefix: str, state: Mapping[str, np.ndarray]) -> Record:
+def _prefixed(prefix: str, state: Mapping[str, np.ndarray]) -> Record:
     return {f"{prefix}.{key}": value for key, value in state.items()}
 
 
@@ -251,7 +294,14 @@ def _costs(read: float, forward: Forward, metrics: float) -> np.ndarray:
 
 
 def peak_memory_mb() -> float:
-    """Largest resident size of this process so far."""
+    """Largest resident size of this process so far.
+
+    Examples:
+        >>> before = peak_memory_mb()
+        >>> filled = np.ones((1 << 22, 8))  # 256 MiB
+        >>> peak_memory_mb() > before or before > 256
+        True
+    """
     status = Path("/proc/self/status")
     if status.is_file():  # getrusage would include what the parent process held before the fork
         return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024

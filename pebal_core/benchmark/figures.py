@@ -29,6 +29,22 @@ def pool(benchmark: SetBenchmark) -> Pooled:
     """Compute the figures of all pixels from the counts, which are deleted once every image is done.
 
     The result is empty for a set of classes, and where no image is done.
+
+    Examples:
+        >>> import cv2, tempfile
+        >>> from pathlib import Path
+        >>> from pebal_core.benchmark.plan import Request, Task, do_task, make_plan
+        >>> from pebal_core.fleet.scan import ModelChoice
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for kind in ("images", "labels"):
+        ...         Path(folder, kind).mkdir()
+        ...         _ = cv2.imwrite(f"{folder}/{kind}/a.png", np.tri(64, dtype=np.uint8))
+        ...     out = Path(folder, "out")
+        ...     plan = make_plan(Request(ModelChoice("starter"), [f"town={folder}"], out, scores=["energy"]))
+        ...     _ = do_task(plan, Task("town", 0))
+        ...     pooled = pool(plan.sets["town"])
+        >>> pooled["energy"].outliers, pooled["energy"].auroc > 0
+        (2080, True)
     """
     store = benchmark.store
     if store.counts is None:
@@ -48,7 +64,23 @@ def pool(benchmark: SetBenchmark) -> Pooled:
 
 def component_thresholds(benchmark: SetBenchmark, pooled: Pooled) -> Thresholds:
     """The thresholds of the best pixel F1, at which the second pass computes component metrics. They are empty where no
-    second pass is needed."""
+    second pass is needed.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pebal_core import AnomalyDetector
+        >>> from pebal_core.benchmark.evaluate import ScoreReader, open_benchmark
+        >>> from pebal_core.benchmark.protocols import PROTOCOLS
+        >>> from pebal_core.data.anomaly_sets import EvaluationSet, anomaly_ids
+        >>> reader, smiyc = ScoreReader(AnomalyDetector.load("starter")), PROTOCOLS["smiyc"]
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     files = Path(out, "images", "a.png"), Path(out, "labels", "a.png")
+        ...     data = EvaluationSet("town", Path(out), (files,), anomaly_ids([0], [1]))
+        ...     benchmark = open_benchmark("town", data, Path(out), reader, ["energy"], "energy", smiyc, None)
+        >>> component_thresholds(benchmark, {"energy": PooledResult(1, 99, 9, best_f1_threshold=-4.5)})
+        {'energy': -4.5}
+    """
     if not benchmark.has_components or benchmark.main not in pooled:
         return {}
     best = {score: pooled[score].best_f1_threshold for score in (benchmark.main, FILTERED) if score in pooled}
@@ -58,7 +90,24 @@ def component_thresholds(benchmark: SetBenchmark, pooled: Pooled) -> Thresholds:
 
 
 def failures(benchmark: SetBenchmark, thresholds: Thresholds) -> dict[str, str]:
-    """Images that could not be evaluated → why."""
+    """Images that could not be evaluated → why.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pebal_core import AnomalyDetector
+        >>> from pebal_core.benchmark.evaluate import ScoreReader, open_benchmark
+        >>> from pebal_core.benchmark.protocols import PROTOCOLS
+        >>> from pebal_core.data.anomaly_sets import EvaluationSet, anomaly_ids
+        >>> reader, smiyc = ScoreReader(AnomalyDetector.load("starter")), PROTOCOLS["smiyc"]
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     files = Path(out, "images", "a.png"), Path(out, "labels", "a.png")
+        ...     data = EvaluationSet("town", Path(out), (files,), anomaly_ids([0], [1]))
+        ...     benchmark = open_benchmark("town", data, Path(out), reader, ["energy"], "energy", smiyc, None)
+        ...     benchmark.store.records.fail(0, "a.png is damaged")
+        ...     list(failures(benchmark, thresholds={}).values())
+        ['a.png is damaged']
+    """
     failed = benchmark.store.records.failures()
     if thresholds:
         failed |= benchmark.component_store(thresholds).records.failures()
@@ -71,6 +120,22 @@ def reduce_set(benchmark: SetBenchmark, pooled: Pooled, thresholds: Thresholds) 
     Args:
         pooled: from `pool`.
         thresholds: from `component_thresholds`.
+
+    Examples:
+        >>> import cv2, tempfile
+        >>> from pathlib import Path
+        >>> from pebal_core.benchmark.plan import Request, Task, do_task, make_plan
+        >>> from pebal_core.fleet.scan import ModelChoice
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for kind in ("images", "labels"):
+        ...         Path(folder, kind).mkdir()
+        ...         _ = cv2.imwrite(f"{folder}/{kind}/a.png", np.tri(64, dtype=np.uint8))
+        ...     out = Path(folder, "out")
+        ...     plan = make_plan(Request(ModelChoice("starter"), [f"town={folder}"], out, scores=["energy"]))
+        ...     _ = do_task(plan, Task("town", 0))
+        ...     result = reduce_set(plan.sets["town"], pool(plan.sets["town"]), thresholds={})
+        >>> result.scores["energy"].outliers, result.set.frames[0].picture
+        (2080, 'frames/town/worst_a.jpg')
     """
     records = benchmark.store.records
     done = records.done()

@@ -53,6 +53,13 @@ class ScoreReader:
 
     Raises:
         PebalError: the engine gives no logits.
+
+    Examples:
+        >>> from pebal_core import AnomalyDetector
+        >>> reader = ScoreReader(AnomalyDetector.load("starter"))
+        >>> forward = reader(np.zeros((64, 96, 3), np.uint8), ["energy", "msp_raw"])
+        >>> {name: score.shape for name, score in forward.scores.items()}
+        {'energy': (64, 96), 'msp_raw': (64, 96)}
     """
 
     def __init__(self, detector: AnomalyDetector) -> None:
@@ -122,6 +129,10 @@ def score_names(bases: Iterable[str], smoothing: bool) -> dict[str, str]:
 
     A plain name stands for the score as the model publishes its energy, with the 7×7 Gaussian if the model says so. The
     other variant has the suffix ``_raw`` or ``_smoothed``.
+
+    Examples:
+        >>> score_names(["msp"], smoothing=False)
+        {'msp': '1 - maximum softmax probability', 'msp_smoothed': '1 - maximum softmax probability, 7×7 Gaussian'}
     """
     names = {}
     for base in bases:
@@ -135,6 +146,10 @@ def split_name(name: str, smoothing: bool) -> tuple[str, bool]:
 
     Raises:
         PebalError: there is no such score.
+
+    Examples:
+        >>> split_name("msp", smoothing=True), split_name("msp_raw", smoothing=True)
+        (('msp', True), ('msp', False))
     """
     for ending, blurred in (("_raw", False), ("_smoothed", True), ("", smoothing)):
         base = name.removesuffix(ending)

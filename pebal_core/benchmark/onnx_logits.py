@@ -21,7 +21,7 @@ MULTIPLE = 32
 """The sides of images are padded to a multiple of this where the network takes any size."""
 
 
-class OnnxLogits(LogitsEngine):
+class _OnnxLogits(LogitsEngine):
     """Runs the network in ONNX Runtime on the CPU.
 
     Args:
@@ -73,6 +73,19 @@ def load_onnx(path: Path, input_size: tuple[int, int] | None = None) -> AnomalyD
 
     Raises:
         PebalError: no such file, no ONNX Runtime, or a file without logits.
+
+    Examples:
+        >>> import tempfile
+        >>> from onnx import TensorProto, helper, save
+        >>> shape = TensorProto.FLOAT, ["n", 3, "h", "w"]
+        >>> image, logits = (helper.make_tensor_value_info(name, *shape) for name in ("image", "logits"))
+        >>> node = helper.make_node("Identity", ["image"], ["logits"])
+        >>> graph = helper.make_graph([node], "colours", [image], [logits])
+        >>> model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(model, f"{folder}/colours.onnx")
+        ...     load_onnx(Path(folder) / "colours.onnx").info.class_names
+        ['class 0', 'class 1', 'class 2']
     """
     try:
         import onnxruntime
@@ -104,7 +117,7 @@ def load_onnx(path: Path, input_size: tuple[int, int] | None = None) -> AnomalyD
         raise PebalError(f"{path} has {channels[0]} outputs, but its metadata name {len(info.class_names)} classes.")
     if input_size is None and info.input_size is not None:
         input_size = (info.input_size[0], info.input_size[1])
-    return AnomalyDetector(OnnxLogits(session, info, None if input_size == (0, 0) else input_size), info, path)
+    return AnomalyDetector(_OnnxLogits(session, info, None if input_size == (0, 0) else input_size), info, path)
 
 
 def _find_logits(outputs: list[np.ndarray]) -> np.ndarray:

@@ -20,7 +20,18 @@ PLAIN, RULES = "objects.", "rules."
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """How the objects of a set are counted."""
+    """How the objects of a set are counted.
+
+    Examples:
+        >>> score, target = np.full((40, 40), -9, np.float32), np.zeros((40, 40), np.uint8)
+        >>> target[:20, :20] = 1
+        >>> score[:20, :10] = -3
+        >>> point = OperatingPoint(("road",), rules=None, outliers=True)
+        >>> record = point.record(PLAIN, score, target, np.zeros_like(target), "a.png")
+        >>> figures = point.figures([record], np.ones((3, 1)), None)
+        >>> figures.labelled, figures.froc.score
+        (1, 1.0)
+    """
 
     class_names: tuple[str, ...]
     rules: ObjectRules | None
@@ -114,6 +125,13 @@ def reported_pixels(score: np.ndarray, labels: np.ndarray, rules: ObjectRules) -
 
     Args:
         labels: H×W predicted classes, in which the rules look for the ground.
+
+    Examples:
+        >>> score, road = np.full((60, 80), -10, np.float32), np.zeros((60, 80), np.uint8)
+        >>> score[30:45, 20:40] = score[:15, 70:75] = -2  # on a road, and on a building
+        >>> road[:20, 60:] = 2
+        >>> int(reported_pixels(score, road, ObjectRules(threshold=-4, grow=-5)).sum())
+        300
     """
     reported = np.zeros(score.shape, bool)
     for found in find_objects(score, labels, rules).objects:

@@ -36,6 +36,19 @@ def draw_frames(
 
     Args:
         figures: the figure by which a frame is ranked, by index.
+
+    Examples:
+        >>> import tempfile
+        >>> from pebal_core import AnomalyDetector
+        >>> from pebal_core.data.anomaly_sets import anomaly_ids
+        >>> reader = ScoreReader(AnomalyDetector.load("starter"))
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     file = Path(out) / "a.png"  # both the image and its labels
+        ...     _ = cv2.imwrite(str(file), np.tri(64, dtype=np.uint8))
+        ...     data = EvaluationSet("town", Path(out), ((file, file),), anomaly_ids([0], [1]))
+        ...     entry, = draw_frames(Path(out), "town", data, reader, "energy", {0: 0.7})
+        >>> entry.kind, entry.figure, entry.picture
+        ('worst', 0.7, 'frames/town/worst_a.jpg')
     """
     ranked = sorted(figures, key=lambda index: (figures[index], index))
     best = min(EACH, len(ranked) // 2)

@@ -124,6 +124,17 @@ def make_plan(request: Request) -> Plan:
 
     Raises:
         PebalError: a set, an option or the results folder does not fit; nothing has been computed then.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for kind in ("images", "labels"):
+        ...         Path(folder, kind).mkdir()
+        ...         Path(folder, kind, "a.png").touch()
+        ...     out = Path(folder, "out")
+        ...     plan = make_plan(Request(ModelChoice("starter"), [f"town={folder}"], out, scores=["msp"]))
+        >>> plan.main, list(plan.scores), len(plan.sets["town"].data)
+        ('energy', ['energy', 'msp'], 1)
     """
     names = [_split_dataset(entry) for entry in request.datasets]
     repeated = {name for name, _ in names if [other for other, _ in names].count(name) > 1}
@@ -180,6 +191,18 @@ def do_task(plan: Plan, task: Task) -> str:
 
     Raises:
         PebalError: the record cannot be written.
+
+    Examples:
+        >>> import cv2, tempfile
+        >>> import numpy as np
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for kind in ("images", "labels"):
+        ...         Path(folder, kind).mkdir()
+        ...         _ = cv2.imwrite(f"{folder}/{kind}/a.png", np.tri(64, dtype=np.uint8))
+        ...     out = Path(folder, "out")
+        ...     plan = make_plan(Request(ModelChoice("starter"), [f"town={folder}"], out, scores=["energy"]))
+        ...     do_task(plan, Task("town", 0)), plan.sets["town"].store.missing()
+        ('', [])
     """
     try:
         store, outcome = _outcome(plan, task)
@@ -202,7 +225,20 @@ def _outcome(plan: Plan, task: Task) -> tuple[Store, Outcome]:
 
 
 def worker(request: Request) -> Callable[[Task], str]:
-    """Make the plan in a worker, and return the function that does a task."""
+    """Make the plan in a worker, and return the function that does a task.
+
+    Examples:
+        >>> import cv2, tempfile
+        >>> import numpy as np
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for kind in ("images", "labels"):
+        ...         Path(folder, kind).mkdir()
+        ...         _ = cv2.imwrite(f"{folder}/{kind}/a.png", np.tri(64, dtype=np.uint8))
+        ...     out = Path(folder, "out")
+        ...     work = worker(Request(ModelChoice("starter"), [f"town={folder}"], out, scores=["energy"]))
+        ...     work(Task("town", 0))
+        ''
+    """
     return partial(do_task, make_plan(request))
 
 

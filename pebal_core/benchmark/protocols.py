@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Protocol:
-    """How the main figures are computed. Each protocol reports all FPR95 definitions and all scores."""
+    """How the main figures are computed. Each protocol reports all FPR95 definitions and all scores.
+
+    Examples:
+        >>> protocol = PROTOCOLS["pebal"]
+        >>> protocol.fpr95, protocol.main_score(smoothing=True), protocol.main_score(smoothing=False)
+        ('nearest', 'energy', 'energy_smoothed')
+    """
 
     fpr95: str
     """A key of `pebal_core.metrics.pooled.FPR95_DEFINITIONS`."""

@@ -30,7 +30,7 @@ _LEAST_RATE = 1 / 16
 
 
 @dataclass(frozen=True)
-class Picture:
+class _Picture:
     """An overlay that is embedded in the page."""
 
     frame: FrameEntry
@@ -42,6 +42,17 @@ def write_report(folder: Path) -> Path:
 
     Raises:
         PebalError: results or a listed picture are missing or damaged.
+
+    Examples:
+        >>> import tempfile
+        >>> from dataclasses import fields
+        >>> from pebal_core.benchmark.results import Run
+        >>> run = dict.fromkeys((field.name for field in fields(Run)), "")
+        >>> run |= {"fpr95_definition": "nearest", "scores": {}, "versions": {}, "seconds": 1.0}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Results(Run(**run)).save(Path(folder))
+        ...     write_report(Path(folder)).name
+        'report.html'
     """
     environment = Environment(
         loader=PackageLoader("pebal_core.benchmark"),
@@ -75,7 +86,7 @@ def write_report(folder: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Charts:
+class _Charts:
     """The charts of one anomaly set, and the legend of the first two."""
 
     legend: list[tuple[Markup, str, Score]]
@@ -84,7 +95,7 @@ class Charts:
     intervals: Markup
 
 
-def _charts(folder: Path, results: Results, name: str) -> Charts | None:
+def _charts(folder: Path, results: Results, name: str) -> _Charts | None:
     """None where no score is defined."""
     drawn = list(_drawn_scores(results, name))
     if not drawn:
@@ -101,7 +112,7 @@ def _charts(folder: Path, results: Results, name: str) -> Charts | None:
     marks = [Mark(score, figures.ap, figures.ap_interval, True) for score, figures in drawn if figures.ap is not None]
     known = _by_ap(published_for(results.sets[name].set.set))
     marks += [Mark(f"{p.method} [{p.mark('ap')}]", p.ap / 100, None, False) for p in known]
-    return Charts(
+    return _Charts(
         legend,
         roc=curve_chart("false positive rate", "true positive rate", roc, guide=0.95),
         pr=curve_chart("recall", "precision", pr),
@@ -148,7 +159,7 @@ def _by_ap(published: list[Published]) -> list[Published]:
     return sorted(published, key=lambda entry: -entry.ap)
 
 
-def _picture(folder: Path, frame: FrameEntry) -> Picture:
+def _picture(folder: Path, frame: FrameEntry) -> _Picture:
     path = folder / frame.picture
     image = read_pixels(path, cv2.IMREAD_COLOR)
     if image is None:
@@ -156,7 +167,7 @@ def _picture(folder: Path, frame: FrameEntry) -> Picture:
     scale = min(1.0, _PICTURE_SIDE / max(image.shape[:2]))
     image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     jpeg: np.ndarray = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
-    return Picture(frame, "data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode())
+    return _Picture(frame, "data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode())
 
 
 def _brackets(interval: Interval | None, digits: int = 1) -> str:

@@ -293,17 +293,40 @@ class Results:
 
 
 def curve_path(folder: Path, dataset: str, score: str) -> Path:
+    """The file of a score's curve on a set.
+
+    Examples:
+        >>> curve_path(Path("results"), "town", "energy").as_posix()
+        'results/curves/town.energy.npz'
+    """
     return folder / "curves" / f"{dataset}.{score}.npz"
 
 
 def save_curve(folder: Path, dataset: str, score: str, curve: Curve) -> None:
+    """Write the ROC and PR curve of a score on a set.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_curve(Path(folder), "town", "energy", Curve(*np.eye(4)))
+        ...     curve_path(Path(folder), "town", "energy").is_file()
+        True
+    """
     path = curve_path(folder, dataset, score)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **asdict(curve))
 
 
 def load_curve(folder: Path, dataset: str, score: str) -> Curve | None:
-    """The ROC and PR curve of a score on a set; None where it is not defined."""
+    """The ROC and PR curve of a score on a set; None where it is not defined.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_curve(Path(folder), "town", "energy", Curve(*np.eye(4)))
+        ...     load_curve(Path(folder), "town", "energy").tpr, load_curve(Path(folder), "town", "msp")
+        (array([0., 1., 0., 0.]), None)
+    """
     path = curve_path(folder, dataset, score)
     if not path.is_file():
         return None

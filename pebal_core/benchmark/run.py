@@ -50,6 +50,21 @@ def run_benchmark(request: Request, cluster: Cluster | None = None) -> int:
 
     Raises:
         PebalError: a set, an option or the results folder does not fit; nothing has been computed then.
+
+    Examples:
+        >>> import contextlib, io, tempfile
+        >>> import cv2
+        >>> import numpy as np
+        >>> from pebal_core.fleet.scan import ModelChoice
+        >>> with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        ...     for kind in ("images", "labels"):
+        ...         Path(folder, kind).mkdir()
+        ...         _ = cv2.imwrite(f"{folder}/{kind}/a.png", np.tri(64, dtype=np.uint8))
+        ...     request = Request(ModelChoice("starter"), [f"town={folder}"], Path(folder, "out"), scores=["energy"])
+        ...     status = run_benchmark(request)
+        ...     results = Results.load(request.out)
+        >>> status, results.sets["town"].scores["energy"].outliers
+        (0, 2080)
     """
     started, clock = datetime.now(timezone.utc), time.monotonic()
     with held(request.out):

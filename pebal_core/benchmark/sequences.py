@@ -38,6 +38,21 @@ def evaluate_sequences(
 
     Returns:
         figures for `CONFIRMED` objects, and for all objects that are seen `AT_ONCE`.
+
+    Examples:
+        >>> import tempfile
+        >>> import cv2
+        >>> import numpy as np
+        >>> detector = AnomalyDetector.load("starter")
+        >>> rules, tracks = ObjectRules.for_model(detector.info), TrackRules()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for kind in ("images", "objects"):
+        ...         Path(folder, kind).mkdir()
+        ...         _ = cv2.imwrite(f"{folder}/{kind}/0.png", np.tri(64, dtype=np.uint8))
+        ...     _ = Path(folder, "sequence.json").write_text('{"rate": 10}')
+        ...     results = evaluate_sequences(detector, [LabelledSequence(Path(folder))], rules, tracks)
+        >>> {name: (figures.frames, figures.objects) for name, figures in results.items()}
+        {'confirmed': (1, 1), 'at once': (1, 1)}
     """
     metrics = {CONFIRMED: SequenceMetrics(), AT_ONCE: SequenceMetrics()}
     for sequence in sequences:
@@ -54,13 +69,28 @@ def evaluate_sequences(
 
 
 def write_results(path: Path, model: str, threshold: float, results: dict[str, SequenceResult]) -> None:
-    """Write the figures as JSON."""
+    """Write the figures as JSON.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / RESULTS
+        ...     write_results(path, "starter", -2.5, {CONFIRMED: SequenceMetrics().compute()})
+        ...     list(json.loads(path.read_text()))
+        ['model', 'threshold', 'confirmed']
+    """
     content = {"model": model, "threshold": threshold, **{name: asdict(figures) for name, figures in results.items()}}
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def table(results: dict[str, SequenceResult]) -> Table:
-    """Format the figures for the terminal."""
+    """Format the figures for the terminal.
+
+    Examples:
+        >>> figures = table({CONFIRMED: SequenceMetrics().compute()})
+        >>> [column.header for column in figures.columns], list(figures.columns[1].cells)
+        (['reported', 'confirmed'], ['–', '–', '–', '0', '0.0', '0.000'])
+    """
     rows = Table("reported", *results, title="Objects over time")
 
     def show(value: float | None, digits: int) -> str:

@@ -39,6 +39,13 @@ def trusting(place: Path) -> Iterator[None]:
 
     Raises:
         PebalError: an exception that damaged files cause was raised in the block.
+
+    Examples:
+        >>> with trusting(Path("work")):
+        ...     {}["pixels"]
+        Traceback (most recent call last):
+            ...
+        pebal_core.errors.PebalError: work is damaged (KeyError: 'pixels'); delete it and run the same command again.
     """
     try:
         yield
@@ -50,7 +57,17 @@ def trusting(place: Path) -> Iterator[None]:
 
 
 class Records:
-    """A ``.npz`` of small arrays for each image that is done, a ``.failed`` with the reason for each that failed."""
+    """A ``.npz`` of small arrays for each image that is done, a ``.failed`` with the reason for each that failed.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     records = Records(Path(folder), count=3)
+        ...     records.write(0, {"pixels": np.array([3, 4])})
+        ...     records.fail(2, "no labels")
+        ...     records.done(), records.read(0)["pixels"].tolist(), records.failures()
+        ([0], [3, 4], {2: 'no labels'})
+    """
 
     def __init__(self, folder: Path, count: int) -> None:
         self.folder, self.count = folder, count
@@ -101,6 +118,17 @@ class CountShards:
 
     Archives overlap where a process was killed between writing a merged archive and deleting its parts, or where two
     processes evaluated the same image. Then the largest archive counts, and the others are left out.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     shards = CountShards(Path(folder))
+        ...     for index, high in enumerate((-2, -6)):
+        ...         metrics = PooledMetrics()
+        ...         metrics.update(np.array([[-8, -4, high]], np.float32), np.array([[0, 0, 1]]), name=str(index))
+        ...         shards.add(index, {"energy": metrics})
+        ...     shards.covered(), shards.total("energy").compute().auroc
+        ({0, 1}, 0.75)
     """
 
     def __init__(self, folder: Path) -> None:
@@ -184,6 +212,15 @@ def write_once(path: Path, values: Mapping[str, Any], explain: Callable[[str, An
 
     Raises:
         PebalError: the file holds another value.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for model in ("starter", "starter", "other"):
+        ...         write_once(Path(folder) / "identity.json", {"model": model}, "{}: {}, not {}".format)
+        Traceback (most recent call last):
+            ...
+        pebal_core.errors.PebalError: model: starter, not other
     """
     if not path.is_file():
         write_atomically(path, (json.dumps(values, indent=1) + "\n").encode())

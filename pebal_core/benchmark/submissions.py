@@ -45,25 +45,33 @@ _CODES = np.arange(0x0400, 0x3C00 + 1, dtype=np.uint16).view(np.float16)
 
 
 @dataclass(frozen=True)
-class Frame:
+class SubmissionImage:
     """An image and its name in the benchmark."""
 
     name: str
     path: Path
 
 
-def find_frames(source: Path, official_set: str | None = None) -> list[Frame]:
+def find_frames(source: Path, official_set: str | None = None) -> list[SubmissionImage]:
     """Frames of a folder of images, or of an official set (a key of `SMIYC_SETS`) with ``source`` as its root.
 
     Raises:
         PebalError: no images, two of one name, or another number than the official set has.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("0001.png", "0000.jpg"):
+        ...         (Path(folder) / name).touch()
+        ...     [frame.name for frame in find_frames(Path(folder))]
+        ['0000', '0001']
     """
     if official_set is None:
-        frames = [Frame(path.stem, path) for path in list_images(source)]
+        frames = [SubmissionImage(path.stem, path) for path in list_images(source)]
     else:
         pattern, number = SMIYC_SETS[official_set]
         images = sorted(p for p in source.glob(f"{pattern}/*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        frames = [Frame(path.stem.removesuffix("_leftImg8bit"), path) for path in images]
+        frames = [SubmissionImage(path.stem.removesuffix("_leftImg8bit"), path) for path in images]
         if not frames:
             raise PebalError(f"{source} holds no images in {pattern}; name the folder of {official_set} as downloaded.")
         if number not in (None, len(frames)):
@@ -93,6 +101,12 @@ class OrderKeepingFloat16:
 
     Args:
         sample: scores from all frames in fair proportion, including the lowest and the highest of all.
+
+    Examples:
+        >>> energies = np.linspace(-12, -11.99, 1000, dtype=np.float32).reshape(20, 50)
+        >>> keep_order = OrderKeepingFloat16(energies)
+        >>> len(np.unique(energies.astype(np.float16))), len(np.unique(keep_order(energies)))
+        (2, 1000)
     """
 
     def __init__(self, sample: np.ndarray) -> None:
@@ -111,7 +125,13 @@ class OrderKeepingFloat16:
 
 
 def sample_scores(score: np.ndarray, number: int, seed: int) -> np.ndarray:
-    """At most ``number`` scores of a frame, drawn with replacement, and its lowest and highest score."""
+    """At most ``number`` scores of a frame, drawn with replacement, and its lowest and highest score.
+
+    Examples:
+        >>> sample = sample_scores(np.arange(100).reshape(10, 10), number=8, seed=0)
+        >>> len(sample), sample[-2:].tolist()
+        (10, [0, 99])
+    """
     drawn = np.random.default_rng(seed).integers(0, score.size, min(number, score.size))
     return np.concatenate([score.ravel()[drawn], [score.min(), score.max()]])
 
@@ -121,6 +141,12 @@ def require_finite(energy: np.ndarray, name: str) -> None:
 
     Raises:
         PebalError: a score is NaN or infinite.
+
+    Examples:
+        >>> require_finite(np.array([[-9, np.inf]]), "a.png")
+        Traceback (most recent call last):
+            ...
+        pebal_core.errors.PebalError: a.png: 1 of 2 scores are not finite; check the model and its precision.
     """
     bad = np.count_nonzero(~np.isfinite(energy))
     if bad:
@@ -128,21 +154,47 @@ def require_finite(energy: np.ndarray, name: str) -> None:
 
 
 def write_npy(path: Path, array: np.ndarray) -> None:
+    """Write an array as a ``.npy`` file, which appears whole or not at all.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_npy(Path(folder) / "0000_anomaly.npy", np.array([[-9.5, -2]], np.float32))
+        ...     np.load(Path(folder) / "0000_anomaly.npy").tolist()
+        [[-9.5, -2.0]]
+    """
     buffer = io.BytesIO()
     np.save(buffer, array)
     write_atomically(path, buffer.getvalue())
 
 
 def write_hdf5(path: Path, score: np.ndarray) -> None:
-    """Write scores H×W float16 as the official tool stores them."""
+    """Write scores H×W float16 as the official tool stores them.
+
+    Examples:
+        >>> import h5py, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_hdf5(Path(folder) / "0001.hdf5", np.array([[0.25, 0.5]], np.float16))
+        ...     with h5py.File(Path(folder) / "0001.hdf5") as file:
+        ...         file["value"][()].tolist()
+        [[0.25, 0.5]]
+    """
     buffer = io.BytesIO()
     with _h5py().File(buffer, "w") as file:
         file.create_dataset(_HDF5_NAME, data=score, compression=4)
     write_atomically(path, buffer.getvalue())
 
 
-def check_fishyscapes(folder: Path, frames: Sequence[Frame]) -> list[str]:
-    """Find everything that the official validation would reject or misread in a folder of submission files."""
+def check_fishyscapes(folder: Path, frames: Sequence[SubmissionImage]) -> list[str]:
+    """Find everything that the official validation would reject or misread in a folder of submission files.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_npy(Path(folder) / "0000_a_anomaly.npy", np.zeros(FISHYSCAPES_SIZE, np.float32))
+        ...     check_fishyscapes(Path(folder), [SubmissionImage("0000_a", Path("0000_a.png"))])
+        ['0000_a_segmentation.npy: missing', '0000_a_anomaly.npy: all scores are equal']
+    """
     kinds = ("anomaly", "segmentation")
     problems = _check_files(folder, {f"{frame.name}_{kind}.npy" for frame in frames for kind in kinds}, ".npy")
     numbers: dict[int, str] = {}
@@ -175,8 +227,16 @@ def _fishyscapes_problems(path: Path, kind: str) -> list[str]:
     return []
 
 
-def check_smiyc(folder: Path, frames: Sequence[Frame]) -> list[str]:
-    """Find everything that the official evaluation would reject or misread in ``anomaly_p/METHOD/SET``."""
+def check_smiyc(folder: Path, frames: Sequence[SubmissionImage]) -> list[str]:
+    """Find everything that the official evaluation would reject or misread in ``anomaly_p/METHOD/SET``.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     (Path(folder) / "street.hdf5").touch()
+        ...     check_smiyc(Path(folder), [SubmissionImage("road", Path("road.png"))])
+        ['road.hdf5: missing', 'street.hdf5: belongs to no frame; remove it']
+    """
     problems = _check_files(folder, {f"{frame.name}.hdf5" for frame in frames}, ".hdf5")
     for frame in frames:
         path = folder / f"{frame.name}.hdf5"

@@ -14,14 +14,19 @@ NONE = "–"
 
 
 def percent(value: float | None) -> str:
-    """Two decimals, as is usual in publications."""
+    """Two decimals, as is usual in publications.
+
+    Examples:
+        >>> percent(0.12345), percent(None)
+        ('12.35', '–')
+    """
     return NONE if value is None else f"{100 * value:.2f}"
 
 
 SCORE_HEAD = ("set", "images", "score", "AUROC", "AP", "FPR95", "best F1", "")
 
 
-def score_rows(results: Results, with_intervals: bool) -> list[list[str]]:
+def _score_rows(results: Results, with_intervals: bool) -> list[list[str]]:
     """A row for every score of every set, with the columns of `SCORE_HEAD`."""
     rows = []
     for name, score, figures in results.rows():
@@ -36,7 +41,7 @@ def score_rows(results: Results, with_intervals: bool) -> list[list[str]]:
 OBJECT_HEAD = ("set", "counted", "objects", "found", "false per frame", "FROC score", *(f"at {r:g}" for r in RATES))
 
 
-def object_rows(results: Results, with_intervals: bool) -> list[list[str]]:
+def _object_rows(results: Results, with_intervals: bool) -> list[list[str]]:
     """Two rows for every set, with pixels alone and after the object rules, with the columns of `OBJECT_HEAD`."""
     rows = []
     for name, _, figures in results.rows():
@@ -61,7 +66,7 @@ def object_rows(results: Results, with_intervals: bool) -> list[list[str]]:
 SIZE_HEAD = ("set", "counted", "pixels of the object", "objects", "found")
 
 
-def size_rows(results: Results) -> list[list[str]]:
+def _size_rows(results: Results) -> list[list[str]]:
     """Recall by size at the stored threshold, with the columns of `SIZE_HEAD`."""
     return [
         [name, counted, size_range(size), str(size.objects), percent(size.recall)]
@@ -72,13 +77,19 @@ def size_rows(results: Results) -> list[list[str]]:
 
 
 def size_range(size: SizeRecall) -> str:
+    """A range of sizes in words.
+
+    Examples:
+        >>> size_range(SizeRecall(50, 200, objects=3, recall=0.5)), size_range(SizeRecall(5000, None, 1, 1.0))
+        ('50 to 199', '5000 and more')
+    """
     return f"{size.from_pixels} and more" if size.to_pixels is None else f"{size.from_pixels} to {size.to_pixels - 1}"
 
 
 ALARM_HEAD = ("set", "counted", "class", "share of its pixels", "false objects per frame")
 
 
-def alarm_rows(results: Results) -> list[list[str]]:
+def _alarm_rows(results: Results) -> list[list[str]]:
     """False alarms by known class at the stored threshold, with the columns of `ALARM_HEAD`."""
     return [
         [name, counted, label, percent(alarms.pixels), f"{alarms.objects_per_frame:.2f}"]
@@ -98,7 +109,7 @@ def _stored(results: Results) -> Iterator[tuple[str, str, Stored]]:
 CLASS_HEAD = ("set", "images", "mIoU", "mIoU, sliding windows", "accuracy", "ECE")
 
 
-def class_rows(results: Results) -> list[list[str]]:
+def _class_rows(results: Results) -> list[list[str]]:
     """A row for every set of classes, with the columns of `CLASS_HEAD`."""
     return [
         [name, str(s.images), percent(s.miou), percent(s.sliding_miou), percent(s.accuracy), percent(s.ece)]
@@ -115,7 +126,14 @@ OBJECT_NOTE = (
 
 
 def component_figures(score: str, figures: Score) -> Iterator[tuple[str, Components]]:
-    """The component metrics of a score and, where they exist, of the scores after the object rules."""
+    """The component metrics of a score and, where they exist, of the scores after the object rules.
+
+    Examples:
+        >>> found = Components(0.5, 0.6, 0.4, None, 3, 4, threshold=-4.5, smallest_prediction=500, smallest_object=100)
+        >>> score = Score(images=1, inliers=99, outliers=9, components=found)
+        >>> [(name, components.siou) for name, components in component_figures("energy", score)]
+        [('energy', 0.5)]
+    """
     if figures.components is not None:
         yield score, figures.components
     if figures.objects is not None and figures.objects.rules is not None and figures.objects.rules.components:
@@ -123,7 +141,17 @@ def component_figures(score: str, figures: Score) -> Iterator[tuple[str, Compone
 
 
 def markdown(results: Results) -> str:
-    """The contents of ``results.md``."""
+    """The contents of ``results.md``.
+
+    Examples:
+        >>> from dataclasses import fields
+        >>> from pebal_core.benchmark.results import Run, SetInfo, SetResult
+        >>> run = dict.fromkeys((field.name for field in fields(Run)), "") | {"protocol": "smiyc", "input_size": None}
+        >>> info = SetInfo("images+labels", "/data", 1, {}, {}, images_per_second=2.5, peak_memory_mb=900)
+        >>> results = Results(Run(**run), {"town": SetResult(info, {"energy": Score(1, 99, 9, ap=0.5)})})
+        >>> [line for line in markdown(results).splitlines() if "energy" in line]
+        ['| town | 1 | energy | – | 50.00 | – | – |  |']
+    """
     run = results.run
     size = "each image's own" if run.input_size is None else "×".join(map(str, run.input_size))
     lines = [
@@ -136,7 +164,7 @@ def markdown(results: Results) -> str:
         "",
         f"`{run.command}`",
     ]
-    if rows := score_rows(results, with_intervals=True):
+    if rows := _score_rows(results, with_intervals=True):
         lines += ["", *_markdown_table(SCORE_HEAD, rows)]
     components = [
         [name, what, *map(percent, (c.siou, c.ppv, c.f1)), str(c.objects), str(c.predictions), c.undefined or ""]
@@ -145,12 +173,12 @@ def markdown(results: Results) -> str:
     ]
     if components:
         lines += ["", *_markdown_table(("set", "score", "sIoU", "PPV", "F1", "objects", "predictions", ""), components)]
-    if objects := object_rows(results, with_intervals=True):
+    if objects := _object_rows(results, with_intervals=True):
         lines += ["", OBJECT_NOTE, "", *_markdown_table(OBJECT_HEAD, objects)]
-    for head, rows in ((SIZE_HEAD, size_rows(results)), (ALARM_HEAD, alarm_rows(results))):
+    for head, rows in ((SIZE_HEAD, _size_rows(results)), (ALARM_HEAD, _alarm_rows(results))):
         if rows:
             lines += ["", *_markdown_table(head, rows)]
-    if classes := class_rows(results):
+    if classes := _class_rows(results):
         lines += ["", *_markdown_table(CLASS_HEAD, classes)]
     costs: list[list[str]] = []
     failures: list[str] = []
@@ -165,19 +193,29 @@ def markdown(results: Results) -> str:
 
 
 def terminal_tables(results: Results) -> list[Table]:
-    """Scores and mIoU for the terminal."""
+    """Scores and mIoU for the terminal.
+
+    Examples:
+        >>> from dataclasses import fields
+        >>> from pebal_core.benchmark.results import Run, SetInfo, SetResult
+        >>> run = dict.fromkeys((field.name for field in fields(Run)), "") | {"model": "starter", "protocol": "smiyc"}
+        >>> info = SetInfo("images+labels", "/data", 1, {}, {}, images_per_second=2.5, peak_memory_mb=900)
+        >>> results = Results(Run(**run), {"town": SetResult(info, {"energy": Score(1, 99, 9, ap=0.5)})})
+        >>> [(table.title, table.row_count) for table in terminal_tables(results)]
+        [('starter, protocol smiyc', 1)]
+    """
     title = f"{results.run.model}, protocol {results.run.protocol}"
     tables = []
-    if rows := score_rows(results, with_intervals=False):
+    if rows := _score_rows(results, with_intervals=False):
         tables.append(Table(*SCORE_HEAD, title=title))
         for row in rows:
             tables[-1].add_row(*row, style="bold" if row[2] == results.run.main_score else "")
-    if objects := object_rows(results, with_intervals=False):
+    if objects := _object_rows(results, with_intervals=False):
         shown = OBJECT_HEAD.index("FROC score") + 1  # the recalls at each rate would not fit
         tables.append(Table(*OBJECT_HEAD[:shown], title=f"{title}, objects"))
         for row in objects:
             tables[-1].add_row(*row[:shown])
-    if classes := class_rows(results):
+    if classes := _class_rows(results):
         tables.append(Table(*CLASS_HEAD, title=title))
         for row in classes:
             tables[-1].add_row(*row)

@@ -17,8 +17,8 @@ from ..benchmark.submissions import (
     FORMATS,
     SAMPLE,
     SMIYC_SETS,
-    Frame,
     OrderKeepingFloat16,
+    SubmissionImage,
     check_fishyscapes,
     check_smiyc,
     find_frames,
@@ -61,7 +61,7 @@ def run(args: Namespace) -> None:
     print(f"{folder}: the files of {len(frames)} frames pass the checks of the {args.format} format.")
 
 
-def _pack_fishyscapes(args: Namespace, frames: list[Frame], folder: Path) -> None:
+def _pack_fishyscapes(args: Namespace, frames: list[SubmissionImage], folder: Path) -> None:
     detector = load_detector(args)
     for frame in track(frames, f"packing on {detector.device_name}"):
         result = detector(read_image(frame.path))
@@ -70,7 +70,7 @@ def _pack_fishyscapes(args: Namespace, frames: list[Frame], folder: Path) -> Non
         write_npy(folder / f"{frame.name}_segmentation.npy", result.labels)
 
 
-def _pack_smiyc(args: Namespace, frames: list[Frame], folder: Path) -> None:
+def _pack_smiyc(args: Namespace, frames: list[SubmissionImage], folder: Path) -> None:
     """Write the files in two passes.
 
     All frames share one mapping to float16, so the first pass writes all energies (4 bytes a pixel) to disk.

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pebal_core.benchmark.submissions import (
-    Frame,
     OrderKeepingFloat16,
+    SubmissionImage,
     check_fishyscapes,
     check_smiyc,
     find_frames,
@@ -32,13 +32,13 @@ from pebal_core.metrics.pooled import PooledMetrics
 SMALL = ["--input-size", "64", "128"]
 
 
-def write_images(folder: Path, names: list[str], shape: tuple[int, int], suffix: str = ".png") -> list[Frame]:
+def write_images(folder: Path, names: list[str], shape: tuple[int, int], suffix: str = ".png") -> list[SubmissionImage]:
     rng = np.random.default_rng(5)
     folder.mkdir(parents=True)
     for name in names:
         coarse = rng.integers(0, 256, (8, 16, 3), np.uint8)
         cv2.imwrite(str(folder / f"{name}{suffix}"), cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC))
-    return [Frame(name, folder / f"{name}{suffix}") for name in names]
+    return [SubmissionImage(name, folder / f"{name}{suffix}") for name in names]
 
 
 def test_smiyc_files_hold_the_order_of_the_models_energies(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_the_smiyc_check_names_what_is_wrong(tmp_path: Path, fault: str) -> None
     ],
 )
 def test_the_fishyscapes_check_names_what_is_wrong(tmp_path: Path, kind: str, array: np.ndarray, message: str) -> None:
-    frames = [Frame("0_a", tmp_path / "0_a.png")]
+    frames = [SubmissionImage("0_a", tmp_path / "0_a.png")]
     ramp = np.linspace(-20, 0, 1024 * 2048, dtype=np.float32).reshape(1024, 2048)
     write_npy(tmp_path / "0_a_anomaly.npy", ramp)
     write_npy(tmp_path / "0_a_segmentation.npy", np.zeros(ramp.shape, np.uint8))
@@ -162,7 +162,7 @@ def test_the_fishyscapes_check_names_what_is_wrong(tmp_path: Path, kind: str, ar
 
 
 def test_fishyscapes_names_must_carry_distinct_numbers(tmp_path: Path) -> None:
-    frames = [Frame(name, tmp_path) for name in ("street", "01_a", "1_b")]
+    frames = [SubmissionImage(name, tmp_path) for name in ("street", "01_a", "1_b")]
     problems = [problem for problem in check_fishyscapes(tmp_path, frames) if "missing" not in problem]
     assert problems == [
         "street: the name does not begin with a number, by which the labels are matched",
