@@ -17,23 +17,23 @@ from .transformers import TransformersNetwork
 from .wide_resnet38 import DeepLabV3PlusWideResNet38
 
 
-def kept_classes(num_outputs: int = 20, *, network: str, own_trunk: bool, **arguments: object) -> KeptClasses:
+def _kept_classes(num_outputs: int = 20, *, network: str, own_trunk: bool, **arguments: object) -> KeptClasses:
     """Build `KeptClasses` of two networks with this name and these arguments."""
     energy, classes = (build_network(network, num_outputs, **arguments) for _ in range(2))
     return KeptClasses(energy, classes, own_trunk)
 
 
-def anomaly_branch(num_outputs: int = 20, *, network: str, width: int = 48, **arguments: object) -> AnomalyBranch:
+def _anomaly_branch(num_outputs: int = 20, *, network: str, width: int = 48, **arguments: object) -> AnomalyBranch:
     """Build an `AnomalyBranch` on a network with this name and these arguments."""
     return AnomalyBranch(build_network(network, num_outputs, **arguments), width)
 
 
 NETWORKS: dict[str, Callable[..., SegmentationNetwork]] = {
-    "anomaly_branch": anomaly_branch,
+    "anomaly_branch": _anomaly_branch,
     "deeplabv3plus": DeepLabV3Plus,
     "deeplabv3plus_wide_resnet38": DeepLabV3PlusWideResNet38,
     "espnetv2": ESPNetv2,
-    "kept_classes": kept_classes,
+    "kept_classes": _kept_classes,
     "smp": SmpNetwork,
     "transformers": TransformersNetwork,
 }

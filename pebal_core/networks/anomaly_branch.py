@@ -43,6 +43,14 @@ class AnomalyBranch(SegmentationNetwork):
 
     Raises:
         PebalError: the network declares no features.
+
+    Examples:
+        >>> from pebal_core.networks import build_network
+        >>> network = build_network("espnetv2", num_outputs=6, scale=0.5).eval()
+        >>> branched = AnomalyBranch(network, width=16).eval()
+        >>> images = torch.rand(1, 3, 32, 48)
+        >>> torch.allclose(branched(images), network(images), atol=1e-5)  # until it is trained
+        True
     """
 
     head_prefixes = ("branch.",)
@@ -58,7 +66,7 @@ class AnomalyBranch(SegmentationNetwork):
         self.network = network
         self.num_outputs, self.stride = network.num_outputs, network.stride
         certainty = (network.num_outputs + 2, FINEST)
-        self.branch = Branch((*(network.features[n] for n in self.used), certainty), width)
+        self.branch = _Branch((*(network.features[n] for n in self.used), certainty), width)
 
     def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
         """Features of the frozen network, followed by its logits."""
@@ -67,8 +75,8 @@ class AnomalyBranch(SegmentationNetwork):
 
     def head(self, features: tuple[Tensor, ...]) -> Tensor:
         *maps, logits = features
-        fine = bring(logits, self.network.logit_stride, FINEST)
-        shift = self.branch([*(maps[n] for n in self.used), certainty_of(fine)])
+        fine = _bring(logits, self.network.logit_stride, FINEST)
+        shift = self.branch([*(maps[n] for n in self.used), _certainty_of(fine)])
         shift = upsample(shift, logits.shape[-2:])
         return torch.cat([logits[:, :-1] + shift[:, :1], logits[:, -1:] + shift[:, 1:]], dim=1)
 
@@ -76,7 +84,7 @@ class AnomalyBranch(SegmentationNetwork):
         self.network.fold_linear()
 
 
-def certainty_of(logits: Tensor) -> Tensor:
+def _certainty_of(logits: Tensor) -> Tensor:
     """Append log Σ exp and the entropy of the K class logits to the logits B×(K+1)×h×w; returns B×(K+3)×h×w."""
     log_sum = torch.logsumexp(logits[:, :-1], dim=1, keepdim=True)
     log_probability = logits[:, :-1] - log_sum
@@ -84,21 +92,21 @@ def certainty_of(logits: Tensor) -> Tensor:
     return torch.cat([logits, log_sum, entropy], dim=1)
 
 
-def bring(x: Tensor, stride: int, wanted: int) -> Tensor:
+def _bring(x: Tensor, stride: int, wanted: int) -> Tensor:
     """Resample a map from one stride to another; both are powers of two."""
     if stride > wanted:
         return F.interpolate(x, scale_factor=float(stride // wanted), mode="bilinear", align_corners=True)
     while stride < wanted:
-        x, stride = halve(x), 2 * stride
+        x, stride = _halve(x), 2 * stride
     return x
 
 
-def halve(x: Tensor) -> Tensor:
+def _halve(x: Tensor) -> Tensor:
     """Average 3×3 pixels at stride 2; odd sides are rounded up, as in strided convolutions."""
     return F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
 
 
-class Branch(nn.Module):
+class _Branch(nn.Module):
     """Computes two maps at stride 4 from feature maps, by going down to stride 16 for context and up again.
 
     At stride 4, which takes most of the time, it has half the width.
@@ -114,14 +122,14 @@ class Branch(nn.Module):
         self.strides = tuple(min(max(stride, FINEST), LEVELS[-1]) for stride in self.given)
         widths = {level: width // 2 if level == FINEST else width for level in LEVELS}
         self.projections = nn.ModuleList(
-            conv_norm(channels, widths[stride]) for (channels, _), stride in zip(inputs, self.strides, strict=True)
+            _conv_norm(channels, widths[stride]) for (channels, _), stride in zip(inputs, self.strides, strict=True)
         )
         steps = list(itertools.pairwise(LEVELS))
-        self.down = nn.ModuleList(conv_norm(widths[fine], widths[coarse]) for fine, coarse in steps)
-        self.up = nn.ModuleList(conv_norm(widths[coarse], widths[fine]) for fine, coarse in steps)
+        self.down = nn.ModuleList(_conv_norm(widths[fine], widths[coarse]) for fine, coarse in steps)
+        self.up = nn.ModuleList(_conv_norm(widths[coarse], widths[fine]) for fine, coarse in steps)
         self.bends = nn.ModuleList(nn.PReLU(widths[level]) for level in LEVELS)
         self.levels = nn.ModuleList(
-            nn.Sequential(*(SeparableBlock(widths[level], dilation) for dilation in DILATIONS[level]))
+            nn.Sequential(*(_SeparableBlock(widths[level], dilation) for dilation in DILATIONS[level]))
             for level in LEVELS
         )
         self.out = nn.Sequential(nn.PReLU(widths[FINEST]), nn.Conv2d(widths[FINEST], 2, 1))
@@ -133,11 +141,11 @@ class Branch(nn.Module):
         sums: dict[int, Tensor] = {}
         for x, given, stride, project in zip(maps, self.given, self.strides, self.projections, strict=True):
             # The projection runs on fewer pixels after downsampling and before upsampling.
-            projected = bring(project(bring(x, min(given, stride), stride)), max(given, stride), stride)
+            projected = _bring(project(_bring(x, min(given, stride), stride)), max(given, stride), stride)
             sums[stride] = sums[stride] + projected if stride in sums else projected
         down = [self.bends[0](sums[FINEST])]
         for level, narrow, bend in zip(LEVELS[1:], self.down, list(self.bends)[1:], strict=True):
-            finer = narrow(halve(down[-1]))
+            finer = narrow(_halve(down[-1]))
             down.append(bend(finer + sums[level] if level in sums else finer))
         up = self.levels[-1](down[-1])
         for x, widen, blocks in reversed(list(zip(down, self.up, self.levels, strict=False))):
@@ -145,12 +153,12 @@ class Branch(nn.Module):
         return self.out(up)
 
 
-def conv_norm(inputs: int, outputs: int) -> nn.Sequential:
+def _conv_norm(inputs: int, outputs: int) -> nn.Sequential:
     """A 1×1 convolution followed by BatchNorm."""
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
 
 
-class SeparableBlock(nn.Module):
+class _SeparableBlock(nn.Module):
     """A residual block of a depth-wise 3×3 convolution, BatchNorm, PReLU, a 1×1 convolution and BatchNorm."""
 
     def __init__(self, width: int, dilation: int) -> None:
@@ -159,7 +167,7 @@ class SeparableBlock(nn.Module):
             nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, groups=width, bias=False),
             nn.BatchNorm2d(width),
             nn.PReLU(width),
-            *conv_norm(width, width),
+            *_conv_norm(width, width),
         )
 
     def forward(self, x: Tensor) -> Tensor:

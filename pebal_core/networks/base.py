@@ -18,6 +18,19 @@ class SegmentationNetwork(nn.Module, ABC):
 
     PEBAL fine-tunes the head and leaves the trunk unchanged, so the two are separate calls. The split also lets a
     caller keep the logits at the network's own resolution and upsample only the part that it needs.
+
+    Examples:
+        >>> class OneLayer(SegmentationNetwork):
+        ...     num_outputs, stride, head_prefixes, logit_stride = 20, 1, ("classify.",), 1
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.classify = nn.Conv2d(3, 20, 1)
+        ...     def trunk(self, images):
+        ...         return (images,)
+        ...     def head(self, features):
+        ...         return self.classify(features[0])
+        >>> OneLayer()(torch.zeros(1, 3, 32, 48)).shape
+        torch.Size([1, 20, 32, 48])
     """
 
     num_outputs: int
@@ -65,6 +78,11 @@ class CountsOnCpu(TorchFunctionMode):
     """Makes `torch.linspace` return real numbers inside ``torch.device("meta")``.
 
     Libraries use it to set the dropout of each layer and read its values immediately.
+
+    Examples:
+        >>> with torch.device("meta"), CountsOnCpu():
+        ...     torch.linspace(0, 1, 3).tolist()
+        [0.0, 0.5, 1.0]
     """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -94,6 +112,13 @@ def measure(network: SegmentationNetwork, height: int, width: int) -> None:
 
     Raises:
         PebalError: the network does not return K + 1 logits per pixel.
+
+    Examples:
+        >>> from pebal_core.networks import build_network
+        >>> network = build_network("espnetv2", scale=0.5)
+        >>> measure(network, 64, 128)
+        >>> network.features, network.logit_stride
+        (((16, 2), (32, 4), (64, 8), (128, 16)), 2)
     """
     parts, training = _Parts(network), network.training
     state = [*parts.named_parameters(), *parts.named_buffers()]
@@ -108,7 +133,12 @@ def measure(network: SegmentationNetwork, height: int, width: int) -> None:
 
 
 def upsample(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Upsample logits B×C×h×w to H×W bilinearly with aligned corners, as in the training of every network here."""
+    """Upsample logits B×C×h×w to H×W bilinearly with aligned corners, as in the training of every network here.
+
+    Examples:
+        >>> upsample(torch.tensor([[[[0.0, 3.0]]]]), (1, 4))
+        tensor([[[[0., 1., 2., 3.]]]])
+    """
     if tuple(logits.shape[-2:]) == tuple(size):
         return logits
     return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=True)

@@ -23,13 +23,13 @@ PYRAMID_SCALES = (2.0, 1.5, 1.0, 0.5, 0.1)
 PYRAMID_MIN_SIDE = 5
 
 
-def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, dilation: int = 1) -> nn.Conv2d:
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, dilation: int = 1) -> nn.Conv2d:
     """A convolution without bias that keeps the size at stride 1."""
     padding = dilation * (kernel // 2)
     return nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias=False)
 
 
-class Conv(nn.Module):
+class _Conv(nn.Module):
     """A convolution with optional BatchNorm and PReLU, under the encoder's names (conv, bn, act)."""
 
     def __init__(self, convolution: nn.Conv2d, norm: bool = True, act: bool = True) -> None:
@@ -42,7 +42,7 @@ class Conv(nn.Module):
         return self.act(self.bn(self.conv(x)))
 
 
-class NormAct(nn.Module):
+class _NormAct(nn.Module):
     """BatchNorm and PReLU, under the encoder's names (bn, act)."""
 
     def __init__(self, channels: int) -> None:
@@ -54,7 +54,7 @@ class NormAct(nn.Module):
         return self.act(self.bn(x))
 
 
-class EESP(nn.Module):
+class _EESP(nn.Module):
     """Extremely efficient spatial pyramid of depth-wise dilated convolutions.
 
     The branches are summed cumulatively before they are concatenated, to avoid gridding artefacts. With stride 2 the
@@ -66,13 +66,13 @@ class EESP(nn.Module):
         super().__init__()
         width = outputs // BRANCHES
         self.stride = stride
-        self.proj_1x1 = Conv(conv(inputs, width, 1, groups=BRANCHES))
+        self.proj_1x1 = _Conv(_conv(inputs, width, 1, groups=BRANCHES))
         self.spp_dw = nn.ModuleList(
-            Conv(conv(width, width, 3, stride, groups=width, dilation=dilation), norm=False, act=False)
+            _Conv(_conv(width, width, 3, stride, groups=width, dilation=dilation), norm=False, act=False)
             for dilation in dilations
         )
-        self.br_after_cat = NormAct(outputs)
-        self.conv_1x1_exp = Conv(conv(outputs, outputs, 1, groups=BRANCHES), act=False)
+        self.br_after_cat = _NormAct(outputs)
+        self.conv_1x1_exp = _Conv(_conv(outputs, outputs, 1, groups=BRANCHES), act=False)
         self.module_act = nn.PReLU(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,26 +86,26 @@ class EESP(nn.Module):
         return self.module_act(expanded + x if expanded.shape == x.shape else expanded)
 
 
-def halve(x: Tensor) -> Tensor:
+def _halve(x: Tensor) -> Tensor:
     """Average 3×3 pixels at stride 2, including padded zeros."""
     return F.avg_pool2d(x, 3, stride=2, padding=1)
 
 
-class DownSampler(nn.Module):
+class _DownSampler(nn.Module):
     """Halves the resolution by concatenating the averaged input with a strided EESP and adding the downscaled image."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.eesp = EESP(inputs, outputs - inputs, WIDE, stride=2)
-        self.inp_reinf = nn.Sequential(Conv(conv(3, 3, 3)), Conv(conv(3, outputs, 1), act=False))
+        self.eesp = _EESP(inputs, outputs - inputs, WIDE, stride=2)
+        self.inp_reinf = nn.Sequential(_Conv(_conv(3, 3, 3)), _Conv(_conv(3, outputs, 1), act=False))
         self.act = nn.PReLU(outputs)
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
         """Compute features at half the resolution of `x`; `image` already has that resolution."""
-        return self.act(torch.cat([halve(x), self.eesp(x)], dim=1) + self.inp_reinf(image))
+        return self.act(torch.cat([_halve(x), self.eesp(x)], dim=1) + self.inp_reinf(image))
 
 
-class Encoder(nn.Module):
+class _Encoder(nn.Module):
     """ESPNetv2 without its classifier; it returns features at strides 2, 4, 8 and 16."""
 
     def __init__(self, scale: float) -> None:
@@ -115,51 +115,51 @@ class Encoder(nn.Module):
             raise ValueError(f"scale must be positive, not {scale}")
         self.widths = (min(32, base), 2 * base, 4 * base, 8 * base)
         one, two, three, four = self.widths
-        self.level1 = Conv(conv(3, one, 3, stride=2))
-        self.level2_0 = DownSampler(one, two)
-        self.level3_0 = DownSampler(two, three)
-        self.level3 = nn.Sequential(*(EESP(three, three, WIDE) for _ in range(3)))
-        self.level4_0 = DownSampler(three, four)
-        self.level4 = nn.Sequential(*(EESP(four, four, NARROW) for _ in range(7)))
+        self.level1 = _Conv(_conv(3, one, 3, stride=2))
+        self.level2_0 = _DownSampler(one, two)
+        self.level3_0 = _DownSampler(two, three)
+        self.level3 = nn.Sequential(*(_EESP(three, three, WIDE) for _ in range(3)))
+        self.level4_0 = _DownSampler(three, four)
+        self.level4 = nn.Sequential(*(_EESP(four, four, NARROW) for _ in range(7)))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        quarter = halve(halve(images))
-        eighth = halve(quarter)
+        quarter = _halve(_halve(images))
+        eighth = _halve(quarter)
         one = self.level1(images)
         two = self.level2_0(one, quarter)
         three = self.level3(self.level3_0(two, eighth))
-        four = self.level4(self.level4_0(three, halve(eighth)))
+        four = self.level4(self.level4_0(three, _halve(eighth)))
         return one, two, three, four
 
 
-def norm_act(channels: int) -> nn.Sequential:
+def _norm_act(channels: int) -> nn.Sequential:
     """BatchNorm and PReLU."""
     return nn.Sequential(nn.BatchNorm2d(channels), nn.PReLU(channels))
 
 
-class ConvDec(nn.Module):
+class _ConvDec(nn.Module):
     """A convolution, BatchNorm and PReLU, under the decoder's name (cbr)."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
-        self.cbr = nn.Sequential(convolution, *norm_act(convolution.out_channels))
+        self.cbr = nn.Sequential(convolution, *_norm_act(convolution.out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.cbr(x)
 
 
-class NormActDec(nn.Module):
+class _NormActDec(nn.Module):
     """BatchNorm and PReLU, under the decoder's name (br)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.br = norm_act(channels)
+        self.br = _norm_act(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.br(x)
 
 
-class PyramidPool(nn.Module):
+class _PyramidPool(nn.Module):
     """Depth-wise 3×3 convolutions at five scales of a narrow projection, merged by a grouped convolution.
 
     Args:
@@ -172,15 +172,15 @@ class PyramidPool(nn.Module):
     def __init__(self, inputs: int, width: int, outputs: int, last: bool = False) -> None:
         super().__init__()
         branches = len(PYRAMID_SCALES)
-        self.projection_layer = ConvDec(conv(inputs, width, 1))
-        self.stages = nn.ModuleList(conv(width, width, 3, groups=width) for _ in PYRAMID_SCALES)
+        self.projection_layer = _ConvDec(_conv(inputs, width, 1))
+        self.stages = nn.ModuleList(_conv(width, width, 3, groups=width) for _ in PYRAMID_SCALES)
         self.merge_layer = nn.Sequential(
-            NormActDec(width * branches),
+            _NormActDec(width * branches),
             nn.ChannelShuffle(branches),
-            ConvDec(conv(width * branches, width, 3, groups=width)),
+            _ConvDec(_conv(width * branches, width, 3, groups=width)),
             nn.Conv2d(width, outputs, 1, bias=last),
         )
-        self.br = nn.Identity() if last else NormActDec(outputs)
+        self.br = nn.Identity() if last else _NormActDec(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.br(self.merge_layer(torch.cat(self.branches(x), dim=1)))
@@ -201,8 +201,8 @@ class PyramidPool(nn.Module):
         return branches
 
 
-class SummedPyramid(nn.Module):
-    """A faster `PyramidPool` for inference, with the same output.
+class _SummedPyramid(nn.Module):
+    """A faster `_PyramidPool` for inference, with the same output.
 
     After the shuffle, each group of the merging convolution holds one channel of every branch, so the convolution is a
     sum of depth-wise convolutions, one per branch. The BatchNorm of the branches is folded into their own convolutions.
@@ -212,7 +212,7 @@ class SummedPyramid(nn.Module):
         pool: the module, which is taken over; the BatchNorm after its merging convolution must be folded already.
     """
 
-    def __init__(self, pool: PyramidPool) -> None:
+    def __init__(self, pool: _PyramidPool) -> None:
         super().__init__()
         norm, act = pool.merge_layer.get_submodule("0.br").children()
         merge, _, after = pool.merge_layer.get_submodule("2.cbr").children()
@@ -227,7 +227,7 @@ class SummedPyramid(nn.Module):
             own = slice(number * width, (number + 1) * width)
             stage.weight = nn.Parameter(stage.weight * factor[own].view(-1, 1, 1, 1))
             stage.bias = nn.Parameter(offset[own].clone())
-            bend, sums = nn.PReLU(width), conv(width, width, 3, groups=width)
+            bend, sums = nn.PReLU(width), _conv(width, width, 3, groups=width)
             bend.weight = nn.Parameter(act.weight[own].clone())
             sums.weight = nn.Parameter(merge.weight[:, number : number + 1].clone())
             sums.bias = merge.bias if number == 0 else None
@@ -241,13 +241,13 @@ class SummedPyramid(nn.Module):
         return self.last(sum(others, first))
 
 
-class MergeEncoder(nn.Module):
+class _MergeEncoder(nn.Module):
     """Projects encoder features to the decoder's width, and weights each channel by a function of the global mean."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.wt_layer = nn.Sequential(nn.AdaptiveAvgPool2d(1), conv(inputs, outputs, 1), nn.Sigmoid())
-        self.expansion_layer = ConvDec(conv(inputs, outputs, 3, groups=math.gcd(inputs, outputs)))
+        self.wt_layer = nn.Sequential(nn.AdaptiveAvgPool2d(1), _conv(inputs, outputs, 1), nn.Sigmoid())
+        self.expansion_layer = _ConvDec(_conv(inputs, outputs, 3, groups=math.gcd(inputs, outputs)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.expansion_layer(x) * self.wt_layer(x)
@@ -265,6 +265,11 @@ class ESPNetv2(SegmentationNetwork):
 
     Raises:
         PebalError: the scale is invalid.
+
+    Examples:
+        >>> network = ESPNetv2(num_outputs=20, scale=2.0)
+        >>> sum(parameter.numel() for parameter in network.parameters())
+        789242
     """
 
     stride = 1
@@ -276,24 +281,24 @@ class ESPNetv2(SegmentationNetwork):
         if type(scale) not in (int, float) or not 0.1 <= scale <= 8:
             raise PebalError(f"The scale of an ESPNetv2 is a number from 0.1 to 8, not {scale!r:.80}.")
         self.num_outputs = num_outputs
-        self.base_net = Encoder(scale)
+        self.base_net = _Encoder(scale)
         one, two, three, four = self.base_net.widths
         self.features = ((one, 2), (two, 4), (three, 8), (four, 16))
         width = min(num_outputs // 2, 16)
-        self.bu_dec_l1 = PyramidPool(four, width, 64)
-        self.merge_enc_dec_l2 = MergeEncoder(three, 64)
-        self.bu_br_l2 = norm_act(64)
-        self.bu_dec_l2 = PyramidPool(64, width, 48)
-        self.merge_enc_dec_l3 = MergeEncoder(two, 48)
-        self.bu_br_l3 = norm_act(48)
-        self.bu_dec_l3 = PyramidPool(48, width, 32)
-        self.merge_enc_dec_l4 = MergeEncoder(one, 32)
-        self.bu_br_l4 = norm_act(32)
-        self.bu_dec_l4 = PyramidPool(32, width, num_outputs, last=True)
+        self.bu_dec_l1 = _PyramidPool(four, width, 64)
+        self.merge_enc_dec_l2 = _MergeEncoder(three, 64)
+        self.bu_br_l2 = _norm_act(64)
+        self.bu_dec_l2 = _PyramidPool(64, width, 48)
+        self.merge_enc_dec_l3 = _MergeEncoder(two, 48)
+        self.bu_br_l3 = _norm_act(48)
+        self.bu_dec_l3 = _PyramidPool(48, width, 32)
+        self.merge_enc_dec_l4 = _MergeEncoder(one, 32)
+        self.bu_br_l4 = _norm_act(32)
+        self.bu_dec_l4 = _PyramidPool(32, width, num_outputs, last=True)
 
     def fold_linear(self) -> None:
         for name in ("bu_dec_l1", "bu_dec_l2", "bu_dec_l3", "bu_dec_l4"):
-            setattr(self, name, SummedPyramid(getattr(self, name)))
+            setattr(self, name, _SummedPyramid(getattr(self, name)))
 
     def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
         """Encoder features at strides 2, 4, 8 and 16."""

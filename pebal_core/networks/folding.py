@@ -27,6 +27,14 @@ def fold(network: SegmentationNetwork) -> SegmentationNetwork:
 
     Args:
         network: a network on the CPU, which is changed in place and put into eval mode.
+
+    Examples:
+        >>> from pebal_core.networks import build_network
+        >>> network = build_network("espnetv2", num_outputs=6, scale=0.5).eval()
+        >>> images = torch.rand(1, 3, 64, 64)
+        >>> expected = network(images)
+        >>> torch.allclose(fold(network)(images), expected, atol=1e-4)
+        True
     """
     network.eval()
     with torch.no_grad():
@@ -49,6 +57,15 @@ def round_kernels(network: nn.Module, dtype: torch.dtype) -> None:
     Args:
         network: a float32 network, whose kernels hold values of ``dtype`` afterwards.
         dtype: the shorter type.
+
+    Examples:
+        >>> convolution = nn.Conv2d(1, 1, 3)
+        >>> _ = nn.init.constant_(convolution.weight, 1 / 3)
+        >>> convolution.weight.half().float().sum().item()  # each tap is rounded independently
+        2.999267578125
+        >>> round_kernels(convolution, torch.float16)
+        >>> convolution.weight.sum().item()
+        3.0
     """
     for module in network.modules():
         if not isinstance(module, nn.Conv2d):

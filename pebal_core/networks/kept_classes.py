@@ -23,6 +23,14 @@ class KeptClasses(SegmentationNetwork):
         classes: the starting network, of the same kind.
         own_trunk: whether fine-tuning changed the trunk, so that the classes need the starting network's own trunk;
             otherwise both heads share one trunk.
+
+    Examples:
+        >>> from pebal_core.networks import build_network
+        >>> tuned, start = (build_network("espnetv2", num_outputs=6, scale=0.5).eval() for _ in range(2))
+        >>> both = KeptClasses(tuned, start, own_trunk=True).eval()
+        >>> images = torch.rand(1, 3, 32, 48)
+        >>> torch.equal(both(images)[:, :-1].argmax(1), start(images)[:, :-1].argmax(1))
+        True
     """
 
     head_prefixes = ("energy.", "classes.")

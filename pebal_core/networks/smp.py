@@ -35,6 +35,11 @@ class DeepLabV3Plus(SegmentationNetwork):
 
     Raises:
         PebalError: an argument is invalid.
+
+    Examples:
+        >>> network = DeepLabV3Plus(num_outputs=6, encoder="resnet18")
+        >>> network.features, network.logit_stride
+        (((128, 4), (48, 4)), 4)
     """
 
     stride = 16
@@ -110,7 +115,7 @@ class SmpNetwork(SegmentationNetwork):
             names = ", ".join(architecture.__name__ for architecture in ARCHITECTURES.values())
             raise PebalError(f"There is no architecture {architecture!r:.80}; take one of: {names}.")
         check_encoder(encoder)
-        check_options(kind, options)
+        _check_options(kind, options)
         any_size = {"dynamic_img_size": True} if kind is smp.DPT else {}
         if encoder.startswith("tu-swin"):
             any_size = {"strict_img_size": False}
@@ -148,7 +153,7 @@ class SmpNetwork(SegmentationNetwork):
         return self.segmentation_head["head"](self.decoder(maps, tokens or no_tokens))
 
 
-def check_options(kind: type[nn.Module], options: dict[str, Any]) -> None:
+def _check_options(kind: type[nn.Module], options: dict[str, Any]) -> None:
     """Refuse unknown options and implausible values, because options may come from a file.
 
     Raises:
@@ -183,6 +188,13 @@ def check_encoder(encoder: Any) -> None:
 
     Raises:
         PebalError: there is no such encoder; the message explains the names.
+
+    Examples:
+        >>> check_encoder("resnet101")
+        >>> check_encoder("resnet102")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        pebal_core.errors.PebalError: There is no encoder 'resnet102' in the installed segmentation-models-pytorch ...
     """
     if encoder not in encoder_names():
         raise PebalError(
@@ -192,5 +204,10 @@ def check_encoder(encoder: Any) -> None:
 
 
 def encoder_names() -> list[str]:
-    """Names of the encoders that the installed libraries can build; timm's have the prefix ``tu-``."""
+    """Names of the encoders that the installed libraries can build; timm's have the prefix ``tu-``.
+
+    Examples:
+        >>> {"resnet101", "tu-tf_efficientnet_lite0"} <= set(encoder_names())
+        True
+    """
     return [*smp.encoders.encoders, *(f"tu-{name}" for name in timm.list_models())]

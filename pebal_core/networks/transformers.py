@@ -51,6 +51,11 @@ class TransformersNetwork(SegmentationNetwork):
 
     Raises:
         PebalError: transformers is not installed, or the configuration is not one of a per-pixel model.
+
+    Examples:
+        >>> config = described(published_configuration({"model_type": "segformer", "depths": [1, 1, 1, 1]}))
+        >>> TransformersNetwork(num_outputs=6, config=config).features
+        ((32, 4), (64, 8), (160, 16), (256, 32))
     """
 
     head_prefixes = ("decoder.",)
@@ -60,9 +65,9 @@ class TransformersNetwork(SegmentationNetwork):
         if not isinstance(bgr, bool):
             raise PebalError(f"The argument bgr of a network is true or false, not {bgr!r:.80}.")
         library = import_transformers()
-        settings = configuration(config)
+        settings = _configuration(config)
         settings.num_labels = num_outputs
-        with few_modules():
+        with _few_modules():
             model: Any = library.AutoModelForSemanticSegmentation.from_config(settings)
         model.float()
         self.num_outputs, self.bgr = num_outputs, bgr
@@ -72,9 +77,9 @@ class TransformersNetwork(SegmentationNetwork):
         """Whether the decode head takes one map instead of a list."""
         self.fixed_size: tuple[int, int] | None = None
         """(height, width) if the model accepts no other size."""
-        patch = max(side_of(settings, "patch_size"), default=1)
+        patch = max(_side_of(settings, "patch_size"), default=1)
         self.stride = 32 if 32 % patch == 0 else 2 * patch
-        self._measure(side_of(settings, "image_size"))
+        self._measure(_side_of(settings, "image_size"))
 
     def _measure(self, own: list[int]) -> None:
         """Measure the outputs for an image that is not square or, if that fails, for the model's own size."""
@@ -109,6 +114,10 @@ def import_transformers() -> ModuleType:
 
     Raises:
         PebalError: the library is missing or older than version 5.
+
+    Examples:
+        >>> import_transformers().__name__
+        'transformers'
     """
     try:
         import transformers
@@ -119,7 +128,7 @@ def import_transformers() -> ModuleType:
     return transformers
 
 
-def check_model_type(kind: Any) -> None:
+def _check_model_type(kind: Any) -> None:
     """Refuse a model that is no per-pixel segmentation model.
 
     Raises:
@@ -143,8 +152,12 @@ def published_configuration(raw: dict[str, Any]) -> Any:
 
     Raises:
         PebalError: the model is no per-pixel model, or an entry would make the library load something else.
+
+    Examples:
+        >>> published_configuration({"model_type": "segformer", "depths": [1, 1, 1, 1]}).depths
+        [1, 1, 1, 1]
     """
-    check_model_type(raw.get("model_type"))
+    _check_model_type(raw.get("model_type"))
     from transformers import CONFIG_MAPPING
 
     raw = {key: value for key, value in raw.items() if key not in DROPPED}
@@ -156,15 +169,21 @@ def published_configuration(raw: dict[str, Any]) -> Any:
     elif raw.get("backbone") is not None:
         raise PebalError(f"it names its backbone ({raw['backbone']!s:.60}) instead of describing it in backbone_config")
     numbers = {key: value for key, value in raw.items() if key not in ("id2label", "label2id")}
-    if (key := unfit(numbers, words=False)) is not None:
+    if (key := _unfit(numbers, words=False)) is not None:
         raise PebalError(f"its entry {key!r:.60} is out of all proportion")
     return CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
 
 
 def described(settings: Any) -> dict[str, Any]:
-    """The model type and the fields of a configuration class as JSON types, for `TransformersNetwork`."""
+    """The model type and the fields of a configuration class as JSON types, for `TransformersNetwork`.
+
+    Examples:
+        >>> values = described(published_configuration({"model_type": "segformer"}))
+        >>> values["model_type"], values["hidden_sizes"]
+        ('segformer', [32, 64, 160, 256])
+    """
     values: dict[str, Any] = {"model_type": settings.model_type}
-    for name in own_fields(type(settings)):
+    for name in _own_fields(type(settings)):
         value = getattr(settings, name, None)
         if hasattr(value, "model_type"):
             value = described(value)
@@ -172,7 +191,7 @@ def described(settings: Any) -> dict[str, Any]:
     return values
 
 
-def configuration(config: Any) -> Any:
+def _configuration(config: Any) -> Any:
     """Convert the result of `described`, which may come from a crafted file, to a configuration object of the library.
 
     Raises:
@@ -180,16 +199,16 @@ def configuration(config: Any) -> Any:
     """
     if not isinstance(config, dict):
         raise PebalError(f"The config of a transformers network is a dictionary, not {config!r:.80}.")
-    check_model_type(config.get("model_type"))
+    _check_model_type(config.get("model_type"))
     from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
 
     def made(values: dict[str, Any]) -> Any:
         kind = CONFIG_MAPPING[values["model_type"]]
-        known = {name.removeprefix("_") for name in own_fields(kind)}
+        known = {name.removeprefix("_") for name in _own_fields(kind)}
         given = {name: value for name, value in values.items() if name not in ("model_type", "backbone_config")}
         unknown = next((name for name in given if name not in known), None)
-        unknown = unfit(given, words=True) if unknown is None else unknown
+        unknown = _unfit(given, words=True) if unknown is None else unknown
         if unknown is not None:
             value = given.get(unknown)
             raise PebalError(
@@ -207,7 +226,7 @@ def configuration(config: Any) -> Any:
     return made(config)
 
 
-def own_fields(kind: type) -> list[str]:
+def _own_fields(kind: type) -> list[str]:
     """Fields of a configuration class that define the network, without the fields that every configuration has."""
     from transformers import PreTrainedConfig
 
@@ -220,13 +239,17 @@ def timm_backbone(values: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         PebalError: the name is unknown, so the library would look it up online or in a folder.
+
+    Examples:
+        >>> timm_backbone({"backbone": "resnet18.a1_in1k"})
+        {'backbone': 'resnet18'}
     """
     name = str(values.get("backbone")).partition(".")[0]
     check_encoder(f"tu-{name}")
     return {**values, "backbone": name}
 
 
-def unfit(value: Any, words: bool, name: str = "") -> str | None:
+def _unfit(value: Any, words: bool, name: str = "") -> str | None:
     """Name of the first entry that is no plain value of a plausible size; None if there is none.
 
     Args:
@@ -238,14 +261,14 @@ def unfit(value: Any, words: bool, name: str = "") -> str | None:
         items = value.items() if isinstance(value, dict) else ((name, item) for item in value)
         if len(value) > 1024:
             return name
-        return next((found for key, item in items if (found := unfit(item, words, str(key))) is not None), None)
+        return next((found for key, item in items if (found := _unfit(item, words, str(key))) is not None), None)
     if isinstance(value, str):
         return name if words and not (len(value) <= 64 and value.replace("_", "").replace("-", "").isalnum()) else None
     fine = value is None or (isinstance(value, int | float) and -GREATEST <= value <= GREATEST)
     return None if fine else name
 
 
-def side_of(settings: Any, name: str) -> list[int]:
+def _side_of(settings: Any, name: str) -> list[int]:
     """The side lengths that a configuration or its backbone's configuration gives for a name such as ``image_size``."""
     for part in (settings, getattr(settings, "backbone_config", None)):
         value = getattr(part, name, None)
@@ -261,6 +284,15 @@ def split(model: Any, kind: str) -> tuple[Any, nn.Module]:
 
     Raises:
         PebalError: the model has no decode head.
+
+    Examples:
+        >>> import torch
+        >>> from pebal_core.networks.base import CountsOnCpu
+        >>> settings = published_configuration({"model_type": "segformer", "depths": [1, 1, 1, 1]})
+        >>> with torch.device("meta"), CountsOnCpu():
+        ...     model = import_transformers().AutoModelForSemanticSegmentation.from_config(settings)
+        >>> type(split(model, "segformer")[1]).__name__
+        'SegformerDecodeHead'
     """
     name = next((name for name in HEADS if isinstance(getattr(model, name, None), nn.Module)), None)
     if name is None:
@@ -278,7 +310,7 @@ def split(model: Any, kind: str) -> tuple[Any, nn.Module]:
 
 
 @contextlib.contextmanager
-def few_modules() -> Iterator[None]:
+def _few_modules() -> Iterator[None]:
     """Stop the construction of a network that has too many parts.
 
     Raises:

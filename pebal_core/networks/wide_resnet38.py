@@ -16,18 +16,18 @@ from .base import SegmentationNetwork, upsample
 ASPP_RATES = (12, 24, 36)
 
 
-def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
     """A convolution without bias that keeps the size at stride 1."""
     padding = dilation * (kernel // 2)
     return nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False)
 
 
-def bn_relu(channels: int) -> nn.Sequential:
+def _bn_relu(channels: int) -> nn.Sequential:
     """The activation before every convolution of the trunk (``bnN.0`` holds the statistics)."""
     return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
 
 
-class ResidualBlock(nn.Module):
+class _ResidualBlock(nn.Module):
     """Pre-activation residual block with kernels 3×3-3×3 for two widths, or 1×1-3×3-1×1 for three.
 
     A projection shortcut takes the activated input, an identity shortcut the raw input. A strided block applies its
@@ -39,26 +39,26 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         bottleneck = len(widths) == 3
-        self.bn1 = bn_relu(inputs)
+        self.bn1 = _bn_relu(inputs)
         if bottleneck:
             layers: list[tuple[str, nn.Module]] = [
-                ("conv1", conv(inputs, widths[0], 1)),
-                ("bn2", bn_relu(widths[0])),
-                ("conv2", conv(widths[0], widths[1], 3, stride, dilation)),
-                ("bn3", bn_relu(widths[1])),
+                ("conv1", _conv(inputs, widths[0], 1)),
+                ("bn2", _bn_relu(widths[0])),
+                ("conv2", _conv(widths[0], widths[1], 3, stride, dilation)),
+                ("bn3", _bn_relu(widths[1])),
                 ("dropout", nn.Dropout2d(drop)),
-                ("conv3", conv(widths[1], widths[2], 1)),
+                ("conv3", _conv(widths[1], widths[2], 1)),
             ]
         else:
             layers = [
-                ("conv1", conv(inputs, widths[0], 3, stride, dilation)),
-                ("bn2", bn_relu(widths[0])),
-                ("conv2", conv(widths[0], widths[1], 3, 1, dilation)),
+                ("conv1", _conv(inputs, widths[0], 3, stride, dilation)),
+                ("bn2", _bn_relu(widths[0])),
+                ("conv2", _conv(widths[0], widths[1], 3, 1, dilation)),
             ]
         self.convs = nn.Sequential(OrderedDict(layers))
         self.proj_conv = None
         if stride != 1 or inputs != widths[-1]:
-            self.proj_conv = conv(inputs, widths[-1], 1, stride)
+            self.proj_conv = _conv(inputs, widths[-1], 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         activated = self.bn1(x)
@@ -66,33 +66,33 @@ class ResidualBlock(nn.Module):
         return self.convs(activated) + shortcut
 
 
-def stage(
+def _stage(
     blocks: int, inputs: int, widths: tuple[int, ...], stride: int = 1, dilation: int = 1, drop: float = 0.0
 ) -> nn.Sequential:
     """A sequence of blocks ``block1``, ``block2``, …, of which only the first may stride or change the width."""
-    first = ResidualBlock(inputs, widths, stride, dilation, drop)
-    others = (ResidualBlock(widths[-1], widths, 1, dilation, drop) for _ in range(blocks - 1))
+    first = _ResidualBlock(inputs, widths, stride, dilation, drop)
+    others = (_ResidualBlock(widths[-1], widths, 1, dilation, drop) for _ in range(blocks - 1))
     return nn.Sequential(OrderedDict((f"block{i}", block) for i, block in enumerate([first, *others], start=1)))
 
 
-class AtrousPyramid(nn.Module):
+class _AtrousPyramid(nn.Module):
     """ASPP with the global mean, a 1×1 convolution, and 3×3 convolutions at three rates, concatenated in this order."""
 
     def __init__(self, inputs: int, width: int = 256) -> None:
         super().__init__()
-        branches = [conv(inputs, width, 1), *(conv(inputs, width, 3, dilation=rate) for rate in ASPP_RATES)]
-        self.features = nn.ModuleList(nn.Sequential(branch, *bn_relu(width)) for branch in branches)
-        self.img_conv = nn.Sequential(conv(inputs, width, 1), *bn_relu(width))
+        branches = [_conv(inputs, width, 1), *(_conv(inputs, width, 3, dilation=rate) for rate in ASPP_RATES)]
+        self.features = nn.ModuleList(nn.Sequential(branch, *_bn_relu(width)) for branch in branches)
+        self.img_conv = nn.Sequential(_conv(inputs, width, 1), *_bn_relu(width))
 
     def forward(self, x: Tensor) -> Tensor:
         image = self.img_conv(x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[-2:])
         return torch.cat([image, *(branch(x) for branch in self.features)], dim=1)
 
 
-class OpenBlock(nn.Module):
+class _OpenBlock(nn.Module):
     """A bottleneck without its last two 1×1 convolutions, which are merged into the following linear layers."""
 
-    def __init__(self, block: ResidualBlock) -> None:
+    def __init__(self, block: _ResidualBlock) -> None:
         super().__init__()
         self.bn1, self.convs = block.bn1, block.convs[:-1]
 
@@ -109,6 +109,12 @@ class DeepLabV3PlusWideResNet38(SegmentationNetwork):
 
     Args:
         num_outputs: K + 1 channels.
+
+    Examples:
+        >>> with torch.device("meta"):  # without memory for its weights
+        ...     network = DeepLabV3PlusWideResNet38()
+        >>> sum(weight.numel() for weight in network.parameters())
+        137104192
     """
 
     stride = 1
@@ -119,33 +125,33 @@ class DeepLabV3PlusWideResNet38(SegmentationNetwork):
     def __init__(self, num_outputs: int = 20) -> None:
         super().__init__()
         self.num_outputs = num_outputs
-        self.mod1 = nn.Sequential(OrderedDict(conv1=conv(3, 64, 3)))
+        self.mod1 = nn.Sequential(OrderedDict(conv1=_conv(3, 64, 3)))
         self.pool2 = nn.MaxPool2d(3, stride=2, padding=1)
-        self.mod2 = stage(3, 64, (128, 128))
+        self.mod2 = _stage(3, 64, (128, 128))
         self.pool3 = nn.MaxPool2d(3, stride=2, padding=1)
-        self.mod3 = stage(3, 128, (256, 256))
-        self.mod4 = stage(6, 256, (512, 512), stride=2)
-        self.mod5 = stage(3, 512, (512, 1024), dilation=2)
-        self.mod6 = stage(1, 1024, (512, 1024, 2048), dilation=4, drop=0.3)
-        self.mod7 = stage(1, 2048, (1024, 2048, 4096), dilation=4, drop=0.5)
-        self.aspp = AtrousPyramid(4096)
-        self.bot_fine = conv(128, 48, 1)
-        self.bot_aspp = conv(1280, 256, 1)
+        self.mod3 = _stage(3, 128, (256, 256))
+        self.mod4 = _stage(6, 256, (512, 512), stride=2)
+        self.mod5 = _stage(3, 512, (512, 1024), dilation=2)
+        self.mod6 = _stage(1, 1024, (512, 1024, 2048), dilation=4, drop=0.3)
+        self.mod7 = _stage(1, 2048, (1024, 2048, 4096), dilation=4, drop=0.5)
+        self.aspp = _AtrousPyramid(4096)
+        self.bot_fine = _conv(128, 48, 1)
+        self.bot_aspp = _conv(1280, 256, 1)
         self.final = nn.Sequential(
-            conv(48 + 256, 256, 3), *bn_relu(256), conv(256, 256, 3), *bn_relu(256), conv(256, num_outputs, 1)
+            _conv(48 + 256, 256, 3), *_bn_relu(256), _conv(256, 256, 3), *_bn_relu(256), _conv(256, num_outputs, 1)
         )
 
     def fold_linear(self) -> None:
         """Merge the end of mod7 into the ASPP, which saves a tenth of the computation; there are only sums between."""
         block = self.mod7.get_submodule("block1")
-        assert isinstance(block, ResidualBlock) and block.proj_conv is not None
+        assert isinstance(block, _ResidualBlock) and block.proj_conv is not None
         last = torch.cat([block.convs.get_parameter("conv3.weight"), block.proj_conv.weight], dim=1)[..., 0, 0]
         for first, *_ in [self.aspp.img_conv, *self.aspp.features]:
             outputs, inputs, *kernel = first.weight.shape
             taps = first.weight.movedim(1, 3).reshape(-1, inputs) @ last
             first.weight = nn.Parameter(taps.view(outputs, *kernel, -1).movedim(3, 1))
             first.in_channels = last.shape[1]
-        self.mod7.block1 = OpenBlock(block)
+        self.mod7.block1 = _OpenBlock(block)
 
     def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
         """Compute fine features and context, concatenated to B×304×H/2×W/2."""

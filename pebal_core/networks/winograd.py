@@ -42,6 +42,12 @@ class WinogradConv2d(nn.Module):
 
     Args:
         convolution: a float32 convolution for which `is_suited` holds.
+
+    Examples:
+        >>> convolution = nn.Conv2d(128, 128, 3, padding=1).requires_grad_(False)
+        >>> x = torch.rand(1, 128, 6, 9).contiguous(memory_format=torch.channels_last)
+        >>> torch.allclose(WinogradConv2d(convolution)(x), convolution(x), atol=1e-4)
+        True
     """
 
     def __init__(self, convolution: nn.Conv2d) -> None:
@@ -90,7 +96,12 @@ def _tiles(image: Tensor, side: int, d: int, first: int, rows: int, columns: int
 
 
 def is_suited(convolution: nn.Conv2d) -> bool:
-    """Whether `WinogradConv2d` can replace a convolution and is faster."""
+    """Whether `WinogradConv2d` can replace a convolution and is faster.
+
+    Examples:
+        >>> is_suited(nn.Conv2d(128, 128, 3, padding=1)), is_suited(nn.Conv2d(128, 128, 3, padding=1, stride=2))
+        (True, False)
+    """
     return (
         min(convolution.in_channels, convolution.out_channels) >= LEAST_CHANNELS
         and convolution.kernel_size == (3, 3)
@@ -103,7 +114,14 @@ def is_suited(convolution: nn.Conv2d) -> bool:
 
 
 def use_winograd(network: nn.Module) -> None:
-    """Replace every suitable convolution of a float32 network in place; afterwards it runs on the CPU only."""
+    """Replace every suitable convolution of a float32 network in place; afterwards it runs on the CPU only.
+
+    Examples:
+        >>> network = nn.Sequential(nn.Conv2d(128, 128, 3, padding=1), nn.Conv2d(128, 128, 1))
+        >>> use_winograd(network)
+        >>> [type(layer).__name__ for layer in network]
+        ['WinogradConv2d', 'Conv2d']
+    """
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Conv2d) and is_suited(child):
