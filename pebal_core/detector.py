@@ -17,7 +17,7 @@ from typing import overload
 import numpy as np
 
 from .engines import Engine
-from .engines.selection import Settings, select
+from .engines.selection import EngineSettings, select
 from .errors import EngineError, PebalError
 from .integrity import SIDES
 from .model_file import ModelInfo, file_sha256, resolve_model
@@ -100,7 +100,7 @@ class AnomalyDetector:
             raise PebalError(f"There is no precision '{precision}'; choose one of: {', '.join(PRECISIONS)}.")
         if input_size is not None:
             check_input_size(input_size)
-        settings = Settings(device, precision, input_size, smoothing)
+        settings = EngineSettings(device, precision, input_size, smoothing)
         return cls(*select(resolve_model(model), engine, settings))
 
     @property

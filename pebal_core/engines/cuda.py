@@ -26,7 +26,13 @@ UNEQUAL = 1e-3
 
 
 def agree(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:
-    """Whether two results are equal up to rounding; infinities and NaN count as equal to themselves."""
+    """Whether two results are equal up to rounding; infinities and NaN count as equal to themselves.
+
+    Examples:
+        >>> expected = torch.tensor([1.0, 2.0])
+        >>> agree((expected + 0.01,), (expected,)), agree((2 * expected,), (expected,))
+        (True, False)
+    """
     for a, b in zip(one, other, strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
             return False
@@ -41,7 +47,12 @@ def agree(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:
 
 
 def sentence(error: Exception) -> str:
-    """Describe an exception in one line."""
+    """Describe an exception in one line.
+
+    Examples:
+        >>> sentence(ValueError("the image is too wide"))
+        'ValueError: the image is too wide'
+    """
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no reason given')}"
 
 
@@ -52,6 +63,13 @@ class Guarded:
         title: name of the acceleration, for `reason`.
         fast: the fast function, which is abandoned after its first exception or wrong result.
         plain: the reference function.
+
+    Examples:
+        >>> double = Guarded("The shortcut", fast=lambda x: (x,), plain=lambda x: (x + x,))
+        >>> double(torch.ones(2))
+        (tensor([2., 2.]),)
+        >>> double.reason
+        'The shortcut is off (RuntimeError: its answer is not that of plain PyTorch).'
     """
 
     def __init__(self, title: str, fast: Function, plain: Function) -> None:
@@ -85,6 +103,13 @@ class Graphed:
         title: name of the function, for `reason`.
         function: the function. It must not read values from the device on the host, and the shape of its result must
             depend only on the shape of its input.
+
+    Examples:
+        >>> double = Graphed("the sum", lambda x: (x + x,))
+        >>> double(torch.ones(2))  # a tensor on the CPU has no graph, so the function runs eagerly
+        (tensor([2., 2.]),)
+        >>> double.reason.partition(" (")[0]
+        'The CUDA graph of the sum is off'
     """
 
     def __init__(self, title: str, function: Function) -> None:
@@ -133,13 +158,25 @@ class Graphed:
 
 
 def timer() -> torch.cuda.Event:
-    """Make an event that records its time."""
+    """Make an event that records its time.
+
+    Examples:
+        >>> start, end = timer(), timer()  # doctest: +SKIP
+        >>> start.record(), end.record(), end.synchronize()  # doctest: +SKIP
+        >>> milliseconds = start.elapsed_time(end)  # doctest: +SKIP
+    """
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
 def fastest_convolutions() -> Iterator[None]:
-    """Let cuDNN benchmark its algorithms for each new shape and use the fastest."""
+    """Let cuDNN benchmark its algorithms for each new shape and use the fastest.
+
+    Examples:
+        >>> with fastest_convolutions():
+        ...     torch.backends.cudnn.benchmark
+        True
+    """
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:

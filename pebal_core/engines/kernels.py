@@ -91,6 +91,12 @@ def read(logits: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> tupl
     """Compute labels (N×H×W uint8) and energies (N×H×W float32) from logits of any strides and floating-point type.
 
     The arguments are those of `Readout`.
+
+    Examples:
+        >>> logits = torch.zeros(1, 20, 32, 64, device="cuda")  # doctest: +SKIP
+        >>> labels, energy = read(logits, padded=(128, 256), size=(120, 250))  # doctest: +SKIP
+        >>> labels.shape, round(energy[0, 0, 0].item(), 4)  # doctest: +SKIP
+        (torch.Size([1, 120, 250]), -2.9444)
     """
     count, channels, rows, columns = logits.shape
     labels = torch.empty((count, *size), dtype=torch.uint8, device=logits.device)
@@ -105,7 +111,12 @@ def read(logits: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> tupl
 
 
 def blur(energy: Tensor) -> Tensor:
-    """Apply the 7×7 Gaussian (sigma 1, reflected borders) to energies N×H×W float32 with sides of at least 4."""
+    """Apply the 7×7 Gaussian (sigma 1, reflected borders) to energies N×H×W float32 with sides of at least 4.
+
+    Examples:
+        >>> blur(torch.ones(1, 64, 96, device="cuda"))[0, 0, 0].item()  # doctest: +SKIP
+        1.0
+    """
     energy = energy.contiguous()
     blurred = torch.empty_like(energy)
     count, height, width = energy.shape

@@ -55,7 +55,7 @@ class OnnxEngine:
         smoothing: bool | None = None,
         options: onnxruntime.SessionOptions | None = None,
     ) -> None:
-        kind, index = parse_device(device)
+        kind, index = _parse_device(device)
         title = "the exported model" if isinstance(model, bytes) else str(model)
         self.info = read_metadata(model, title)
         self.precision = self.info.export.get("precision", "fp32")
@@ -100,7 +100,7 @@ class OnnxEngine:
         return labels, energy
 
 
-def parse_device(name: str) -> tuple[str, int]:
+def _parse_device(name: str) -> tuple[str, int]:
     """Split the name of a device into kind and index.
 
     Raises:
@@ -119,7 +119,13 @@ def parse_device(name: str) -> tuple[str, int]:
 
 
 def session_options() -> onnxruntime.SessionOptions:
-    """Session options with as many threads as the PyTorch engine uses, and a log of errors only."""
+    """Session options with as many threads as the PyTorch engine uses, and a log of errors only.
+
+    Examples:
+        >>> options = session_options()
+        >>> options.intra_op_num_threads > 0, options.log_severity_level
+        (True, 3)
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0] or allotted_cores())
     options.log_severity_level = 3
@@ -135,6 +141,13 @@ def read_metadata(model: Path | bytes, title: str) -> ModelInfo:
 
     Raises:
         PebalError: the model is damaged or was not written by ``pebal export``; also as for `scan`.
+
+    Examples:
+        >>> from onnx.helper import make_graph, make_model
+        >>> from pebal_core.model_file import onnx_with_info
+        >>> empty = make_model(make_graph([], "empty", [], [])).SerializeToString()
+        >>> read_metadata(onnx_with_info(empty, ModelInfo("espnetv2", threshold=-4.0)), "empty.onnx").threshold
+        -4.0
     """
     try:
         metadata = scan(model if isinstance(model, bytes) else model.read_bytes(), title).metadata

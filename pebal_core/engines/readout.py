@@ -26,7 +26,15 @@ LOG2_E = math.log2(math.e)
 
 
 class Readout:
-    """Upsamples logits (bilinear, aligned corners) and computes energy and argmax; reuses its buffers between calls."""
+    """Upsamples logits (bilinear, aligned corners) and computes energy and argmax; reuses its buffers between calls.
+
+    Examples:
+        >>> logits = torch.zeros(1, 3, 2, 2)  # two classes and the abstention
+        >>> logits[0, 1, 0] = 4
+        >>> labels, energy = Readout()(logits, padded=(4, 4), size=(4, 3))
+        >>> energy[0, :, 0]
+        tensor([-4.0181, -2.7338, -1.5673, -0.6931])
+    """
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
@@ -125,11 +133,26 @@ class Readout:
 
 
 def read_plainly(logits: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Compute the same as `Readout` from full-resolution logits; arguments and results are those of `Readout`."""
+    """Compute the same as `Readout` from full-resolution logits; arguments and results are those of `Readout`.
+
+    Examples:
+        >>> logits = torch.zeros(1, 3, 2, 2)  # two classes and the abstention
+        >>> logits[0, 1, 0] = 4
+        >>> labels, energy = read_plainly(logits, padded=(4, 4), size=(4, 3))
+        >>> labels[0, :, 0], energy[0, :, 0]
+        (tensor([1, 1, 1, 0], dtype=torch.uint8), tensor([-4.0181, -2.7338, -1.5673, -0.6931]))
+    """
     full = upsample(logits.float(), padded)[..., : size[0], : size[1]]
     return full[:, :-1].argmax(dim=1).to(torch.uint8), free_energy(full)
 
 
 def smooth_array(energy: np.ndarray) -> np.ndarray:
-    """Apply the 7×7 Gaussian (sigma 1, reflected borders) to one energy map H×W."""
+    """Apply the 7×7 Gaussian (sigma 1, reflected borders) to one energy map H×W.
+
+    Examples:
+        >>> energy = np.zeros((9, 9), np.float32)
+        >>> energy[4, 4] = 1
+        >>> smooth_array(energy)[4, 2:5].round(2)
+        array([0.02, 0.1 , 0.16], dtype=float32)
+    """
     return cv2.GaussianBlur(energy, (7, 7), 1.0, borderType=cv2.BORDER_REFLECT_101)

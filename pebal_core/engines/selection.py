@@ -21,7 +21,7 @@ REST = 0.1
 """Pause in seconds between two runs, because idle threads of ONNX Runtime keep spinning and slow down the next run."""
 
 
-class Settings(NamedTuple):
+class EngineSettings(NamedTuple):
     """Requested settings of an engine; see `AnomalyDetector.load`."""
 
     device: str
@@ -40,7 +40,7 @@ class Selected(NamedTuple):
     """Why this engine was chosen, if there was a choice."""
 
 
-def select(path: Path, engine: str, settings: Settings) -> Selected:
+def select(path: Path, engine: str, settings: EngineSettings) -> Selected:
     """Load a model on the engine ``torch``, ``onnxruntime`` or ``auto``.
 
     An .onnx file runs only on ONNX Runtime. A .safetensors file runs on PyTorch, and also on ONNX Runtime if its export
@@ -48,24 +48,31 @@ def select(path: Path, engine: str, settings: Settings) -> Selected:
 
     Raises:
         PebalError: the model cannot run with these settings.
+
+    Examples:
+        >>> from pebal_core.model_file import resolve_model
+        >>> settings = EngineSettings("cpu", "fp32", input_size=None, smoothing=None)
+        >>> engine, info, path, reason = select(resolve_model("starter"), "torch", settings)
+        >>> engine.name, engine.device_name, info.num_outputs
+        ('torch', 'cpu', 20)
     """
     if path.suffix == ONNX:
         if engine == "torch":
             raise PebalError(f"{path} runs on onnxruntime alone; for torch give the .safetensors file it came from.")
         return _on_onnx_runtime(path, settings)
     if engine == "onnxruntime" or settings.device.startswith("tensorrt"):
-        return _on_onnx_runtime(exported(path), settings)
+        return _on_onnx_runtime(_exported(path), settings)
     if engine == "torch" or not path.with_suffix(ONNX).is_file():
         return _on_torch(path, settings)
     one = _on_torch(path, settings)
     try:  # both run at the same precision, so that `auto` never trades precision for speed
-        other = _on_onnx_runtime(exported(path), settings._replace(precision=one.engine.precision))
+        other = _on_onnx_runtime(_exported(path), settings._replace(precision=one.engine.precision))
     except PebalError as error:
         return one._replace(reason=f"The engine is torch. {error}")
-    return faster(one, other)
+    return _faster(one, other)
 
 
-def exported(path: Path) -> Path:
+def _exported(path: Path) -> Path:
     """Path of the ONNX model that was exported from a .safetensors file and is stored beside it.
 
     Raises:
@@ -84,6 +91,11 @@ def model_info(path: Path) -> ModelInfo:
 
     Raises:
         PebalError: the file is truncated, or carries no metadata of this project.
+
+    Examples:
+        >>> from pebal_core.model_file import resolve_model
+        >>> model_info(resolve_model("starter")).network
+        'deeplabv3plus'
     """
     if path.suffix != ONNX:
         return read_info(path)
@@ -92,7 +104,7 @@ def model_info(path: Path) -> ModelInfo:
     return read_metadata(path, str(path))
 
 
-def faster(one: Selected, other: Selected) -> Selected:
+def _faster(one: Selected, other: Selected) -> Selected:
     """Time both engines on an image, in turns, and return the faster one."""
     height, width = one.info.input_size or NOMINAL_SIZE
     image = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
@@ -115,7 +127,7 @@ def faster(one: Selected, other: Selected) -> Selected:
     return best._replace(reason=reason)
 
 
-def _on_torch(path: Path, settings: Settings) -> Selected:
+def _on_torch(path: Path, settings: EngineSettings) -> Selected:
     with explained_imports():
         from .torch import TorchEngine
 
@@ -134,7 +146,7 @@ def _on_torch(path: Path, settings: Settings) -> Selected:
     return Selected(engine, info, path)
 
 
-def _on_onnx_runtime(path: Path, settings: Settings) -> Selected:
+def _on_onnx_runtime(path: Path, settings: EngineSettings) -> Selected:
     from .onnx import OnnxEngine
 
     engine = OnnxEngine(path, *settings)

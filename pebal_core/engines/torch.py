@@ -39,6 +39,13 @@ class TorchEngine(LogitsEngine):
 
     Raises:
         PebalError: the named device is missing; there is no silent fallback.
+
+    Examples:
+        >>> from pebal_core.model_file import load_model
+        >>> engine = TorchEngine(*load_model("starter"), device="cpu")
+        >>> labels, energy = engine(np.full((1, 64, 96, 3), 128, np.uint8))
+        >>> labels.shape, energy.dtype
+        ((1, 64, 96), dtype('float32'))
     """
 
     name = "torch"
@@ -58,7 +65,7 @@ class TorchEngine(LogitsEngine):
         self.device_name = str(self.device)
         if self.device.type == "cuda":
             self.device_name += f" ({torch.cuda.get_device_name(self.device)})"
-        use_this_machine()
+        _use_this_machine()
         if precision == "auto":
             precision = "fp16" if self.device.type == "cuda" else "fp32"
         self.precision = precision
@@ -154,7 +161,7 @@ class TorchEngine(LogitsEngine):
             torch.cuda.synchronize(self.device)
 
 
-def use_this_machine() -> None:
+def _use_this_machine() -> None:
     """Set up the whole process for fast inference: keep freed memory, and use one thread per available core."""
     keep_freed_memory()
     if "OMP_NUM_THREADS" not in os.environ:
@@ -166,6 +173,14 @@ def find_device(name: str) -> torch.device:
 
     Raises:
         PebalError: the device does not exist; the message lists the alternatives.
+
+    Examples:
+        >>> find_device("cpu")
+        device(type='cpu')
+        >>> find_device("warp")
+        Traceback (most recent call last):
+            ...
+        pebal_core.errors.PebalError: There is no device 'warp'; use auto, cpu, cuda or cuda:N (tensorrt: .onnx models).
     """
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
