@@ -112,6 +112,15 @@ def load_checkpoint(
 
     Raises:
         PebalError: as for `read_checkpoint`.
+
+    Examples:
+        >>> import tempfile
+        >>> weights = build_network("espnetv2", num_outputs=20, scale=0.5).state_dict()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"state_dict": weights}, f"{folder}/espnetv2.pth")
+        ...     network, info = load_checkpoint(f"{folder}/espnetv2.pth", licence="MIT")
+        >>> info.network, info.network_args, info.origin["file"]
+        ('espnetv2', {'scale': 0.5}, 'espnetv2.pth')
     """
     path = Path(path)
     state_dict, family, arguments, layout = read_checkpoint(path, seed)
@@ -145,6 +154,14 @@ def read_checkpoint(path: str | Path, seed: int = 0) -> Checkpoint:
 
     Raises:
         PebalError: the file is missing or truncated, refers to code, or holds another network or number of classes.
+
+    Examples:
+        >>> import tempfile
+        >>> weights = build_network("espnetv2", num_outputs=20, scale=0.5).state_dict()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save(weights, f"{folder}/espnetv2.pth")
+        ...     read_checkpoint(f"{folder}/espnetv2.pth").layout
+        'ESPNetv2, 19 classes and void, used as abstention'
     """
     path = Path(path)
     state = _strip_prefixes(_find_state_dict(_read(path), path), path)

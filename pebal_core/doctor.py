@@ -87,12 +87,17 @@ def examine(
         model, engine, device, precision, input_size: as for `AnomalyDetector.load`.
         datasets: evaluation sets as NAME=FOLDER.
         scenes: labelled scenes as LAYOUT=FOLDER or LAYOUT:SPLIT=FOLDER.
+
+    Examples:
+        >>> checks = examine("starter", "torch", "cpu", "fp32", None)
+        >>> next(checks).name
+        'python'
     """
-    yield check_python()
+    yield _check_python()
     yield from check_packages()
-    yield check_machine()
-    yield from check_torch()
-    yield from check_onnx_runtime()
+    yield _check_machine()
+    yield from _check_torch()
+    yield from _check_onnx_runtime()
     yield from check_ros(os.environ)
     yield check_model(model, engine, device, precision, input_size)
     for item in datasets:
@@ -101,7 +106,7 @@ def examine(
         yield _check_data("scenes", item, _count_scenes)
 
 
-def check_python() -> Check:
+def _check_python() -> Check:
     """Check the version of Python."""
     version = ".".join(map(str, sys.version_info[:3]))
     if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
@@ -110,7 +115,12 @@ def check_python() -> Check:
 
 
 def check_packages() -> Iterator[Check]:
-    """Check the requirements of the package and its extras, and packages that must not be installed together."""
+    """Check the requirements of the package and its extras, and packages that must not be installed together.
+
+    Examples:
+        >>> next(check_packages()).name
+        'packages'
+    """
     declared = {requirement.extra for requirement in requirements()}
     if not declared:
         yield Check(
@@ -146,7 +156,7 @@ def _named(wrong: Sequence[Requirement]) -> str:
     )
 
 
-def check_machine() -> Check:
+def _check_machine() -> Check:
     """Check CPU cores, shared memory, open files and disk space."""
     cores, files = allotted_cores(), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     free = shutil.disk_usage(Path.cwd()).free
@@ -161,7 +171,7 @@ def check_machine() -> Check:
     return Check("machine", OK, found)
 
 
-def check_torch() -> Iterator[Check]:
+def _check_torch() -> Iterator[Check]:
     """Check that PyTorch can be imported and finds the GPU, if there is one."""
     if importlib.util.find_spec("torch") is None:
         yield Check(
@@ -185,7 +195,7 @@ def check_torch() -> Iterator[Check]:
         yield Check("torch", OK, f"PyTorch {version} on the CPU; there is no GPU")
 
 
-def check_onnx_runtime() -> Iterator[Check]:
+def _check_onnx_runtime() -> Iterator[Check]:
     """Check that ONNX Runtime can be imported and supports the GPU, if there is one."""
     if importlib.util.find_spec("onnxruntime") is None:
         yield Check(
@@ -205,7 +215,12 @@ def check_onnx_runtime() -> Iterator[Check]:
 
 
 def check_ros(environment: Mapping[str, str]) -> Iterator[Check]:
-    """Check rclpy, the ROS packages that the node uses, and the environment variables of the middleware."""
+    """Check rclpy, the ROS packages that the node uses, and the environment variables of the middleware.
+
+    Examples:
+        >>> next(check_ros({})).name
+        'ros'
+    """
     distribution = environment.get("ROS_DISTRO", "")
     works, output = _try_import("rclpy")
     if not works:
@@ -246,7 +261,12 @@ def _check_index(environment: Mapping[str, str]) -> Check:
 
 
 def check_transport(environment: Mapping[str, str], distribution: str) -> Check:
-    """Check the Fast DDS profile, without which images between processes get lost."""
+    """Check the Fast DDS profile, without which images between processes get lost.
+
+    Examples:
+        >>> check_transport({}, "jazzy").found
+        'FASTRTPS_DEFAULT_PROFILES_FILE is not set: most large images will not arrive'
+    """
     name = "transport profile"
     ours = Path(__file__).parents[1] / "config" / "fastdds.xml"
     path = ours if ours.is_file() else Path("…/share/pebal_ros/config/fastdds.xml")
@@ -272,7 +292,14 @@ def check_transport(environment: Mapping[str, str], distribution: str) -> Check:
 
 
 def check_discovery(environment: Mapping[str, str]) -> Check:
-    """Check the discovery settings, which can keep nodes from finding each other."""
+    """Check the discovery settings, which can keep nodes from finding each other.
+
+    Examples:
+        >>> check_discovery({"ROS_DOMAIN_ID": "7"}).found
+        'domain 7, the local network'
+        >>> check_discovery({"ROS_DOMAIN_ID": "seven"}).remedy
+        'Set it to a number from 0 to 101.'
+    """
     domain, reach = environment.get("ROS_DOMAIN_ID", "0"), environment.get("ROS_AUTOMATIC_DISCOVERY_RANGE", "")
     if not (domain.isdecimal() and int(domain) <= 232):
         return Check("discovery", ERROR, f"ROS_DOMAIN_ID is '{domain}'", "Set it to a number from 0 to 101.")
@@ -293,7 +320,12 @@ def check_discovery(environment: Mapping[str, str]) -> Check:
 def check_model(
     model: str, engine: str, device: str, precision: str, input_size: tuple[int, int] | None = None
 ) -> Check:
-    """Load the model with the given settings and run it on one image."""
+    """Load the model with the given settings and run it on one image.
+
+    Examples:
+        >>> check_model("missing", "torch", "cpu", "fp32").found
+        "There is no model 'missing'"
+    """
     try:
         detector = AnomalyDetector.load(model, engine, device, precision, input_size)
         height, width = detector.info.input_size or (96, 160)

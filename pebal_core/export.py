@@ -86,7 +86,7 @@ class Parity:
         return found
 
 
-class Network(nn.Module):
+class _Network(nn.Module):
     """Computes fp32 logits, at the network's own resolution, from padded images."""
 
     def __init__(self, network: SegmentationNetwork, dtype: torch.dtype) -> None:
@@ -100,7 +100,7 @@ class Network(nn.Module):
         return self.network.head(self.network.trunk(images.to(self.dtype))).float()
 
 
-class WholePath(nn.Module):
+class _WholePath(nn.Module):
     """The computation of `TorchEngine` in a form that can be exported as a graph.
 
     Args:
@@ -112,7 +112,7 @@ class WholePath(nn.Module):
     def __init__(self, network: SegmentationNetwork, info: ModelInfo, precision: str) -> None:
         super().__init__()
         self.stride = network.stride
-        self.network = Network(network, DTYPES[precision])
+        self.network = _Network(network, DTYPES[precision])
         self.input_size, self.smoothing = info.input_size, info.smoothing
         self.mean = nn.Buffer(255 * torch.tensor(info.mean).view(1, 3, 1, 1))
         self.scale = nn.Buffer(1 / (255 * torch.tensor(info.std).view(1, 3, 1, 1)))
@@ -158,14 +158,19 @@ def _nearest(source: int, target: int) -> Tensor:
 
 
 def to_onnx(network: SegmentationNetwork, info: ModelInfo, precision: str) -> bytes:
-    """Convert the whole path to an ONNX model for any batch and image size, verified by `onnx.checker`."""
+    """Convert the whole path to an ONNX model for any batch and image size, verified by `onnx.checker`.
+
+    Examples:
+        >>> content = to_onnx(*load_model("starter"), "fp32")  # doctest: +SKIP
+        >>> Path("starter.onnx").write_bytes(content)  # doctest: +SKIP
+    """
     import onnx
 
     from .onnx_pooling import TRANSLATIONS
 
     dynamic = torch.export.Dim.DYNAMIC
     program = torch.onnx.export(
-        WholePath(network, info, precision).eval(),
+        _WholePath(network, info, precision).eval(),
         (torch.zeros(EXAMPLE, dtype=torch.uint8),),
         input_names=["images"],
         output_names=["labels", "energy"],
@@ -208,6 +213,12 @@ def export(
     Raises:
         PebalError: the exported model deviates too much from PyTorch, there are no images, or the file cannot be
             written.
+
+    Examples:
+        >>> photograph = cv2.imread("road.jpg")[:, :, ::-1]  # doctest: +SKIP
+        >>> parity = export("starter", Path("starter.onnx"), [photograph])  # doctest: +SKIP
+        >>> parity.labels_equal >= TOLERANCES["fp32"].labels_equal  # doctest: +SKIP
+        True
     """
     from .engines.onnx import OnnxEngine
 
@@ -231,7 +242,16 @@ def export(
 
 
 def compare(torch_engine: Any, exported: Any, images: Sequence[np.ndarray], labelled: Sequence[Labelled]) -> Parity:
-    """Compare both engines on the same images; each image is paired with its mirror image in a batch of two."""
+    """Compare both engines on the same images; each image is paired with its mirror image in a batch of two.
+
+    Examples:
+        >>> def one(images):
+        ...     return np.zeros(images.shape[:3], np.uint8), np.zeros(images.shape[:3], np.float32)
+        >>> def other(images):
+        ...     return one(images)[0], one(images)[1] + 0.5
+        >>> compare(one, other, [np.zeros((4, 6, 3), np.uint8)], [])
+        Parity(images=1, energy_max=0.5, energy_mean=0.5, labels_equal=1.0, ap_torch=None, ap=None)
+    """
     energy_max = energy_sum = 0.0
     equal = pixels = 0
     metrics = PooledMetrics(), PooledMetrics()

@@ -30,6 +30,14 @@ def being_written(path: Path, durable: bool = False) -> Iterator[Path]:
 
     Raises:
         PebalError: the folder cannot be written or the disk is full.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with being_written(Path(folder) / "report.txt") as temporary:
+        ...         _ = temporary.write_text("done")
+        ...     os.listdir(folder)
+        ['report.txt']
     """
     # The name contains the host, because workers on several machines may write into one folder. It lacks the target's
     # suffix, so that a file left by a killed process is not mistaken for an image.
@@ -52,7 +60,16 @@ def being_written(path: Path, durable: bool = False) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
-    """Write a file completely or not at all; see `being_written`."""
+    """Write a file completely or not at all; see `being_written`.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "report.txt"
+        ...     write_atomically(path, b"done")
+        ...     path.read_bytes()
+        b'done'
+    """
     with being_written(path, durable) as temporary:
         temporary.write_bytes(content)
 
@@ -65,6 +82,15 @@ def read_pixels(path: Path, flags: int) -> np.ndarray | None:
 
     Raises:
         PebalError: the image has more than `MOST_PIXELS` pixels.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "grey.png"
+        ...     _ = cv2.imwrite(str(path), np.full((2, 3), 7, np.uint8))
+        ...     read_pixels(path, cv2.IMREAD_GRAYSCALE)
+        array([[7, 7, 7],
+               [7, 7, 7]], dtype=uint8)
     """
     try:
         pixels = decode_pixels(path.read_bytes(), flags)
@@ -79,8 +105,15 @@ def decode_pixels(content: bytes | memoryview, flags: int) -> np.ndarray | None:
     """Decode an image with OpenCV; None if it is no image or truncated.
 
     OpenCV alone would fill the missing part of a truncated JPEG or PNG with arbitrary pixels.
+
+    Examples:
+        >>> content = cv2.imencode(".png", np.full((2, 3), 7, np.uint8))[1].tobytes()
+        >>> decode_pixels(content, cv2.IMREAD_GRAYSCALE).tolist()
+        [[7, 7, 7], [7, 7, 7]]
+        >>> decode_pixels(content[:-1], cv2.IMREAD_GRAYSCALE) is None
+        True
     """
-    if not is_whole(content):
+    if not _is_whole(content):
         return None
     try:
         return cv2.imdecode(np.frombuffer(content, np.uint8), flags)
@@ -88,14 +121,15 @@ def decode_pixels(content: bytes | memoryview, flags: int) -> np.ndarray | None:
         return None
 
 
-def is_whole(content: bytes | memoryview) -> bool:
+def _is_whole(content: bytes | memoryview) -> bool:
     """Whether an encoded image is complete.
 
     A JPEG must contain its end marker and a PNG its last chunk; other formats must not be empty. The check also guards
     against PNG chunks with a wrong length, for which OpenCV would allocate up to gigabytes.
 
-    >>> is_whole(b"\\xff\\xd8 JPEG without an end"), is_whole(b"\\xff\\xd8 JPEG \\xff\\xd9")
-    (False, True)
+    Examples:
+        >>> _is_whole(b"\\xff\\xd8 JPEG without an end"), _is_whole(b"\\xff\\xd8 JPEG \\xff\\xd9")
+        (False, True)
     """
     if bytes(content[:2]) == b"\xff\xd8":
         return b"\xff\xd9" in bytes(content[-4096:])
@@ -116,8 +150,9 @@ def user_path(name: str | Path) -> Path:
     Raises:
         PebalError: the path is invalid, or leads through a folder that may not be read.
 
-    >>> user_path("/data/drive.mcap").name
-    'drive.mcap'
+    Examples:
+        >>> user_path("/data/drive.mcap").name
+        'drive.mcap'
     """
     try:
         path = Path(name).expanduser()

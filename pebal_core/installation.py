@@ -60,7 +60,12 @@ class Requirement:
 
 
 def load(module: str) -> ModuleType:
-    """Import the module of a program; if a package prevents it, exit with one sentence and status 1."""
+    """Import the module of a program; if a package prevents it, exit with one sentence and status 1.
+
+    Examples:
+        >>> load("json").loads("[1, 2]")
+        [1, 2]
+    """
     try:
         with explained_imports():
             return importlib.import_module(module)
@@ -76,6 +81,13 @@ def explained_imports() -> Iterator[None]:
 
     Raises:
         PebalError: a package is missing or too old, or does not load.
+
+    Examples:
+        >>> with explained_imports():  # doctest: +ELLIPSIS
+        ...     import no_such_package
+        Traceback (most recent call last):
+            ...
+        pebal_core.errors.PebalError: The package no_such_package is missing: pip install 'no_such_package'...
     """
     try:
         yield
@@ -114,7 +126,12 @@ def _explanation(error: ImportError) -> str:
 
 
 def requirements() -> list[Requirement]:
-    """The requirements that the installed project declares; empty if pip did not install it."""
+    """The requirements that the installed project declares; empty if pip did not install it.
+
+    Examples:
+        >>> [str(one) for one in requirements() if one.extra == "onnx"]  # doctest: +SKIP
+        ['onnx>=1.18', 'onnxruntime>=1.20', 'onnxscript>=0.5']
+    """
     try:
         lines = importlib.metadata.requires(PROJECT) or []
     except importlib.metadata.PackageNotFoundError:
@@ -129,12 +146,23 @@ def requirements() -> list[Requirement]:
 
 
 def unmet(extra: str = "") -> list[Requirement]:
-    """Requirements of an extra, or of the project itself (""), that the installed packages do not satisfy."""
+    """Requirements of an extra, or of the project itself (""), that the installed packages do not satisfy.
+
+    Examples:
+        >>> unmet("an extra that is not declared")
+        []
+    """
     return [one for one in requirements() if one.extra == extra and not one.met_by(installed_version(one.package))]
 
 
 def installed_version(package: str) -> str:
-    """Installed version of a package; "" if it is not installed."""
+    """Installed version of a package; "" if it is not installed.
+
+    Examples:
+        >>> import numpy
+        >>> installed_version("numpy") == numpy.__version__, installed_version("no-such-package")
+        (True, '')
+    """
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -142,7 +170,12 @@ def installed_version(package: str) -> str:
 
 
 def pip_line(*requirements: str) -> str:
-    """The command that installs packages; it keeps NumPy 1 if that is installed, as some ROS distributions need it."""
+    """The command that installs packages; it keeps NumPy 1 if that is installed, as some ROS distributions need it.
+
+    Examples:
+        >>> print(pip_line("torch>=2.4", "timm"))  # doctest: +ELLIPSIS
+        pip install 'torch>=2.4' 'timm'...
+    """
     numpy = _imported_version("numpy", "numpy")
     kept = ["numpy<2"] if numpy.startswith("1.") and "numpy<2" not in requirements else []
     where = " in a virtual environment (docs/install.md)" if sys.prefix == sys.base_prefix else ""

@@ -31,9 +31,10 @@ GREATEST = 1e6
 def tensors_sha256(tensors: Mapping[str, np.ndarray]) -> str:
     """Hexadecimal SHA-256 of names, types, shapes and values, independent of their order in the file.
 
-    >>> one, two = np.zeros(2, np.float32), np.ones((1, 3), np.float32)
-    >>> tensors_sha256({"a": one, "b": two}) == tensors_sha256({"b": two, "a": one})
-    True
+    Examples:
+        >>> one, two = np.zeros(2, np.float32), np.ones((1, 3), np.float32)
+        >>> tensors_sha256({"a": one, "b": two}) == tensors_sha256({"b": two, "a": one})
+        True
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -52,6 +53,12 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], bool]:
     Raises:
         PebalError: the file is damaged, a tensor has an unexpected type, values are not finite, or the digest differs
             from the stored one. For a file without a digest, a tensor holds values that no trained network has.
+
+    Examples:
+        >>> from pebal_core.model_file import resolve_model
+        >>> tensors, confirmed = read_tensors(resolve_model("starter"))
+        >>> tensors["classify.weight"].shape, confirmed
+        ((20, 128, 1, 1), True)
     """
     from safetensors import SafetensorError, safe_open
 
@@ -99,6 +106,13 @@ def check_fit(path: Path, network: str, tensors: Mapping[str, np.ndarray], expec
 
     Raises:
         PebalError: a tensor is missing or unknown, or differs in shape or kind.
+
+    Examples:
+        >>> expected = {"weight": np.zeros((4, 3)), "bias": np.zeros(4)}
+        >>> check_fit(Path("a.safetensors"), "linear", {"weight": np.zeros((4, 3))}, expected)
+        Traceback (most recent call last):
+            ...
+        pebal_core.errors.PebalError: The weights in a.safetensors do not fit the network 'linear': 'bias' is missing.
     """
     for keys, fault in ((expected.keys() - tensors, "is missing"), (tensors.keys() - expected, "is unknown to it")):
         if keys:
@@ -117,6 +131,14 @@ def check_info(info: ModelInfo, source: Path) -> None:
 
     Raises:
         PebalError: a value is invalid; the message names the field.
+
+    Examples:
+        >>> from pebal_core.model_file import ModelInfo
+        >>> check_info(ModelInfo("espnetv2"), Path("mine.safetensors"))
+        >>> check_info(ModelInfo("espnetv2", smoothing="yes"), Path("mine.safetensors"))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        pebal_core.errors.PebalError: The metadata of mine.safetensors are damaged: smoothing cannot be 'yes'; ...
     """
     faults = {
         "network": _text(info.network),

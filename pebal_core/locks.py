@@ -22,13 +22,14 @@ def held(folder: Path) -> Iterator[None]:
 
     A missing folder is created; it is removed at the end if it stayed empty.
 
-    Example::
-
-        with held(Path("results")):
-            ...
-
     Raises:
         PebalError: another run holds the folder, or it cannot be made or written.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, held(Path(folder)):
+        ...     os.listdir(folder)
+        ['.lock']
     """
     path = folder / LOCK
     try:

@@ -151,7 +151,16 @@ def resolve_model(name: str | Path) -> Path:
 
 
 def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
+    """Hexadecimal SHA-256 of a file.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "words.txt"
+        ...     _ = path.write_bytes(b"abc")
+        ...     file_sha256(path)[:16]
+        'ba7816bf8f01cfea'
+    """
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(1 << 20):
@@ -270,6 +279,16 @@ def rewrite_info(source: str | Path, target: str | Path, info: ModelInfo) -> Non
 
     Raises:
         PebalError: the source is no model, source and target are of different kinds, or the target cannot be written.
+
+    Examples:
+        >>> import tempfile
+        >>> info = read_info(resolve_model("starter"))
+        >>> info.threshold = -4.5
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     target = Path(folder) / "mine.safetensors"
+        ...     rewrite_info("starter", target, info)
+        ...     read_info(target).threshold
+        -4.5
     """
     path, target = resolve_model(source), Path(target)
     if (path.suffix == ONNX) != (target.suffix == ONNX):
@@ -286,6 +305,13 @@ def onnx_with_info(content: bytes, info: ModelInfo) -> bytes:
 
     Raises:
         PebalError: the package onnx is not installed.
+
+    Examples:
+        >>> from onnx.helper import make_graph, make_model
+        >>> empty = make_model(make_graph([], "empty", [], [])).SerializeToString()
+        >>> content = onnx_with_info(empty, ModelInfo("espnetv2"))
+        >>> sorted(onnx_scan.scan(content, "empty.onnx").metadata)
+        ['pebal', 'pebal.graph.sha256']
     """
     try:
         import onnx

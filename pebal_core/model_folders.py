@@ -42,8 +42,9 @@ logits, which the engines do."""
 def is_folder(name: str) -> bool:
     """Whether a name stands for a folder or a model on the Hub rather than for a checkpoint file.
 
-    >>> is_folder("hf:nvidia/segformer-b0-finetuned-cityscapes-512-1024"), is_folder("pebal.pth")
-    (True, False)
+    Examples:
+        >>> is_folder("hf:nvidia/segformer-b0-finetuned-cityscapes-512-1024"), is_folder("pebal.pth")
+        (True, False)
     """
     return name.startswith("hf:") or user_path(name).is_dir()
 
@@ -65,18 +66,26 @@ def load_folder(
 
     Raises:
         PebalError: a file is missing or damaged, or describes a network that cannot be used.
+
+    Examples:
+        >>> import segmentation_models_pytorch as smp, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     smp.FPN("mobilenet_v2", encoder_weights=None, classes=19).save_pretrained(folder)
+        ...     network, info = load_folder(folder, licence="MIT")
+        >>> info.network, info.num_outputs
+        ('smp', 20)
     """
-    folder = download(name) if name.startswith("hf:") else user_path(name)
+    folder = _download(name) if name.startswith("hf:") else user_path(name)
     if name.startswith("hf:"):
         source = source or f"https://huggingface.co/{name[3:]} ({folder.name[:12]})"
-    raw = read_json(folder / CONFIG)
-    weights = read_weights(folder)
+    raw = _read_json(folder / CONFIG)
+    weights = _read_weights(folder)
     try:
         if "_model_class" in raw:
-            info, state = from_smp(raw, weights, classes)
+            info, state = _from_smp(raw, weights, classes)
         else:
-            info, state = from_transformers(folder, raw, weights, classes)
-        state, drawn = with_abstention(state, info, seed)
+            info, state = _from_transformers(folder, raw, weights, classes)
+        state, drawn = _with_abstention(state, info, seed)
     except PebalError as error:
         reason = str(error).rstrip(".")
         raise PebalError(f"{name} cannot be converted: {reason}.") from error
@@ -95,7 +104,7 @@ def load_folder(
     return network.eval(), info
 
 
-def download(name: str) -> Path:
+def _download(name: str) -> Path:
     """Download the files of ``hf:ORG/NAME`` into the cache of the Hub's client, and return their folder.
 
     Raises:
@@ -125,7 +134,7 @@ def download(name: str) -> Path:
     return path.parent
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file that holds a dictionary.
 
     Raises:
@@ -142,7 +151,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
+def _read_weights(folder: Path) -> dict[str, Tensor]:
     """Read the tensors of ``model.safetensors``; floats are converted to float32, and integers are kept.
 
     Raises:
@@ -176,7 +185,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def from_smp(
+def _from_smp(
     raw: dict[str, Any], weights: dict[str, Tensor], classes: ClassList | None
 ) -> tuple[ModelInfo, dict[str, Tensor]]:
     """Description and weights of a segmentation-models-pytorch folder, without the abstention row."""
@@ -201,28 +210,28 @@ def from_smp(
         arguments.pop(key, None)
     if classes is None:
         names = CITYSCAPES_CLASSES if outputs == len(CITYSCAPES_CLASSES) else [f"class {n}" for n in range(outputs)]
-        classes = named_classes(names)
+        classes = _named_classes(names)
     info = ModelInfo("smp", arguments, origin={"layout": f"smp {raw['_model_class']}"})
-    take_classes(info, classes, outputs)
+    _take_classes(info, classes, outputs)
     return info, dict(weights)
 
 
-def from_transformers(
+def _from_transformers(
     folder: Path, raw: dict[str, Any], weights: dict[str, Tensor], classes: ClassList | None
 ) -> tuple[ModelInfo, dict[str, Tensor]]:
     """Description and weights of a transformers folder, without the abstention row."""
     library = import_transformers()
-    names = label_names(raw.get("id2label"))
+    names = _label_names(raw.get("id2label"))
     settings = published_configuration(raw)
     arguments: dict[str, Any] = {"config": described(settings)}
     settings.num_labels = len(names)
     # A network that is much larger than its weights is refused before it is built.
-    described_parameters = sum(math.prod(like.shape) for like in shapes(arguments, len(names)))
+    described_parameters = sum(math.prod(like.shape) for like in _shapes(arguments, len(names)))
     if described_parameters > 2 * sum(tensor.numel() for tensor in weights.values()) + 10**6:
         raise PebalError(
             f"{CONFIG} describes a network of {described_parameters} numbers, which {WEIGHTS} does not hold"
         )
-    with quiet(library):
+    with _quiet(library):
         kind = library.AutoModelForSemanticSegmentation._model_mapping[type(settings)]
         model, found = kind.from_pretrained(
             None, config=settings, state_dict=weights, output_loading_info=True, ignore_mismatched_sizes=True
@@ -235,30 +244,30 @@ def from_transformers(
     encoder, decoder = split(model, settings.model_type)
     state = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
     state |= {f"decoder.{key}": value for key, value in decoder.state_dict().items()}
-    seen = preprocessing(folder, library)
+    seen = _preprocessing(folder, library)
     if seen.pop("bgr"):
         arguments["bgr"] = True
     layout = f"transformers {type(model).__name__}"
     if unused := len(found["unexpected_keys"]):
         layout += f", {unused} tensors unused"
     info = ModelInfo("transformers", arguments, **seen, origin={"layout": layout})
-    take_classes(info, classes or named_classes(names), len(names))
+    _take_classes(info, classes or _named_classes(names), len(names))
     return info, {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 
-def shapes(arguments: dict[str, Any], outputs: int) -> list[Tensor]:
+def _shapes(arguments: dict[str, Any], outputs: int) -> list[Tensor]:
     """The tensors of a transformers network, without values."""
     return list(describe_network("transformers", outputs, **arguments).values())
 
 
-def label_names(labels: Any) -> list[str]:
+def _label_names(labels: Any) -> list[str]:
     """The names in ``id2label`` in the order of the logits, converted to valid class names.
 
     Raises:
         PebalError: there are no names or too many, or a number is missing.
 
     Examples:
-        >>> label_names({"0": "road", "1": "car"})
+        >>> _label_names({"0": "road", "1": "car"})
         ['road', 'car']
     """
     if not isinstance(labels, dict) or not labels:
@@ -276,7 +285,7 @@ def label_names(labels: Any) -> list[str]:
     return names
 
 
-def named_classes(names: Any) -> ClassList:
+def _named_classes(names: Any) -> ClassList:
     """Class list for names; Cityscapes classes keep their properties, and the others get well-separated colours."""
     known = {one.name: one for one in cityscapes_classes().classes}
     if tuple(names) == CITYSCAPES_CLASSES:
@@ -293,7 +302,7 @@ def named_classes(names: Any) -> ClassList:
     return ClassList("classes of the model", tuple(classes), () if len(classes) > VOID else (VOID,))
 
 
-def take_classes(info: ModelInfo, classes: ClassList, outputs: int) -> None:
+def _take_classes(info: ModelInfo, classes: ClassList, outputs: int) -> None:
     """Set the classes of a description.
 
     Raises:
@@ -304,7 +313,7 @@ def take_classes(info: ModelInfo, classes: ClassList, outputs: int) -> None:
     info.use_classes(classes)
 
 
-def preprocessing(folder: Path, library: Any) -> dict[str, Any]:
+def _preprocessing(folder: Path, library: Any) -> dict[str, Any]:
     """Normalisation, input size and channel order that the processor of a transformers folder requires.
 
     Its option ``do_reduce_labels`` is ignored, because it concerns label files with a background class, which the
@@ -313,9 +322,9 @@ def preprocessing(folder: Path, library: Any) -> dict[str, Any]:
     Raises:
         PebalError: the processor needs an operation that is not supported here.
     """
-    read_json(folder / PROCESSOR)
+    _read_json(folder / PROCESSOR)
     try:
-        with quiet(library):
+        with _quiet(library):
             processor = library.AutoImageProcessor.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
@@ -368,7 +377,7 @@ def _size(processor: Any) -> list[int] | None:
     return [int(height), int(width)]
 
 
-def with_abstention(state: dict[str, Tensor], info: ModelInfo, seed: int) -> tuple[dict[str, Tensor], str]:
+def _with_abstention(state: dict[str, Tensor], info: ModelInfo, seed: int) -> tuple[dict[str, Tensor], str]:
     """Add a random abstention row to the weights (Kaiming normal as in `checkpoints`, with zero bias).
 
     Returns:
@@ -393,7 +402,7 @@ def with_abstention(state: dict[str, Tensor], info: ModelInfo, seed: int) -> tup
 
 
 @contextlib.contextmanager
-def quiet(library: Any) -> Iterator[None]:
+def _quiet(library: Any) -> Iterator[None]:
     """Suppress the progress bars and log messages of transformers, because errors are reported here."""
     library_logging = library.utils.logging
     level, bars = library_logging.get_verbosity(), library_logging.is_progress_bar_enabled()

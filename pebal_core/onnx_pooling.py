@@ -11,7 +11,7 @@ import torch
 op: Any = onnxscript.opset18  # its annotations do not fit traced values
 
 
-def adaptive_average(x: Any, output_size: Sequence[Any]) -> Any:
+def _adaptive_average(x: Any, output_size: Sequence[Any]) -> Any:
     """Average over the windows [⌊i·n/m⌋, ⌈(i+1)·n/m⌉) of each axis, which reduces n values to m.
 
     A window of the plane is the product of a window of rows and a window of columns, so the mean over it is a product
@@ -47,7 +47,7 @@ def _windows(n: Any, m: Any) -> Any:
 
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
-    torch.ops.aten.adaptive_avg_pool2d.default: adaptive_average,
-    torch.ops.aten._adaptive_avg_pool2d.default: adaptive_average,
+    torch.ops.aten.adaptive_avg_pool2d.default: _adaptive_average,
+    torch.ops.aten._adaptive_avg_pool2d.default: _adaptive_average,
 }
 """Translations for `torch.onnx.export`."""

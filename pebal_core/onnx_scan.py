@@ -56,6 +56,13 @@ def scan(content: bytes, title: str) -> Scan:
     Raises:
         PebalError: the file is damaged, refers to another file or holds a compiled part, its weights are not finite, or
             its digest differs from the stored one.
+
+    Examples:
+        >>> from onnx.helper import make_graph, make_model, set_model_props
+        >>> model = make_model(make_graph([], "empty", [], []))
+        >>> set_model_props(model, {"author": "me"})
+        >>> scan(model.SerializeToString(), "empty.onnx").metadata
+        {'author': 'me'}
     """
     digest, metadata = hashlib.sha256(), dict[str, str]()
     view = memoryview(content)
