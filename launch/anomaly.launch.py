@@ -47,11 +47,13 @@ def start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
     # launch_ros would only warn, and the node would run with other parameters than the user expects.
     if not Path(given["params_file"]).is_file():
-        raise FileNotFoundError(f"There is no parameter file '{given['params_file']}': correct params_file.")
+        raise FileNotFoundError(f"The parameter file '{given['params_file']}' does not exist. Correct params_file.")
 
     if given["rviz"].lower() == "true" and "rviz2" not in get_packages_with_prefixes():
         line = f"sudo apt install ros-{os.environ.get('ROS_DISTRO', 'DISTRO')}-rviz2"
-        raise FileNotFoundError(f"rviz:=true needs rviz2, which is not installed: {line}, or leave rviz out.")
+        raise FileNotFoundError(
+            f"rviz:=true needs rviz2, which is not installed. Install it with {line}, or leave rviz out."
+        )
 
     # Images need larger shared memory than Fast DDS has by default. Up to Jazzy, Fast DDS knows only the old name of
     # the variable. Later versions accept both names, and complain if both name the same file.

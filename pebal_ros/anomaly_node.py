@@ -194,7 +194,9 @@ class AnomalyNode(LifecycleNode):
 
     def _configure(self) -> None:
         if self._loading:
-            raise PebalError("The node is about to configure itself: set autostart to false to do it from outside.")
+            raise PebalError(
+                "The node is about to configure itself. Set autostart to false to configure it from outside."
+            )
         detector, self._loaded = self._loaded or self._load(), None
         self._settings = Settings.resolve({spec.name: self._value(spec.name) for spec in PARAMETERS}, detector.info)
         objects = ObjectContext(
@@ -314,7 +316,7 @@ class AnomalyNode(LifecycleNode):
         statuses = [Status("model", detector.device_name, finding, values)]
         for camera in cameras:
             seen = camera.record.snapshot()
-            found = Finding(OK, None, f"{camera.input.topic} is not subscribed to: the node is {now.value}.")
+            found = Finding(OK, None, f"The node is {now.value}, so it is not subscribed to {camera.input.topic}.")
             if self._state is NodeState.ACTIVE and self._enabled:
                 found = examine(camera, seen, settings)
             values = camera_values(camera, seen, settings)

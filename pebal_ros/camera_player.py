@@ -64,7 +64,8 @@ class CameraPlayer(Node):
             name = self.get_parameter("source").value
             if not name:
                 raise PebalError(
-                    "The parameter source is empty: give a video, a recording, a folder of images or a camera index."
+                    "The parameter source is empty. Set it to a video, a recording, a folder of images or a camera "
+                    "index."
                 )
             self._source = FrameSource(name, self.get_parameter("topic").value)
             self._manifest = self._open_manifest(self.get_parameter("manifest").value)

@@ -154,11 +154,11 @@ def camera_values(camera: Camera, seen: CameraSnapshot, settings: Settings) -> d
 def model_values(detector: AnomalyDetector, settings: Settings) -> dict[str, str]:
     """The running model, its engine and its limits, as values of its status."""
     if not detector.info.guarantee:
-        guarantee = "none: choose the threshold with 'pebal calibrate' or 'pebal adapt'"
+        guarantee = "none (choose the threshold with 'pebal calibrate' or 'pebal adapt')"
     elif settings.threshold != detector.info.threshold:
-        guarantee = f"none: it is for the threshold of the model, {detector.info.threshold:g} nats"
+        guarantee = f"none (it applies only to the threshold of the model, {detector.info.threshold:g} nats)"
     else:
-        guarantee = str(detector.info.guarantee.get("text", "none: damaged in the model file"))
+        guarantee = str(detector.info.guarantee.get("text", "none (it is damaged in the model file)"))
     return {
         "model": str(detector.model_path),
         "model sha256": detector.model_sha256,

@@ -93,7 +93,7 @@ def examine(camera: Camera, seen: CameraSnapshot, settings: Settings) -> Finding
         return Finding(
             WARN,
             Code.NO_CLOCK,
-            "use_sim_time is set, but nothing publishes /clock, so the age of a frame is not known: play the "
+            "use_sim_time is set, but nothing publishes /clock, so the age of a frame is not known. Play the "
             "recording with --clock, or unset use_sim_time.",
         )
     if not CLOCK_TOLERANCE[0] <= seen.clock_offset <= CLOCK_TOLERANCE[1]:
@@ -102,7 +102,7 @@ def examine(camera: Camera, seen: CameraSnapshot, settings: Settings) -> Finding
         return Finding(
             WARN,
             Code.SEVERAL_PUBLISHERS,
-            f"{topic} has {state.publishers} publishers: frames of different cameras may mix.",
+            f"{topic} has {state.publishers} publishers, so frames of different cameras may be mixed.",
         )
     complaint = camera.outputs.complaint()
     if complaint:
@@ -113,10 +113,10 @@ def examine(camera: Camera, seen: CameraSnapshot, settings: Settings) -> Finding
             return Finding(
                 WARN,
                 Code.NO_THRESHOLD,
-                f"{unmet[0]} has a subscriber, but the model stores no threshold: set the parameter threshold.",
+                f"{unmet[0]} has a subscriber, but the model stores no threshold. Set the parameter threshold.",
             )
         return Finding(
-            OK, Code.UNHEARD, f"Frames arrive on {topic}; nobody subscribes to an output, so none is computed."
+            OK, Code.UNHEARD, f"Frames arrive on {topic}, but no output has a subscriber, so nothing is computed."
         )
     if seen.refused:
         return Finding(WARN, Code.REFUSED, seen.last_error)
@@ -129,7 +129,8 @@ def examine(camera: Camera, seen: CameraSnapshot, settings: Settings) -> Finding
         return Finding(
             WARN,
             Code.NO_GEOMETRY,
-            "obstacles has a subscriber, but mounting is none, so no distance is known: set it to parameters or tf.",
+            "obstacles has a subscriber, but mounting is none, so no distance is known. Set mounting to parameters "
+            "or tf.",
         )
     rate_in, rate_out = seen.rate_in, seen.rate_out
     if not rate_out and seen.wanted_for < RATE_WINDOW:
@@ -146,16 +147,18 @@ def examine(camera: Camera, seen: CameraSnapshot, settings: Settings) -> Finding
         return Finding(
             WARN,
             Code.TOO_OLD,
-            f"{served}: others are older than max_age ({settings.max_age:g} s) when their turn comes; the last came "
-            f"{seen.clock_offset:.1f} s after its stamp. Raise max_age, or synchronise the clocks.",
+            f"{served}. The others are older than max_age ({settings.max_age:g} s) when their turn comes, and the "
+            f"last one arrived {seen.clock_offset:.1f} s after its stamp. Raise max_age, or synchronise the clocks.",
         )
     if behind and dropped > OVERLOAD_SHARE * rate_in:
-        return Finding(WARN, Code.OVERLOAD, f"{served}: the camera is faster than the model, older frames are dropped.")
+        return Finding(
+            WARN, Code.OVERLOAD, f"{served}. The camera is faster than the model, so older frames are dropped."
+        )
     if report.left_out:
         return Finding(
             WARN,
             Code.CLUTTERED,
-            f"{served}. {report.left_out} candidates for objects were not looked at, to keep the time bounded: raise "
+            f"{served}. {report.left_out} object candidates were skipped to bound the processing time. Raise "
             "threshold or min_area.",
         )
     return Finding(OK, Code.RUNNING, f"{served}.")
@@ -167,35 +170,36 @@ def _silence(camera: Camera, topic: str, state: TopicState, seconds: float) -> F
         return Finding(
             ERROR,
             Code.WRONG_TYPE,
-            f"{topic} carries {', '.join(sorted(state.wrong_types))}, not {camera.input.type_name}: "
-            f"remap '{camera.prefix}image' to the camera's image topic, or set the parameter transport.",
+            f"{topic} carries {', '.join(sorted(state.wrong_types))}, not {camera.input.type_name}. Remap "
+            f"'{camera.prefix}image' to the camera's image topic, or set the parameter transport.",
         )
     if not state.publishers:
         return Finding(
             ERROR,
             Code.NO_PUBLISHER,
-            f"{topic} has no publisher: start the camera, or remap '{camera.prefix}image' to its "
-            "topic ('ros2 topic list -t' shows them).",
+            f"{topic} has no publisher. Start the camera, or remap '{camera.prefix}image' to its topic ('ros2 topic "
+            "list -t' shows them).",
         )
     if camera.input.incompatible:
         return Finding(
             ERROR,
             Code.INCOMPATIBLE_QOS,
-            f"{topic} is published best effort, but input_reliability asks for reliable, so no frame can "
-            "arrive: set input_reliability to auto.",
+            f"{topic} is published best effort, but input_reliability asks for reliable, so no frame can arrive. Set "
+            "input_reliability to auto.",
         )
     return Finding(
         ERROR,
         Code.NO_FRAME,
-        f"No frame on {topic} for {seconds:.0f} s, though it has a publisher: is the camera stalled?",
+        f"No frame has arrived on {topic} for {seconds:.0f} s, although it has a publisher. Check whether the camera "
+        "is stalled.",
     )
 
 
 def _clocks(topic: str, offset: float, simulated: bool) -> Finding:
     where = f"{-offset:.1f} s in the future" if offset < 0 else f"{offset:.1f} s in the past"
     advice = (
-        "use_sim_time is set, so /clock must come from what plays the images"
+        "Because use_sim_time is set, the player of the images must also publish /clock"
         if simulated
-        else "synchronise the clocks, or set use_sim_time for a recording"
+        else "Synchronise the clocks, or set use_sim_time for a recording"
     )
-    return Finding(WARN, Code.CLOCKS, f"The stamps on {topic} lie {where}: {advice}.")
+    return Finding(WARN, Code.CLOCKS, f"The stamps on {topic} are {where}. {advice}.")

@@ -28,7 +28,7 @@ class TransformSource:
     def __init__(self, node: Node) -> None:
         if tf2_ros is None:
             raise PebalError(
-                "mounting is tf, but tf2_ros is not installed: install it (apt: ros-DISTRO-tf2-ros-py), or set "
+                "mounting is tf, but tf2_ros is not installed. Install it (apt: ros-DISTRO-tf2-ros-py), or set "
                 "mounting to parameters."
             )
         self._buffer: Any = tf2_ros.Buffer()
@@ -48,7 +48,7 @@ class TransformSource:
         except tf2_ros.TransformException as error:
             reason = next(iter(str(error).splitlines()), "no reason given").rstrip(".")
             raise PebalError(
-                f"tf2 has no transform from '{camera_frame}' to '{ground_frame}' ({reason}): publish it, or set "
+                f"tf2 has no transform from '{camera_frame}' to '{ground_frame}' ({reason}). Publish it, or set "
                 "ground_frame."
             ) from error
         q, t = transform.rotation, transform.translation

@@ -38,7 +38,8 @@ class LabelInfoPublishers:
         self._publishers: list[Publisher[Any]] = []
         if LabelInfo is None:
             node.get_logger().info(
-                "label_info and mask_info are not published: there is no vision_msgs 4.1 or later.", once=True
+                "label_info and mask_info are not published, because vision_msgs 4.1 or later is not installed.",
+                once=True,
             )
             return
         latched = keep_last(RELIABLE)

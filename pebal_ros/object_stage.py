@@ -107,7 +107,7 @@ class ObjectStage:
 
     def _locator(self, settings: Settings, info: CameraInfo | None, frame_id: str) -> Locator:
         if info is None:
-            raise PebalError("No camera_info of the size of the images has come, so objects have no distance.")
+            raise PebalError("No camera_info with the size of the images has arrived, so objects have no distance.")
         pose = None
         if self._context.transforms is not None:
             pose = self._context.transforms.pose(settings.ground_frame, frame_id)

@@ -36,7 +36,7 @@ class CameraOutputs:
             output = OUTPUTS[name]
             kind = message_class(output.type)
             if kind is None:
-                node.get_logger().info(f"{name} is not published: there is no vision_msgs.", once=True)
+                node.get_logger().info(f"{name} is not published, because vision_msgs is not installed.", once=True)
                 continue
             # As in image_transport, the suffix follows the name after remapping.
             topic = node.resolve_topic_name(prefix + name)
@@ -72,12 +72,14 @@ class CameraOutputs:
         """A sentence on a subscriber that messages cannot reach, or on another node with the same topics; else ""."""
         for publisher in (*self._publishers.values(), self._camera_info):
             if self._node.count_publishers(publisher.topic_name) > 1:
-                return f"{publisher.topic_name} is published by another node as well: give each a namespace of its own."
+                return (
+                    f"{publisher.topic_name} is also published by another node. Start each node in its own namespace."
+                )
             for other in self._node.get_subscriptions_info_by_topic(publisher.topic_name):
                 asked = unmet_request(publisher.qos_profile, other.qos_profile)
                 if asked:
                     who = f"{other.node_namespace.rstrip('/')}/{other.node_name}"
-                    return f"{who} asks for {asked} on {publisher.topic_name}, so nothing can reach it."
+                    return f"{who} asks for {asked} on {publisher.topic_name}, so it receives nothing."
         return ""
 
     def encode(self, products: Products, wanted: Collection[str], header: Header) -> list[tuple[str, Any]]:

@@ -75,7 +75,7 @@ class Spec:
             if self.pattern and not re.fullmatch(self.pattern, item, re.ASCII):
                 return f"{self.name} takes names of letters, digits, _ and /, not {item!r}"
         if len(set(items)) < len(items):
-            return f"{self.name} names one thing twice: {', '.join(items)}"
+            return f"{self.name} lists an item twice: {', '.join(items)}"
         if self.kind is float and not math.isfinite(value):
             return f"{self.name} must be finite, not {value}"
         if self.limits and not self.limits[0] <= value <= self.limits[1]:
@@ -360,7 +360,7 @@ def declare(node: Node, specs: Sequence[Spec]) -> None:
     for name in unknown_names(getattr(node, "_parameter_overrides", {}), specs):
         similar = difflib.get_close_matches(name, [spec.name for spec in specs], 1)
         hint = f"; did you mean '{similar[0]}'?" if similar else "."
-        node.get_logger().warning(f"The parameter '{name}' is ignored: this node has none of that name{hint}")
+        node.get_logger().warning(f"The parameter '{name}' is ignored, because this node has no such parameter{hint}")
     for spec in specs:
         try:
             refused = spec.refusal(node.declare_parameter(spec.name, spec.default, spec.descriptor()).value)
@@ -386,7 +386,7 @@ def refusal(specs: Sequence[Spec], name: str, value: Any) -> str | None:
     if spec is None:
         return None
     if not spec.runtime:
-        return f"{name} cannot change while the node runs: restart the node with the new value"
+        return f"{name} cannot change while the node runs; restart the node with the new value"
     return spec.refusal(value)
 
 

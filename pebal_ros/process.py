@@ -98,7 +98,7 @@ def run(create: Callable[[Finish], RunnableNode], arguments: list[str] | None = 
     if reason:
         logger.fatal(reason)
     if spinning.is_alive():  # the node is still in use and cannot be destroyed
-        logger.warning("The node ends in the middle of something that takes long.")
+        logger.warning("The node exits in the middle of a long operation.")
         return 1 if reason else 0
     executor.remove_node(node)  # type: ignore[arg-type]
     executor.shutdown()

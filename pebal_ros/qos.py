@@ -37,7 +37,7 @@ def create_publisher(node: Node, message_type: type, topic: str, qos: QoSProfile
         return node.create_publisher(message_type, topic, copy.copy(qos), qos_overriding_options=options)
     except (RuntimeError, InvalidParameterTypeException) as error:
         where = f"qos_overrides.{node.resolve_topic_name(topic)}.publisher"
-        raise PebalError(f"A parameter of {where} is not acceptable: {error}.") from error
+        raise PebalError(f"A parameter of {where} is invalid: {error}.") from error
 
 
 def reliability_name(profile: QoSProfile) -> str:
@@ -50,7 +50,7 @@ def unmet_request(offered: QoSProfile, asked: QoSProfile) -> str:
     if asked.reliability == QoSReliabilityPolicy.RELIABLE and reliability_name(offered) == BEST_EFFORT:
         return f"reliable messages (output_reliability is {BEST_EFFORT})"
     if asked.durability == QoSDurabilityPolicy.TRANSIENT_LOCAL:
-        return "messages from before it came (durability transient local; images are volatile)"
+        return "messages that were sent before it subscribed (durability transient local; images are volatile)"
     return ""
 
 

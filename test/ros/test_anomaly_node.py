@@ -30,7 +30,7 @@ def pixels(message: Image, dtype: type = np.uint8) -> np.ndarray:
 def test_without_a_camera_it_says_so(rig: Rig) -> None:
     """Runs first: no test has made a camera yet."""
     status = rig.client.status(IMAGE, lambda s: s.level == DiagnosticStatus.ERROR, timeout=180)
-    assert status.message.startswith("/rig/image has no publisher: start the camera, or remap 'image'")
+    assert status.message.startswith("/rig/image has no publisher. Start the camera, or remap 'image'")
     rig.process.wait_for_output("/rig/image has no publisher")
     time.sleep(2.5)
     assert rig.process.output().count("has no publisher") == 1, "said once, not every second"
@@ -129,7 +129,7 @@ def test_nothing_is_computed_when_nobody_listens(rig: Rig, camera: TestCamera) -
     after = wait_until(lambda: (c := rig.client.counts(IMAGE))["received"] >= before["received"] + 4 and c)
     assert after["unheard"] - before["unheard"] + after["dropped"] - before["dropped"] == 4
     assert after["answered"] == before["answered"]
-    camera.send_until(lambda: "nobody subscribes" in rig.client.last(IMAGE).message)
+    camera.send_until(lambda: "no output has a subscriber" in rig.client.last(IMAGE).message)
     assert rig.client.last(IMAGE).level == DiagnosticStatus.OK
 
 
@@ -177,7 +177,7 @@ def test_the_threshold_can_be_set_while_it_runs(rig: Rig, camera: TestCamera) ->
     assert not masks.messages, "the model stores no threshold"
     energies.close()
     status = rig.client.status(IMAGE, lambda s: s.level == DiagnosticStatus.WARN)
-    assert "set the parameter threshold" in status.message
+    assert "Set the parameter threshold" in status.message
     threshold = float(np.median(energy))
     assert set_parameter(rig.client, "threshold", threshold) == (True, "")
     mask = pixels(masks.wait_for(camera.send(picture())))
@@ -215,7 +215,7 @@ def test_limits_and_opacity_can_be_set_while_it_runs(rig: Rig, camera: TestCamer
 def test_every_frozen_parameter_says_that_a_restart_is_needed(rig: Rig) -> None:
     for spec in PARAMETERS:
         if not spec.runtime:
-            reason = f"{spec.name} cannot change while the node runs: restart the node with the new value."
+            reason = f"{spec.name} cannot change while the node runs; restart the node with the new value."
             assert set_parameter(rig.client, spec.name, "other") == (False, reason)
 
 
@@ -307,5 +307,5 @@ def test_diagnostics_say_what_runs(rig: Rig, camera: TestCamera, labels: Inbox, 
 def test_a_camera_that_stops_is_missed(rig: Rig, camera: TestCamera, labels: Inbox) -> None:
     labels.wait_for(camera.send(picture()))
     status = rig.client.status(IMAGE, lambda s: s.level == DiagnosticStatus.ERROR)
-    assert "No frame on /rig/image for" in status.message and "has a publisher" in status.message
+    assert "No frame has arrived on /rig/image for" in status.message and "has a publisher" in status.message
     camera.send_until(lambda: rig.client.last(IMAGE).level != DiagnosticStatus.ERROR)

@@ -127,5 +127,5 @@ def test_a_truncated_video_is_a_warning(tmp_path: Path) -> None:
     with NodeProcess("camera_player", tmp_path / "log", parameters, "-r", "__ns:=/cut") as process:
         assert process.exit_code(STARTUP) == 0
     output = process.output()
-    assert output.count("promises 12 frames, but only") == 1 and "[WARN]" in output
+    assert output.count("declares 12 frames, but only") == 1 and "[WARN]" in output
     assert "Published 20 frames" in output

@@ -82,6 +82,6 @@ def test_an_override_that_cannot_be_meant_ends_the_start(tmp_path: Path, tiny_mo
     arguments = ["--params-file", overrides(tmp_path, "sometimes"), *ARGUMENTS]
     with NodeProcess("anomaly_node", tmp_path / "log", {"model": tiny_model}, *arguments) as process:
         assert process.exit_code(STARTUP) == 1
-        sentence = "A parameter of qos_overrides./rover/score.publisher is not acceptable: Unexpected QoS override"
+        sentence = "A parameter of qos_overrides./rover/score.publisher is invalid: Unexpected QoS override"
         assert sentence in process.output() and "sometimes" in process.output()
         assert "Traceback" not in process.output()

@@ -39,7 +39,7 @@ def test_stamps_in_the_future(rig: Rig, camera: TestCamera, labels: Inbox) -> No
     labels.wait_for(camera.send(picture(), header=header))
     status = rig.client.status(IMAGE, lambda s: "in the future" in s.message)
     assert status.level == DiagnosticStatus.WARN
-    assert "The stamps on /rig/image lie 3" in status.message and "synchronise the clocks" in status.message
+    assert "The stamps on /rig/image are 3" in status.message and "Synchronise the clocks" in status.message
     labels.wait_for(camera.send(picture()))
     rig.client.status(IMAGE, lambda s: s.level == DiagnosticStatus.OK)
 
@@ -50,7 +50,7 @@ def test_overload_is_said_and_taken_back(rig: Rig, camera: TestCamera, labels: I
     def overloaded() -> DiagnosticStatus | None:
         camera.send_many([picture(240, 320)], count=50, pause=0.005)
         status = rig.client.last(IMAGE)
-        return status if "the camera is faster than the model" in status.message else None
+        return status if "The camera is faster than the model" in status.message else None
 
     status = wait_until(overloaded)
     assert status.level == DiagnosticStatus.WARN and values(status)["finding"] == "overload"
@@ -75,7 +75,7 @@ def test_frames_that_are_all_too_old(rig: Rig, camera: TestCamera, labels: Inbox
         wait_until(said)
         status = rig.client.last(IMAGE)
         assert status.level == DiagnosticStatus.WARN and values(status)["finding"] == "too old"
-        assert "the last came 2." in status.message
+        assert "the last one arrived 2." in status.message
     finally:
         set_parameter(rig.client, "max_age", 0.0)
     camera.send_until(lambda: values(rig.client.last(IMAGE)).get("finding") == "running")
@@ -85,7 +85,7 @@ def test_a_listener_that_comes_back_is_no_overload(rig: Rig, camera: TestCamera)
     first = rig.client.listen("labels")
     camera.send_until(lambda: first.messages)
     first.close()
-    camera.send_until(lambda: "nobody subscribes" in rig.client.last(IMAGE).message)
+    camera.send_until(lambda: "no output has a subscriber" in rig.client.last(IMAGE).message)
     seen: set[str] = set()
     again, end = rig.client.listen("labels"), time.monotonic() + 3
 
@@ -123,7 +123,7 @@ def test_a_listener_that_asks_for_what_is_not_offered(rig: Rig, camera: TestCame
     status = rig.client.last(IMAGE)
     assert status.level == DiagnosticStatus.WARN
     assert (
-        status.message.startswith("/rig/client asks for messages from before it came")
+        status.message.startswith("/rig/client asks for messages that were sent before it subscribed")
         and "/rig/energy" in status.message
     )
     rig.client.node.destroy_subscription(subscription)
@@ -137,7 +137,7 @@ def test_two_cameras_on_one_topic(rig: Rig, camera: TestCamera, labels: Inbox) -
     for number in range(6):
         labels.wait_for((camera, other)[number % 2].send(picture()))
     status = rig.client.status(IMAGE, lambda s: "2 publishers" in s.message)
-    assert status.level == DiagnosticStatus.WARN and "may mix" in status.message
+    assert status.level == DiagnosticStatus.WARN and "may be mixed" in status.message
     after = rig.client.counts(IMAGE)
     assert after["answered"] - before["answered"] == 6, "each camera's numbering is its own"
     assert after["lost before the node"] == before["lost before the node"]
@@ -148,7 +148,7 @@ def test_two_cameras_on_one_topic(rig: Rig, camera: TestCamera, labels: Inbox) -
 def test_another_node_that_publishes_the_same(rig: Rig, camera: TestCamera) -> None:
     twin = rig.client.node.create_publisher(Image, "mask", 1)
     camera.send_until(lambda: "another node" in rig.client.last(IMAGE).message)
-    assert rig.client.last(IMAGE).message.startswith("/rig/mask is published by another node as well")
+    assert rig.client.last(IMAGE).message.startswith("/rig/mask is also published by another node")
     rig.client.node.destroy_publisher(twin)
     camera.send_until(lambda: rig.client.last(IMAGE).level == DiagnosticStatus.OK)
 
@@ -188,7 +188,7 @@ def test_simulated_time(simulated: Rig) -> None:
     before = client.counts(part)
     old = camera.send(picture(), header=Header(stamp=Time(sec=400), frame_id="front"))
     status = client.status(part, lambda s: "100.0 s in the past" in s.message)
-    assert "use_sim_time is set, so /clock must come from what plays the images" in status.message
+    assert "Because use_sim_time is set, the player of the images must also publish /clock" in status.message
     assert client.counts(part)["too old"] == before["too old"] + 1 and old not in labels.stamps()
     labels.wait_for(play(501))
     camera.close()

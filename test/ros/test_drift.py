@@ -57,7 +57,7 @@ def test_a_guarantee_is_stated_and_taken_back_in_the_dark(kept: Rig) -> None:
         assert "The guarantee no longer holds: the images are darker" in status.message
         set_parameter(kept.client, "threshold", -3.0)
         status = kept.client.status("model", lambda s: values(s)["guarantee"].startswith("none"))
-        assert "for the threshold of the model" in values(status)["guarantee"]
+        assert "to the threshold of the model" in values(status)["guarantee"]
     finally:
         camera.close()
         labels.close()

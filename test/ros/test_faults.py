@@ -131,7 +131,7 @@ def test_a_camera_process_that_is_killed_and_comes_back(rig: Rig, labels: Inbox,
         process.send_signal(signal.SIGKILL)
         process.exit_code()
     status = rig.client.status(IMAGE, lambda s: s.level == DiagnosticStatus.ERROR)
-    assert "No frame on /rig/image for" in status.message or "no publisher" in status.message
+    assert "No frame has arrived on /rig/image for" in status.message or "no publisher" in status.message
     count = len(labels.messages)
     with player("second"):
         wait_until(lambda: len(labels.messages) >= count + 5)

@@ -38,6 +38,6 @@ def test_whoever_comes_late_learns_the_classes(rig: Rig, tiny_model: Path) -> No
 @pytest.mark.skipif(INSTALLED, reason="vision_msgs is installed")
 def test_without_vision_msgs_the_log_says_so_once(rig: Rig) -> None:
     rig.client.status("model", lambda status: status.hardware_id)
-    said = "label_info and mask_info are not published: there is no vision_msgs 4.1 or later."
+    said = "label_info and mask_info are not published, because vision_msgs 4.1 or later is not installed."
     assert rig.process.output().count(said) == 1
     assert rig.client.node.count_publishers("/rig/label_info") == 0

@@ -72,11 +72,11 @@ def test_launch_with_footage_until_interrupted_twice(tmp_path: Path, tiny_model:
 @pytest.mark.parametrize(
     ("argument", "sentence"),
     [
-        ("params_file:=nowhere.yaml", "There is no parameter file 'nowhere.yaml'"),
+        ("params_file:=nowhere.yaml", "The parameter file 'nowhere.yaml' does not exist"),
         ("rviz:=ture", 'Argument "rviz" provided value "ture" is not valid'),
         pytest.param(
             "rviz:=true",
-            "rviz:=true needs rviz2, which is not installed: sudo apt install ros-",
+            "rviz:=true needs rviz2, which is not installed. Install it with sudo apt install ros-",
             marks=pytest.mark.skipif("rviz2" in get_packages_with_prefixes(), reason="rviz2 is installed"),
         ),
         ("loop:=maybe", 'Argument "loop" provided value "maybe" is not valid'),

@@ -29,7 +29,7 @@ def test_a_model_that_is_not_there_ends_the_process_with_one_sentence(tmp_path: 
     with NodeProcess("anomaly_node", tmp_path / "log", {"model": "nowhere.safetensors"}) as process:
         assert process.exit_code(STARTUP) == 1
     (line,) = errors(process.output())
-    assert "There is no model 'nowhere.safetensors': give the path" in line
+    assert "There is no model 'nowhere.safetensors'; use the path" in line
 
 
 def test_a_truncated_model_file_ends_the_process_with_one_sentence(tmp_path: Path, tiny_model: Path) -> None:
@@ -47,11 +47,11 @@ def test_a_truncated_model_file_ends_the_process_with_one_sentence(tmp_path: Pat
         ({"overlay_alpha": 3.0}, "The parameter overlay_alpha must lie between 0 and 1."),
         ({"max_rate": 10}, "The parameter max_rate takes a number (a whole number is written 10.0)."),
         ({"transport": "theora"}, "The parameter transport takes raw, compressed, not 'theora'."),
-        ({"cameras": "[front, front]"}, "The parameter cameras names one thing twice: front, front."),
+        ({"cameras": "[front, front]"}, "The parameter cameras lists an item twice: front, front."),
         ({"cameras": "[]"}, "The parameter cameras"),
         (
             {"treshold": -3.0, "overlay_alpha": 3.0},
-            "The parameter 'treshold' is ignored: this node has none of that name; did you mean 'threshold'?",
+            "The parameter 'treshold' is ignored, because this node has no such parameter; did you mean 'threshold'?",
         ),
     ],
 )
@@ -100,7 +100,7 @@ def test_interrupted_while_it_loads(tmp_path: Path, autostart: str) -> None:
             rig.process.wait_for_output("Loading the model", STARTUP)
             response = rig.client.call(ChangeState, "anomaly_node/change_state", configure)
             assert not response.success, "nobody may interfere"
-            rig.client.status("model", lambda s: "set autostart to false" in s.message)
+            rig.client.status("model", lambda s: "Set autostart to false" in s.message)
         else:
             manager: Any = rig.client.node.create_client(ChangeState, "anomaly_node/change_state")
             wait_until(manager.service_is_ready, STARTUP)

@@ -78,7 +78,7 @@ def test_overlay_draws_the_outline_of_an_object(shown: Scene) -> None:
 @pytest.mark.parametrize(
     ("info", "sentence"),
     [
-        (calibration(height=480, width=640), "No camera_info of the size of the images"),
+        (calibration(height=480, width=640), "No camera_info with the size of the images"),
         (calibration(focal=0.0), "focal lengths 0 and 0; they must be positive"),
     ],
 )

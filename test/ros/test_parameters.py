@@ -38,7 +38,7 @@ def test_defaults_are_acceptable_and_names_unique() -> None:
         ("threshold", -5, None),
         ("threshold", "auto", None),
         ("max_age", 0.25, None),
-        ("model", "other", "model cannot change while the node runs: restart"),
+        ("model", "other", "model cannot change while the node runs; restart"),
         ("unknown", 1, None),
     ],
 )
