@@ -97,7 +97,7 @@ def record(source: str, count: int, frames: int, folder: Path) -> Iterator[Path]
     """Recordings of the same frames of a video."""
     images = [frame.image for frame in islice(FrameSource(source), frames)]
     if len(images) < frames:
-        raise PebalError(f"{source} has {len(images)} frames only: give --frames {len(images)}.")
+        raise PebalError(f"{source} has only {len(images)} frames; pass --frames {len(images)}.")
     first = folder / "drive0.mcap"
     with BagWriter(first) as bag:
         for number, image in enumerate(images):
@@ -146,7 +146,7 @@ def time_triage(
     """Frames per second of a local cluster, from when each worker has done one recording: loading does not count."""
     jobs = [Job(str(drive), out / drive.stem) for drive in drives]
     if len(jobs) < 2 * workers or workers > allotted_cores():
-        raise PebalError(f"{workers} workers need as many cores and at least {2 * workers} --drives.")
+        raise PebalError(f"{workers} workers need the same number of cores and at least {2 * workers} --drives.")
     done = []
     cluster, load = Cluster(HERE, allotted_cores() // workers), partial(Scanner, request, choice.everywhere())
     with open_workers(cluster, load, workers) as started:

@@ -87,7 +87,7 @@ def main() -> None:
     print("\n### Goals\n\n| part | what | goal | met |\n|---|---|---|---|")
     for name, row in goals:
         print(f"| {name} | {row['name']} | {row['goal']} | {'yes' if row['met'] else 'NO'} |")
-    print(f"\n{arguments.out} holds all of this, {log} what the parts printed.")
+    print(f"\n{arguments.out} contains all of this, and {log} contains the output of the parts.")
 
 
 def find_device() -> str:
@@ -101,7 +101,12 @@ def find_device() -> str:
 def run_part(name: str, device: str, quick: bool, budget: float, log: Path) -> dict[str, Any]:
     """Status, reason, seconds and rows of a part, which runs in a process of its own."""
     if budget <= 1:
-        return {"status": "skipped", "reason": "the time of the whole run is over", "seconds": 0.0, "rows": []}
+        return {
+            "status": "skipped",
+            "reason": "the time budget of the whole run is used up",
+            "seconds": 0.0,
+            "rows": [],
+        }
     with tempfile.TemporaryDirectory() as folder:
         rows, problem = Path(folder) / "rows", Path(folder) / "problem"
         started = time.monotonic()
@@ -110,7 +115,7 @@ def run_part(name: str, device: str, quick: bool, budget: float, log: Path) -> d
         process.join(budget)
         status, reason = "done", ""
         if process.is_alive():
-            status, reason = "stopped", f"its {budget:.0f} s were over"
+            status, reason = "stopped", f"its budget of {budget:.0f} s was used up"
         elif problem.is_file():
             status, reason = "failed", problem.read_text()
         elif process.exitcode:

@@ -53,7 +53,9 @@ class Process:
     def check(self) -> None:
         """Raises SystemExit with the end of the log where the process has ended."""
         if self._process.poll() is not None:
-            raise SystemExit(f"A process ended with {self._process.returncode}:\n{self.log.read_text()[-2000:]}")
+            raise SystemExit(
+                f"A process ended with exit code {self._process.returncode}:\n{self.log.read_text()[-2000:]}"
+            )
 
     def stop(self) -> None:
         if self._process.poll() is None:
@@ -131,7 +133,7 @@ class Listener(Node):
         end = time.monotonic() + timeout
         while not condition():
             if time.monotonic() > end:
-                raise SystemExit(f"Not within {timeout:.0f} s: {what}.")
+                raise SystemExit(f"Timed out after {timeout:.0f} s while waiting for this: {what}.")
             self._executor.spin_once(timeout_sec=0.05)
 
 

@@ -179,7 +179,7 @@ def unaccounted(listener: Listener, folder: Path) -> list[str]:
     print(f"\n{sent} frames sent; {', '.join(f'{count} {name}' for name, count in counts.items())}.")
     arrived = counts["received"] == sent - counts["lost before the node"]
     ended = counts["received"] == sum(counts[end] for end in ENDS)
-    return [] if arrived and ended else ["Frames are unaccounted for."]
+    return [] if arrived and ended else ["Some frames are unaccounted for."]
 
 
 if __name__ == "__main__":

@@ -15,13 +15,18 @@ import pebal_core
 def main(path: str, model: str = "starter") -> None:
     bgr = cv2.imread(path)
     if bgr is None:
-        sys.exit(f"{path} is no image that can be read.")
+        sys.exit(f"{path} cannot be read as an image.")
     detector = pebal_core.AnomalyDetector.load(model)
     result = detector(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
-    print(f"{result.energy.max():.2f} nats at most; the alarm threshold is {detector.info.threshold} nats")
+    print(
+        f"The highest energy is {result.energy.max():.2f} nats, and the alarm threshold is {detector.info.threshold} "
+        "nats"
+    )
     rules = pebal_core.ObjectRules.for_model(detector.info)
     for found in pebal_core.find_objects(result.energy, result.labels, rules).objects:
-        print(f"an object of {found.area} pixels in the box {found.box}, {found.mean_energy:.2f} nats on average")
+        print(
+            f"There is an object of {found.area} pixels in the box {found.box}, {found.mean_energy:.2f} nats on average"
+        )
 
 
 if __name__ == "__main__":

@@ -161,9 +161,11 @@ def wait_for(listener: Listener, ready: Callable[[], bool], patience: float, nod
     while not ready():
         rclpy.spin_once(listener, timeout_sec=0.1)
         if node.poll() is not None:
-            raise PebalError("The node ended; its own last line says why.")
+            raise PebalError("The node ended. Its last line above gives the reason.")
         if time.monotonic() > until:
-            raise PebalError(f"Nothing came from the node for {patience:.0f} s; its log above says what it waits for.")
+            raise PebalError(
+                f"Nothing came from the node for {patience:.0f} s. Check in its log above what it is waiting for."
+            )
 
 
 def watch(
@@ -179,9 +181,9 @@ def watch(
         before = listener.answered
         wait_for(listener, answered_or_ended, ANSWERING, node)
     if player.returncode:
-        raise PebalError("The camera player failed; its own last line says why.")
+        raise PebalError("The camera player failed. Its last line above gives the reason.")
     if not listener.answered:
-        raise PebalError("None of the node's answers arrived here; its log above says what it did with the frames.")
+        raise PebalError("None of the node's answers arrived. Check in its log above what happened to the frames.")
 
 
 def summarise(listener: Listener, out: Path, with_object: bool) -> dict[str, object]:

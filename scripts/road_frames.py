@@ -24,7 +24,7 @@ def write_frames(clip: Path, folder: Path) -> int:
     video = cv2.VideoCapture(str(clip))
     every, number, written = round(video.get(cv2.CAP_PROP_FPS)), 0, 0
     if not every:
-        raise PebalError(f"OpenCV cannot read the clip {clip.name}: its build lacks FFmpeg.")
+        raise PebalError(f"OpenCV cannot read the clip {clip.name}, because it was built without FFmpeg.")
     while video.grab():
         if number % every == 0:
             cv2.imwrite(str(folder / f"{clip.stem}_{number:05d}.jpg"), video.retrieve()[1])
