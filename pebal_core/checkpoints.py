@@ -168,15 +168,15 @@ def read_checkpoint(path: str | Path, seed: int = 0) -> Checkpoint:
     family = next((f for f in (WIDE_RESNET38, ESPNETV2) if f.marker in state), None)
     if family is None:
         raise PebalError(
-            f"{path} holds another network (its weights start with '{next(iter(state))}'): DeepLabV3+ "
-            f"WideResNet-38 and ESPNetv2 for segmentation can be converted."
+            f"{path} contains another network (its weights start with '{next(iter(state))}'). Only DeepLabV3+ "
+            "WideResNet-38 and ESPNetv2 for segmentation can be converted."
         )
     arguments = {"scale": _rows(state, family.marker) / 64} if family is ESPNETV2 else {}
     outputs = _rows(state, family.classifier)
     if outputs not in family.outputs:
         raise PebalError(
-            f"{path} is a {family.title} with {outputs} outputs instead of "
-            f"{' or '.join(map(str, family.outputs))}: one of the {CLASSES} Cityscapes classes is needed."
+            f"{path} is a {family.title} with {outputs} outputs instead of {' or '.join(map(str, family.outputs))}. A "
+            f"network with the {CLASSES} Cityscapes classes is needed."
         )
     weights = _fit(state, family, arguments, outputs, path)
     layout = f"{family.title}, {CLASSES} classes and {family.extra_output}"
@@ -201,11 +201,11 @@ def _read(path: Path) -> object:
         code = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if code:
             raise PebalError(
-                f"{path} refers to Python code ({code[1]}), which is never executed: where the file comes from, load "
-                f"it and save only the weights, torch.save(network.state_dict(), …)."
+                f"{path} refers to Python code ({code[1]}), which is never executed. Load the file with the code that "
+                "wrote it and save only the weights: torch.save(network.state_dict(), …)."
             ) from error
         raise PebalError(
-            f"{path} is damaged or no PyTorch checkpoint ({type(error).__name__}): download or copy it again."
+            f"{path} is damaged or is not a PyTorch checkpoint ({type(error).__name__}). Download or copy it again."
         ) from error
 
 
@@ -219,7 +219,9 @@ def _find_state_dict(content: object, path: Path) -> dict[str, Tensor]:
                 return tensors
             break
         content = inner
-    raise PebalError(f"{path} holds no weights: a state dict is needed, plain or under 'state_dict' or 'model'.")
+    raise PebalError(
+        f"{path} contains no weights. A state dict is needed, either plain or under 'state_dict' or 'model'."
+    )
 
 
 def _strip_prefixes(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -227,7 +229,7 @@ def _strip_prefixes(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     prefixes = re.compile(f"^({'|'.join(map(re.escape, PREFIXES))})+")
     stripped = {prefixes.sub("", name): tensor for name, tensor in state.items()}
     if len(stripped) != len(state):
-        raise PebalError(f"{path} holds several networks (names that differ in their prefix only): save one of them.")
+        raise PebalError(f"{path} contains several networks (their names differ only in the prefix). Save one of them.")
     return stripped
 
 
@@ -247,5 +249,7 @@ def _fit(
     misshaped = [key for key in expected if key in state and state[key].shape != expected[key].shape]
     for keys, fault in ((missing, "missing"), (unknown, "unknown"), (misshaped, "of another shape")):
         if keys:
-            raise PebalError(f"{path} does not fit {family.title}: {len(keys)} entries are {fault}, first '{keys[0]}'.")
+            raise PebalError(
+                f"{path} does not fit {family.title}: {len(keys)} entries are {fault}; the first is '{keys[0]}'."
+            )
     return {key: state[key] for key in expected}

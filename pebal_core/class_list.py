@@ -82,12 +82,14 @@ class ClassList:
     def __post_init__(self) -> None:
         if not 1 <= len(self.classes) <= MOST_CLASSES:
             raise PebalError(
-                f"The class list {self.name} has {len(self.classes)} classes; labels are stored in 8 bits, which hold "
-                f"1 to {MOST_CLASSES} of them."
+                f"The class list {self.name} has {len(self.classes)} classes; labels are stored in 8 bits, which "
+                f"allow 1 to {MOST_CLASSES} of them."
             )
         for one in self.classes:
             if not NAME.fullmatch(one.name):
-                raise PebalError(f"The class list {self.name} has the class {one.name!r:.80}, which is no usable name.")
+                raise PebalError(
+                    f"The class list {self.name} has the class {one.name!r:.80}, which is not a usable name."
+                )
             if len(one.color) != 3 or not all(0 <= value <= 255 for value in one.color):
                 raise PebalError(
                     f"The color of class '{one.name}' in the class list {self.name} is {list(one.color)}; it must be "
@@ -100,7 +102,7 @@ class ClassList:
         for owner, ids in owners.items():
             for number in ids:
                 if not 0 <= number <= 255:
-                    raise PebalError(f"The class list {self.name} gives {owner} the id {number}; ids are 0 to 255.")
+                    raise PebalError(f"The class list {self.name} gives {owner} the id {number}; ids must be 0 to 255.")
                 if number in seen:
                     raise PebalError(
                         f"The class list {self.name} gives the id {number} to both {seen[number]} and {owner}."
@@ -175,7 +177,7 @@ class ClassList:
             place = f"{where}, class {number}"
             one = _mapping(entry, place, {"name", "ids", "color", "group", *FLAGS}, {"name", "ids", "color"})
             if not isinstance(one["name"], str) or not isinstance(one.get("group", ""), str):
-                raise PebalError(f"{place}: 'name' and 'group' must be texts.")
+                raise PebalError(f"{place}: 'name' and 'group' must be strings.")
             if wrong := [flag for flag in FLAGS if not isinstance(one.get(flag, False), bool)]:
                 raise PebalError(f"{place}: '{wrong[0]}' must be true or false.")
             color = _numbers(one["color"], f"{place}: 'color'")
@@ -186,7 +188,7 @@ class ClassList:
             classes.append(KnownClass(one["name"], ids, (color[0], color[1], color[2]), one.get("group", ""), **flags))
         name = content.get("name", where)
         if not isinstance(name, str):
-            raise PebalError(f"{where}: 'name' must be a text.")
+            raise PebalError(f"{where}: 'name' must be a string.")
         void = _numbers(content.get("void", [VOID]), f"{where}: 'void'")
         return cls(name, tuple(classes), void, _numbers(content.get("anomaly", []), f"{where}: 'anomaly'"))
 
@@ -224,7 +226,7 @@ def load_class_list(name: str | Path) -> ClassList:
     shipped = FOLDER / f"{name}.yaml"
     if Path(str(name)).name != str(name) or not shipped.is_file():
         names = sorted({*_REGISTERED, *(file.stem for file in FOLDER.glob("*.yaml"))})
-        raise PebalError(f"There is no class list '{name!s:.80}': give a .yaml file, or one of {', '.join(names)}.")
+        raise PebalError(f"There is no class list '{name!s:.80}'; use a .yaml file, or one of {', '.join(names)}.")
     return _read(shipped)
 
 
@@ -281,12 +283,12 @@ def read_mapping(path: str | Path, source: ClassList, target: ClassList) -> np.n
         raise PebalError(f"{path} maps '{unknown[0]!s:.80}', but {source.name} has no such class.")
     if unknown := [value for value in content.values() if value not in (*target.names, "void")]:
         raise PebalError(
-            f"{path} maps on '{unknown[0]!s:.80}', which is no class of {target.name}: {', '.join(target.names)}; "
-            f"or void."
+            f"{path} maps to '{unknown[0]!s:.80}', which is not a class of {target.name}. Use one of: "
+            f"{', '.join(target.names)}, or void."
         )
     if holes := [name for name in source.names if name not in content]:
         raise PebalError(
-            f"{path} does not say what becomes of {', '.join(holes)}: map each on a class of {target.name} or on void."
+            f"{path} has no mapping for {', '.join(holes)}. Map each to a class of {target.name} or to void."
         )
     table = np.arange(256, dtype=np.uint8)
     for number, name in enumerate(source.names):
@@ -306,14 +308,16 @@ def _load(path: Path) -> object:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         reason = one_line(error)
-        raise PebalError(f"{path} is no YAML file that can be read: {reason:.150}.") from error
+        raise PebalError(f"{path} cannot be read as a YAML file: {reason:.150}.") from error
 
 
 def _mapping(values: object, where: str, allowed: set[str] | None, needed: set[str]) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise PebalError(f"{where} must hold names with values.")
+        raise PebalError(f"{where} must be a mapping from names to values.")
     if allowed is not None and (unknown := [key for key in values if key not in allowed]):
-        raise PebalError(f"{where} has the unknown key '{unknown[0]:.80}'; there are {', '.join(sorted(allowed))}.")
+        raise PebalError(
+            f"{where} has the unknown key '{unknown[0]:.80}'; the known keys are {', '.join(sorted(allowed))}."
+        )
     if missing := sorted(needed - set(values)):
         raise PebalError(f"{where} lacks '{missing[0]}'.")
     return values

@@ -152,7 +152,9 @@ class AnomalyDetector:
                 raise PebalError(f"Images of one batch must have one size; got {batch[0].shape} and {image.shape}.")
         stacked = batch[0][None] if len(batch) == 1 else np.stack(batch)
         if os.getpid() != self._process_id:  # a fork lacks the threads and GPU context, so the call would hang
-            raise PebalError("The detector was loaded before this process was forked; load it here, or start by spawn.")
+            raise PebalError(
+                "The detector was loaded before this process was forked; load it here, or use the start method spawn."
+            )
         with self._lock:
             labels, energy = self.engine(np.require(stacked, requirements=["C", "W"]))
         _check(labels, energy, stacked.shape[:3])
@@ -191,11 +193,13 @@ def _check(labels: np.ndarray, energy: np.ndarray, shape: tuple[int, ...]) -> No
     that a frame takes.
     """
     if labels.shape != shape or energy.shape != shape:
-        raise EngineError(f"The engine answers {labels.shape} and {energy.shape} to images {shape}; check the model.")
+        raise EngineError(
+            f"The engine returned {labels.shape} and {energy.shape} for images of {shape}; check the model."
+        )
     with np.errstate(all="ignore"):
         total = energy.sum(dtype=np.float32)
     if not np.isfinite(total) and (bad := np.count_nonzero(~np.isfinite(energy))):
         raise EngineError(
-            f"{bad} of {energy.size} energies are not finite; set precision to fp32 if it is less, and check "
-            f"the device and the model."
+            f"{bad} of {energy.size} energies are not finite; set precision to fp32 if it is lower, and check the "
+            "device and the model."
         )

@@ -131,7 +131,7 @@ def check_packages() -> Iterator[Check]:
     if wrong := unmet():
         yield Check("packages", ERROR, _named(wrong), pip_line(*map(str, wrong)))
     else:
-        yield Check("packages", OK, "all that is required is there")
+        yield Check("packages", OK, "everything that is required is installed")
     for extra, purpose in EXTRAS.items():
         if extra not in declared:
             continue
@@ -139,7 +139,7 @@ def check_packages() -> Iterator[Check]:
             found, remedy = f"for {purpose}: {_named(wrong)}", f"If you need it: {pip_line(f'{PROJECT}[{extra}]')}"
             yield Check(f"extra {extra}", NOTE, found, remedy)
         else:
-            yield Check(f"extra {extra}", OK, f"{purpose}: all is there")
+            yield Check(f"extra {extra}", OK, f"{purpose}: everything is installed")
     for kept, others in (("onnxruntime-gpu", ["onnxruntime"]), ("opencv-python-headless", ["opencv-python"])):
         both = [name for name in [kept, *others] if installed_version(name)]
         if len(both) > 1:
@@ -152,7 +152,7 @@ def check_packages() -> Iterator[Check]:
 def _named(wrong: Sequence[Requirement]) -> str:
     found = ((one, installed_version(one.package)) for one in wrong)
     return ", ".join(
-        f"{one} is needed, {version} is installed" if version else f"{one} is missing" for one, version in found
+        f"{one} is needed, but {version} is installed" if version else f"{one} is missing" for one, version in found
     )
 
 
@@ -180,7 +180,7 @@ def _check_torch() -> Iterator[Check]:
         return
     works, output = _try_import("torch")
     if not works:
-        remedy = "pip install --force-reinstall torch torchvision; a CPU without a GPU needs no CUDA packages."
+        remedy = "pip install --force-reinstall torch torchvision; without a GPU, no CUDA packages are needed."
         yield Check("torch", ERROR, f"cannot be imported: {output}", remedy)
         return
     version, cuda, available = re.match(r"(\S+) CUDA (\S+) (True|False)", output).groups()  # type: ignore[union-attr]
@@ -207,7 +207,7 @@ def _check_onnx_runtime() -> Iterator[Check]:
         yield Check("onnxruntime", ERROR, f"cannot be imported: {output}", "pip install --force-reinstall onnxruntime")
     elif shutil.which("nvidia-smi") and "CUDAExecutionProvider" not in output:
         yield Check(
-            "onnxruntime", WARNING, f"ONNX Runtime {output}: there is a GPU, but this package does not use it",
+            "onnxruntime", WARNING, f"ONNX Runtime {output}; there is a GPU, but this package does not use it",
             "pip uninstall onnxruntime, then pip install onnxruntime-gpu",
         )  # fmt: skip
     else:
@@ -232,7 +232,7 @@ def check_ros(environment: Mapping[str, str]) -> Iterator[Check]:
             )  # fmt: skip
         else:
             yield Check(
-                "ros", NOTE, f"no rclpy ({output}); the offline commands need none",
+                "ros", NOTE, f"rclpy is missing ({output}); the offline commands do not need it",
                 "For the node: source /opt/ros/DISTRO/setup.bash, or without ROS 2 source scripts/environment.sh.",
             )  # fmt: skip
         return
@@ -255,7 +255,8 @@ def _check_index(environment: Mapping[str, str]) -> Check:
     if any((prefix / "share/ament_index/resource_index/packages/pebal_ros").is_file() for prefix in prefixes):
         return Check("ament index", OK, "ros2 run and ros2 launch find pebal_ros")
     return Check(
-        "ament index", WARNING, "ros2 run and ros2 launch do not find pebal_ros; python -m pebal_ros.anomaly_node runs",
+        "ament index", WARNING,
+        "ros2 run and ros2 launch do not find pebal_ros, but python -m pebal_ros.anomaly_node still works",
         "source install/setup.bash after colcon build, or scripts/environment.sh",
     )  # fmt: skip
 
@@ -276,18 +277,18 @@ def check_transport(environment: Mapping[str, str], distribution: str) -> Check:
     if not given:
         other = OLD_PROFILE if wanted == NEW_PROFILE else NEW_PROFILE
         wrong = (
-            f"; {other} is, which this version does not read"
+            f" (only {other} is, which this version does not read)"
             if environment.get(other) and wanted == OLD_PROFILE
             else ""
         )
-        return Check(name, WARNING, f"{wanted} is not set{wrong}: most large images will not arrive", remedy)
+        return Check(name, WARNING, f"{wanted} is not set{wrong}, so most large images will not arrive", remedy)
     try:
         root = ElementTree.parse(given).getroot()
     except (OSError, ElementTree.ParseError) as error:
-        return Check(name, ERROR, f"{wanted} names {given}, which cannot be read: {error}", remedy)
+        return Check(name, ERROR, f"{wanted} is set to {given}, which cannot be read: {error}", remedy)
     sizes = [int(one.text or 0) for one in root.iter() if one.tag.rpartition("}")[2] == "segment_size"]
     if not sizes or max(sizes) < SEGMENT_NEEDED:
-        return Check(name, WARNING, f"{given} gives images too little shared memory", remedy)
+        return Check(name, WARNING, f"{given} sets too little shared memory for images", remedy)
     return Check(name, OK, f"{given}: {max(sizes) >> 20} MB of shared memory per process")
 
 
@@ -305,7 +306,7 @@ def check_discovery(environment: Mapping[str, str]) -> Check:
         return Check("discovery", ERROR, f"ROS_DOMAIN_ID is '{domain}'", "Set it to a number from 0 to 101.")
     if reach.upper() == "OFF":
         return Check(
-            "discovery", WARNING, "ROS_AUTOMATIC_DISCOVERY_RANGE is OFF: nodes find only ROS_STATIC_PEERS",
+            "discovery", WARNING, "ROS_AUTOMATIC_DISCOVERY_RANGE is OFF, so nodes find only ROS_STATIC_PEERS",
             "unset ROS_AUTOMATIC_DISCOVERY_RANGE, or set it to SUBNET",
         )  # fmt: skip
     if environment.get("FASTDDS_BUILTIN_TRANSPORTS") == "LARGE_DATA" and reach.upper() == "LOCALHOST":
@@ -350,7 +351,7 @@ def check_model(
 def _check_data(kind: str, item: str, count: Callable[[str, str], int]) -> Check:
     name, _, folder = item.partition("=")
     if not folder:
-        return Check(f"{kind} {item}", ERROR, f"'{item}' names no folder", "Write NAME=FOLDER.")
+        return Check(f"{kind} {item}", ERROR, f"'{item}' does not name a folder", "Write NAME=FOLDER.")
     try:
         number = count(name, folder)
     except PebalError as error:

@@ -176,7 +176,7 @@ class DriftMonitor:
             sound = False
         if not sound or not len(self.profile.low) == len(self.profile.high) == len(FEATURES):
             raise PebalError(
-                "The profile in the model file is damaged; calibrate the model anew with 'pebal calibrate'."
+                "The profile in the model file is damaged; calibrate the model again with 'pebal calibrate'."
             )
         self.info, self.level = info, level
         margin = np.array(TOLERANCE)
@@ -203,7 +203,7 @@ class DriftMonitor:
         try:
             ignore = None if self._mask is None else self._mask.at(*energy.shape).view(np.uint8)
         except PebalError:
-            reason = self.state.reason or "the images have other proportions than those of the calibration"
+            reason = self.state.reason or "the images have a different aspect ratio than those of the calibration"
             self.state = DriftState(True, reason, self.state.evidence)
             return self.state
         size = (GRID[1] * 8, GRID[0] * 8)

@@ -223,7 +223,7 @@ def export(
     from .engines.onnx import OnnxEngine
 
     if not images:
-        raise PebalError("An export is compared with PyTorch on images; give some with --images FOLDER.")
+        raise PebalError("An export is compared with PyTorch on images; pass some with --images FOLDER.")
     path = resolve_model(model)
     network, info = load_model(path)
     if input_size is not None:
@@ -235,7 +235,7 @@ def export(
     torch_engine = TorchEngine(network, info, "cpu", "fp32", input_size=size, smoothing=info.smoothing)
     parity = compare(torch_engine, OnnxEngine(onnx_with_info(content, info), "cpu"), images, labelled)
     if faults := parity.faults(TOLERANCES[precision]):
-        raise PebalError(f"{out} was not written, because it is too far from PyTorch: {'; '.join(faults)}.")
+        raise PebalError(f"{out} was not written, because it deviates too far from PyTorch: {'; '.join(faults)}.")
     info.export["parity"] = asdict(parity)
     write_atomically(out, onnx_with_info(content, info))
     return parity

@@ -97,7 +97,9 @@ def read_pixels(path: Path, flags: int) -> np.ndarray | None:
     except OSError:
         return None
     if pixels is not None and pixels.shape[0] * pixels.shape[1] > MOST_PIXELS:
-        raise PebalError(f"{path} is {pixels.shape[1]}×{pixels.shape[0]}; images have {MOST_PIXELS:,} pixels at most.")
+        raise PebalError(
+            f"{path} is {pixels.shape[1]}×{pixels.shape[0]}; images may have at most {MOST_PIXELS:,} pixels."
+        )
     return pixels
 
 

@@ -56,8 +56,8 @@ class Request:
                 raise PebalError(f"The option {name} must lie between 0 and 1; it is {value}.")
         if self.alpha > self.clip:
             raise PebalError(
-                f"The option alpha ({self.alpha:g}) exceeds clip ({self.clip:g}), so every threshold would keep the "
-                f"promise; lower alpha or raise clip."
+                f"The option alpha ({self.alpha:g}) exceeds clip ({self.clip:g}), so every threshold would satisfy "
+                "the guarantee; lower alpha or raise clip."
             )
         if self.object_size < 1:
             raise PebalError(f"The option object_size must be at least 1 pixel; it is {self.object_size}.")
@@ -106,14 +106,14 @@ class Guarantee:
         sentences = [s.text for s in reached]
         for statement in missed:
             reason = (
-                f"{self._units(statement.needed)} are needed at least"
+                f"at least {self._units(statement.needed)} are needed"
                 if statement.threshold is None
                 else f"the threshold would have to be {statement.threshold:.3f}"
             )
             sentences.append(f"Not promised, because {reason}: {statement.text}")
         sentences.append(
-            f"This assumes that what comes resembles the {self._units(self.units)} ({self.frames} frames of "
-            f"{self.source}) as these resemble each other, and that nothing anomalous was in them."
+            f"This assumes that future images resemble the {self._units(self.units)} ({self.frames} frames of "
+            f"{self.source}) as much as these resemble each other, and that these contained nothing anomalous."
         )
         return " ".join(sentences)
 
@@ -179,9 +179,9 @@ def guarantee(
                 raise PebalError(
                     f"{statement.needed} {unit} are needed to promise {name} {alpha:g}"
                     + (f" with {100 * confidence:g} % confidence" if confidence else "")
-                    + f", even if none raises a false alarm; {source} has {units}. Record more, take shorter blocks of "
-                    f"time, or give --{name} {_round_up(smallest_alpha(bound, units, confidence)):g}, the smallest "
-                    f"that {units} {unit} can promise."
+                    + f", even if none raises a false alarm; {source} has {units}. Record more, take shorter blocks "
+                    f"of time, or pass --{name} {_round_up(smallest_alpha(bound, units, confidence)):g}, the "
+                    f"smallest that {units} {unit} can promise."
                 )
             required.append(statement.threshold)
     threshold = max(required)

@@ -104,8 +104,8 @@ def _check_versions() -> None:
         found = _imported_version(name, needed.package) if name in sys.modules else ""
         if found and not needed.met_by(found):
             raise PebalError(
-                f"The package {needed.package} is too old: {found} is installed, {needed.version} or newer is needed: "
-                f"{pip_line(str(needed))}."
+                f"The package {needed.package} is too old, because {found} is installed and {needed.version} or newer "
+                f"is needed. Run: {pip_line(str(needed))}."
             )
 
 
@@ -115,14 +115,14 @@ def _explanation(error: ImportError) -> str:
         if re.search("multiarray|_ARRAY_API|NumPy 1", str(error)):
             return (
                 f"{name or 'A package'} was compiled for NumPy 1 and does not load with NumPy "
-                f"{_imported_version('numpy', 'numpy')}: {pip_line('numpy<2')}."
+                f"{_imported_version('numpy', 'numpy')}. Run: {pip_line('numpy<2')}."
             )
         return f"{name or 'A package'} does not load: {next(iter(str(error).splitlines()), 'no reason given')}"
     if re.fullmatch(ROS_PACKAGE, name):
-        return f"The ROS package {name} is missing: source your installation of ROS 2 (docs/install.md)."
+        return f"The ROS package {name} is missing. Source your installation of ROS 2 (docs/install.md)."
     needed = _by_module().get(name) or Requirement(name, "", "", "")
     asked = f" ({needed.version} or newer is needed)" if needed.version else ""
-    return f"The package {needed.package} is missing{asked}: {pip_line(str(needed))}."
+    return f"The package {needed.package} is missing{asked}. Run: {pip_line(str(needed))}."
 
 
 def requirements() -> list[Requirement]:

@@ -67,8 +67,8 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], bool]:
             for name in archive.keys():  # noqa: SIM118 an archive is no mapping
                 if (kind := archive.get_slice(name).get_dtype()) not in TYPES:
                     raise PebalError(
-                        f"The tensor '{name}' of {path} is stored as {kind}, but models hold {', '.join(TYPES)} alone; "
-                        f"copy or export the model again."
+                        f"The tensor '{name}' of {path} is stored as {kind}, but models contain only "
+                        f"{', '.join(TYPES)}; copy or export the model again."
                     )
             tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
             stored = (archive.metadata() or {}).get(DIGEST_KEY)
@@ -79,18 +79,20 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], bool]:
     for name, values in tensors.items():
         if not np.isfinite(values).all():
             raise PebalError(
-                f"The tensor '{name}' of {path} holds values that are not finite; train or export it again."
+                f"The tensor '{name}' of {path} contains values that are not finite; train or export it again."
             )
         if name.endswith("running_var") and (values < 0).any():
-            raise PebalError(f"The tensor '{name}' of {path} holds negative variances; copy or export the model again.")
+            raise PebalError(
+                f"The tensor '{name}' of {path} contains negative variances; copy or export the model again."
+            )
     if stored is None:
         for name, values in tensors.items():
             if values.ndim > 1 and not values.any():
                 raise PebalError(f"The tensor '{name}' of {path} is zero throughout; copy or export the model again.")
     elif stored != tensors_sha256(tensors):
         raise PebalError(
-            f"The tensors of {path} are not those that were written: their SHA-256 differs from the stored one; copy "
-            f"or download the file again."
+            f"The tensors of {path} have changed since they were written, because their SHA-256 differs from the "
+            "stored one. Copy or download the file again."
         )
     return tensors, stored is not None
 
@@ -121,8 +123,8 @@ def check_fit(path: Path, network: str, tensors: Mapping[str, np.ndarray], expec
         like = expected[name]
         if values.shape != tuple(like.shape) or (values.dtype.kind == "f") != like.dtype.is_floating_point:
             raise PebalError(
-                f"The weights in {path} do not fit the network '{network}': '{name}' is {values.shape} {values.dtype}, "
-                f"the network takes {tuple(like.shape)} {str(like.dtype).removeprefix('torch.')}."
+                f"The weights in {path} do not fit the network '{network}': '{name}' is {values.shape} "
+                f"{values.dtype}, but the network takes {tuple(like.shape)} {str(like.dtype).removeprefix('torch.')}."
             )
 
 

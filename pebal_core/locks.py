@@ -37,9 +37,13 @@ def held(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = _locked(path)
     except BlockingIOError as error:
-        raise PebalError(f"Another run is writing into {folder}: wait for its end, or choose another --out.") from error
+        raise PebalError(
+            f"Another run is writing into {folder}. Wait until it ends, or choose another --out."
+        ) from error
     except OSError as error:
-        raise PebalError(f"The folder {folder} cannot take results: {error.strerror}; choose another --out.") from error
+        raise PebalError(
+            f"The folder {folder} cannot be written to: {error.strerror}; choose another --out."
+        ) from error
     with file:
         try:
             yield
@@ -64,6 +68,6 @@ def _locked(path: Path) -> IO[str]:
             pass
         except OSError as error:
             reason = error.strerror
-            print(f"{path.parent} cannot be locked ({reason}): start no second run with it.", file=sys.stderr)
+            print(f"{path.parent} cannot be locked ({reason}). Do not start a second run with it.", file=sys.stderr)
             return file
         file.close()

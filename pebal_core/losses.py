@@ -176,8 +176,8 @@ def pebal_loss(
     stray = target[((target < 0) | (target >= classes)) & (target != OUTLIER) & (target != VOID)]
     if stray.numel():
         raise PebalError(
-            f"The target holds label {int(stray[0])}, but the network has {classes} classes (labels 0 to "
-            f"{classes - 1}; {OUTLIER} outlier, {VOID} void): use the label map that belongs to the network."
+            f"The target contains the label {int(stray[0])}, but the network has {classes} classes (labels 0 to "
+            f"{classes - 1}; {OUTLIER} outlier, {VOID} void). Use the label map that belongs to the network."
         )
     pixel_weights = [None] * len(logits) if weights is None else weights.unbind()
     images = zip(logits.unbind(), target.unbind(), pixel_weights, strict=True)

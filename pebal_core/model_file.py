@@ -145,7 +145,7 @@ def resolve_model(name: str | Path) -> Path:
     if str(name) in shipped:
         return shipped[str(name)]
     raise PebalError(
-        f"There is no model '{name!s:.300}': give the path of a .safetensors or .onnx file written by pebal, or one of "
+        f"There is no model '{name!s:.300}'; use the path of a .safetensors or .onnx file written by pebal, or one of "
         f"the shipped models ({', '.join(shipped) or 'none'})."
     )
 
@@ -191,7 +191,7 @@ def read_info(path: Path) -> ModelInfo:
             f"checkpoint into one with 'pebal convert'."
         ) from error
     if METADATA_KEY not in metadata:
-        raise PebalError(f"{path} has no '{METADATA_KEY}' metadata: it was not written by pebal.")
+        raise PebalError(f"{path} has no '{METADATA_KEY}' metadata, so it was not written by pebal.")
     return ModelInfo.from_json(metadata[METADATA_KEY], path)
 
 
@@ -225,8 +225,8 @@ def load_model(name: str | Path) -> tuple[Any, ModelInfo]:
     check_fit(path, info.network, tensors, describe_network(info.network, info.num_outputs, **info.network_args))
     if info.network == "kept_classes":
         warnings.warn(
-            f"{path} runs two networks side by side; 'pebal train --branch true' on the model that it started from "
-            f"makes one that keeps its classes in little more than the time of one.",
+            f"{path} runs two networks side by side. To keep the classes in little more than the time of one network, "
+            "run 'pebal train --branch true' on the model that it was trained from.",
             stacklevel=2,
         )
     network = build_network(info.network, num_outputs=info.num_outputs, **info.network_args)
@@ -316,7 +316,7 @@ def onnx_with_info(content: bytes, info: ModelInfo) -> bytes:
     try:
         import onnx
     except ModuleNotFoundError as error:
-        raise PebalError("Writing an ONNX model needs the package onnx: pip install onnx.") from error
+        raise PebalError("Writing an ONNX model needs the package onnx. Run: pip install onnx.") from error
     model = onnx.load_from_string(content)
     del model.metadata_props[:]
     digest = onnx_scan.scan(model.SerializeToString(), "the exported model").sha256

@@ -112,7 +112,7 @@ def _download(name: str) -> Path:
     """
     found = HUB.fullmatch(name)
     if found is None:
-        raise PebalError(f"'{name:.100}' names no model of the Hugging Face Hub: hf:ORG/NAME is needed.")
+        raise PebalError(f"'{name:.100}' does not name a model of the Hugging Face Hub; use hf:ORG/NAME.")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -125,11 +125,11 @@ def _download(name: str) -> Path:
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
                 if file == PROCESSOR:  # folders of segmentation-models-pytorch have none
                     continue
-                raise PebalError(f"{name} has no {file}, and other forms of a model are not read.") from error
+                raise PebalError(f"{name} has no {file}, and no other format of a model is read.") from error
             reason = one_line(error)
             raise PebalError(
                 f"{name} could not be downloaded ({type(error).__name__}: {reason:.150}); check the name and the "
-                f"connection, or give the folder of a copy."
+                "connection, or use the folder of a copy."
             ) from error
     return path.parent
 
@@ -143,11 +143,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise PebalError(f"There is no {path.name} in {path.parent}: no folder of a published model.") from error
+        raise PebalError(
+            f"There is no {path.name} in {path.parent}, so it is not the folder of a published model."
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise PebalError(f"{path} cannot be read as JSON ({error!s:.100}); copy or download it again.") from error
     if not isinstance(content, dict):
-        raise PebalError(f"{path} holds no entries; copy or download it again.")
+        raise PebalError(f"{path} contains no entries; copy or download it again.")
     return content
 
 
@@ -165,23 +167,23 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".h5", ".json"))
         pickled = [name for name in others if not name.endswith(".json")]
         if any(name.endswith(".safetensors.index.json") for name in others):
-            raise PebalError(f"The weights in {folder} lie in several files; write them into one {WEIGHTS}.")
+            raise PebalError(f"The weights in {folder} are split over several files; write them into one {WEIGHTS}.")
         if pickled:
             raise PebalError(
-                f"{folder} has its weights as {pickled[0]} alone, a format that can hold code and is never opened; "
-                f"where it comes from, load the model and save it anew as safetensors."
+                f"{folder} has its weights only as {pickled[0]}, a format that can contain code and is never opened. "
+                "Load the model with the library that wrote it, and save it as safetensors."
             )
         raise PebalError(f"There is no {WEIGHTS} in {folder}.")
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise PebalError(
-            f"{path} is no complete safetensors file ({one_line(error)}); copy or download it again."
+            f"{path} is not a complete safetensors file ({one_line(error)}); copy or download it again."
         ) from error
     tensors = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
     for name, value in tensors.items():
         if not torch.isfinite(value).all():
-            raise PebalError(f"The tensor '{name}' of {path} holds values that are not finite.")
+            raise PebalError(f"The tensor '{name}' of {path} contains values that are not finite.")
     return tensors
 
 
@@ -190,10 +192,10 @@ def _from_smp(
 ) -> tuple[ModelInfo, dict[str, Tensor]]:
     """Description and weights of a segmentation-models-pytorch folder, without the abstention row."""
     if raw.get("in_channels", 3) != 3:
-        raise PebalError(f"its images have {raw['in_channels']!r:.20} channels, and cameras here give 3")
+        raise PebalError(f"its images have {raw['in_channels']!r:.20} channels, but cameras here provide 3")
     for name, meaning in (
         ("aux_params", "it also classifies whole images"),
-        ("activation", "its logits are activated"),
+        ("activation", "an activation is applied to its logits"),
     ):
         if raw.get(name) is not None:
             raise PebalError(f"{meaning} ({name} is {raw[name]!r:.40})")
@@ -229,7 +231,7 @@ def _from_transformers(
     described_parameters = sum(math.prod(like.shape) for like in _shapes(arguments, len(names)))
     if described_parameters > 2 * sum(tensor.numel() for tensor in weights.values()) + 10**6:
         raise PebalError(
-            f"{CONFIG} describes a network of {described_parameters} numbers, which {WEIGHTS} does not hold"
+            f"{CONFIG} describes a network of {described_parameters} parameters, which {WEIGHTS} does not contain"
         )
     with _quiet(library):
         kind = library.AutoModelForSemanticSegmentation._model_mapping[type(settings)]
@@ -240,7 +242,7 @@ def _from_transformers(
     mismatched = sorted(key for key, *_ in found["mismatched_keys"] if not key.startswith("auxiliary_head"))
     for keys, fault in ((missing, "lacks"), (mismatched, "has in another shape")):
         if keys:
-            raise PebalError(f"{WEIGHTS} {fault} {len(keys)} tensors of the network, first {keys[0]:.100}")
+            raise PebalError(f"{WEIGHTS} {fault} {len(keys)} tensors of the network; the first is {keys[0]:.100}")
     encoder, decoder = split(model, settings.model_type)
     state = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
     state |= {f"decoder.{key}": value for key, value in decoder.state_dict().items()}
@@ -271,12 +273,12 @@ def _label_names(labels: Any) -> list[str]:
         ['road', 'car']
     """
     if not isinstance(labels, dict) or not labels:
-        raise PebalError(f"{CONFIG} has no id2label, so nothing says what the logits are")
+        raise PebalError(f"{CONFIG} has no id2label, so the classes of the logits are unknown")
     if len(labels) > MOST_CLASSES:
-        raise PebalError(f"id2label has {len(labels)} classes; labels are stored in 8 bits, which hold {MOST_CLASSES}")
+        raise PebalError(f"id2label has {len(labels)} classes; labels are stored in 8 bits, which allow {MOST_CLASSES}")
     numbers = [str(number) for number in range(len(labels))]
     if missing := [number for number in numbers if number not in labels]:
-        raise PebalError(f"id2label has {len(labels)} classes and no number {missing[0]}: its numbers have holes")
+        raise PebalError(f"id2label has {len(labels)} classes but no number {missing[0]}, so its numbers have gaps")
     names: list[str] = []
     for number in numbers:
         name = re.sub(r"[^\w .,:;/&()'+-]", "-", str(labels[number])).strip()[:56] or f"class {number}"
@@ -309,7 +311,7 @@ def _take_classes(info: ModelInfo, classes: ClassList, outputs: int) -> None:
         PebalError: the numbers of outputs and classes differ.
     """
     if len(classes.names) != outputs:
-        raise PebalError(f"it has {outputs} outputs, and {classes.name} has {len(classes.names)} classes")
+        raise PebalError(f"it has {outputs} outputs, but {classes.name} has {len(classes.names)} classes")
     info.use_classes(classes)
 
 
@@ -330,21 +332,21 @@ def _preprocessing(folder: Path, library: Any) -> dict[str, Any]:
             )
     except Exception as error:  # a bad file can raise any exception
         reason = one_line(error)
-        raise PebalError(f"{PROCESSOR} describes no processor of transformers ({reason:.150})") from error
+        raise PebalError(f"{PROCESSOR} does not describe a processor of transformers ({reason:.150})") from error
 
     def value(name: str) -> Any:
         return getattr(processor, name, None)
 
     factor = value("rescale_factor") if value("do_rescale") else 1
     if not isinstance(factor, int | float) or not math.isclose(factor, 1 / 255, rel_tol=1e-4) or value("offset"):
-        raise PebalError(f"its processor multiplies pixels by {factor!r:.40}; 1/255 is what can be done here")
+        raise PebalError(f"its processor multiplies pixels by {factor!r:.40}; only 1/255 is supported")
     mean, std = [0.0] * 3, [1.0] * 3
     if value("do_normalize"):
         mean, std = (_three(value(name)) for name in ("image_mean", "image_std"))
         if not mean or not std or min(std) < 1e-6:
             raise PebalError(
                 f"its processor normalises by a mean of {value('image_mean')!s:.60} and a deviation of "
-                f"{value('image_std')!s:.60}; three numbers each are needed, the latter above zero"
+                f"{value('image_std')!s:.60}; both must be three numbers, and those of the deviation above zero"
             )
     bgr = bool(value("do_flip_channel_order"))
     return {
@@ -373,7 +375,7 @@ def _size(processor: Any) -> list[int] | None:
     if height is None or width is None:
         return None
     if not all(SIDES[0] <= side <= SIDES[1] for side in (height, width)):
-        raise PebalError(f"its processor makes images of {height}×{width}; sides are {SIDES[0]} to {SIDES[1]} here")
+        raise PebalError(f"its processor makes images of {height}×{width}, but sides must be {SIDES[0]} to {SIDES[1]}")
     return [int(height), int(width)]
 
 

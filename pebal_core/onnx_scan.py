@@ -77,12 +77,12 @@ def scan(content: bytes, title: str) -> Scan:
                     _check_message(value, kind, title, 0)
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise PebalError(
-            f"{title} is damaged or no ONNX model ({one_line(error)}); copy or export it again."
+            f"{title} is damaged or is not an ONNX model ({one_line(error)}); copy or export it again."
         ) from error
     if metadata.get(DIGEST_KEY, digest.hexdigest()) != digest.hexdigest():
         raise PebalError(
-            f"The graph of {title} is not the one that was written: its SHA-256 differs from the stored one; copy or "
-            f"export it again."
+            f"The graph of {title} has changed since it was written, because its SHA-256 differs from the stored one. "
+            "Copy or export it again."
         )
     return Scan(digest.hexdigest(), metadata)
 
@@ -95,7 +95,9 @@ def _check_message(message: Any, kind: str, title: str, depth: int) -> None:
         return _check_tensor(message, title)
     for number, value, *_ in _fields(message):
         if kind == "node" and number == 4 and bytes(value) in REFERRING:
-            raise PebalError(f"{title} holds a compiled part ({_word(value)}), which is never loaded; export it again.")
+            raise PebalError(
+                f"{title} contains a compiled part ({_word(value)}), which is never loaded; export it again."
+            )
         if (inner := _FIELDS[kind].get(number)) is not None:
             _check_message(value, inner, title, depth + 1)
 
@@ -105,8 +107,8 @@ def _check_tensor(message: Any, title: str) -> None:
     for number, value, *_ in _fields(message):
         if number == 13 or (number == 14 and value == 1):
             raise PebalError(
-                f"{title} keeps tensors in other files, which are never opened: save it as one file, in Python "
-                f"onnx.save_model(onnx.load(…), …, save_as_external_data=False)."
+                f"{title} keeps tensors in other files, which are never opened. Save it as one file, in Python with "
+                "onnx.save_model(onnx.load(…), …, save_as_external_data=False)."
             )
         if number == 1:
             dimensions += len(value) if isinstance(value, memoryview) else 1
@@ -124,7 +126,7 @@ def _check_tensor(message: Any, title: str) -> None:
         and values is not None
         and not np.isfinite(np.frombuffer(bytes(raw), values)).all()
     ):
-        raise PebalError(f"The tensor '{name}' of {title} holds values that are not finite; export the model again.")
+        raise PebalError(f"The tensor '{name}' of {title} contains values that are not finite; export the model again.")
 
 
 def _fields(message: Any) -> Iterator[tuple[int, Any, int, int]]:

@@ -58,9 +58,9 @@ def find_ego(
         (True, False)
     """
     if len(images) < FEWEST:
-        raise PebalError(f"The ego mask needs {FEWEST} different frames at least; there are {len(images)}.")
+        raise PebalError(f"The ego mask needs at least {FEWEST} different frames, but there are only {len(images)}.")
     if len({image.shape for image in images}) > 1:
-        raise PebalError("The ego mask needs frames of one size; give the drives of one camera and one resolution.")
+        raise PebalError("The ego mask needs frames of one size. Use drives of one camera at one resolution.")
     height, width = images[0].shape[:2]
     factor = SIDE / max(height, width)
     size = round(width * factor), round(height * factor)
@@ -75,8 +75,8 @@ def find_ego(
     half = len(small) // 2
     if float(np.median(np.abs(small[:half].mean(0) - small[half:].mean(0)))) + float(np.median(small.std(0))) < STILL:
         raise PebalError(
-            "The camera stands still in this footage, so nothing can be told from what moves with the camera; give "
-            "footage of a moving vehicle, or a mask of your own with --ego-mask."
+            "The camera does not move in this footage, so the parts of the image that move with it cannot be found. "
+            "Use footage of a moving vehicle, or pass your own mask with --ego-mask."
         )
     # The median contrast of a fixed edge exceeds its change over time; a moving scene averages out.
     fixed = (contrast > change) & (contrast > 3.0)

@@ -94,7 +94,7 @@ def collect(
                 kept = [Kept(**item) for item in stored["kept"]]
                 return Footage(kept, dict(stored["why"]), str(stored["unit"]), list(stored["notes"]))
         except (ValueError, TypeError, KeyError) as error:
-            raise PebalError(f"{index} is damaged ({one_line(error)}); delete {folder} to start anew.") from error
+            raise PebalError(f"{index} is damaged ({one_line(error)}); delete {folder} to start over.") from error
     folder.mkdir(parents=True, exist_ok=True)
     opened = [FrameSource(source, topic) for source in sources]
     blocks = _Blocks.of(opened, block)
@@ -141,9 +141,9 @@ def collect(
     left_out, found = dict(+why), Counter(item.part for item in kept)
     if missing := [part for part in PARTS if not found[part]]:
         raise PebalError(
-            f"The footage gives {len(kept)} different frames, too few to {missing[0]} "
-            f"({', '.join(f'{n} {reason}' for reason, n in left_out.items()) or 'none left out'}); give some minutes "
-            f"of driving or more drives."
+            f"The footage contains only {len(kept)} different frames, which are too few to {missing[0]} "
+            f"({', '.join(f'{n} {reason}' for reason, n in left_out.items()) or 'none left out'}). Use several "
+            "minutes of driving or more drives."
         )
     footage = Footage(kept, left_out, blocks.unit, notes)
     content = {"sources": list(map(str, sources)), "kept": [asdict(item) for item in kept], "why": left_out,
@@ -179,8 +179,8 @@ class _Blocks:
         note = ""
         if folders and images == 1:
             note = (
-                f"Each of the {pictures} images is a block of its own, as suits pictures of separate places; "
-                f"successive frames of one drive need {3 * FEWEST_BLOCKS} images or more."
+                f"Each of the {pictures} images forms its own block, which suits pictures of separate places. "
+                f"Successive frames of one drive need at least {3 * FEWEST_BLOCKS} images."
             )
         return cls(seconds, images, unit, note)
 
@@ -202,8 +202,8 @@ def _fit(image: np.ndarray, size: tuple[int, int], source: str) -> np.ndarray:
         return image
     if abs(width * size[0] / (height * size[1]) - 1) > SAME_SHAPE:
         raise PebalError(
-            f"{source} has frames of {width}×{height} pixels, the first drive of {size[1]}×{size[0]}, which is another "
-            f"shape; adapt to one camera at a time."
+            f"{source} has frames of {width}×{height} pixels, but those of the first drive have {size[1]}×{size[0]}, "
+            "which is another aspect ratio. Adapt to one camera at a time."
         )
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if width > size[1] else cv2.INTER_LINEAR)
 

@@ -111,8 +111,8 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     suspects = _write_scenes(work, before, parts, ego)
     if suspects:
         print(
-            f"{len(suspects)} frames are not trained on: their strongest energies stand far above those of the other "
-            f"frames, so something foreign may be in them; look at them in report.html."
+            f"{len(suspects)} frames are left out of the training, because their highest energies are far above those "
+            "of the other frames, so they may show something foreign. Look at them in report.html."
         )
     trained = _finetune(config, work, outliers, identity)
     after = AnomalyDetector.load(trained, engine="torch")
@@ -128,8 +128,8 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     forgotten = equal.agreement < config.keep
     if forgotten:
         print(
-            f"The adapted model gives {equal.agreement:.2f} of the pixels the first one's label, less than "
-            f"{config.keep:g}: the last good state, the model from before, is kept."
+            f"The adapted model keeps the first model's label on a share of {equal.agreement:.2f} of the pixels, "
+            f"which is less than {config.keep:g}, so the model from before the adaptation is kept."
         )
     chosen = before if forgotten else after
     chosen.info.ego_mask = before.info.ego_mask
@@ -174,11 +174,11 @@ def _same_run(path: Path, identity: dict[str, Any]) -> None:
         try:
             stored = dict(json.loads(path.read_text()))
         except (ValueError, TypeError) as error:
-            raise PebalError(f"{path} is damaged ({one_line(error)}); delete {path.parent} to start anew.") from error
+            raise PebalError(f"{path} is damaged ({one_line(error)}); delete {path.parent} to start over.") from error
         if changed := [key for key in identity if stored.get(key) != identity[key]]:
             raise PebalError(
-                f"{path.parent.parent} holds an adaptation with another {changed[0]} ({stored.get(changed[0])}); "
-                f"restore that option, or choose another --out."
+                f"{path.parent.parent} contains an adaptation with another {changed[0]} ({stored.get(changed[0])}); "
+                "restore that option, or choose another --out."
             )
     write_atomically(path, json.dumps(identity).encode())
 
@@ -198,7 +198,8 @@ def _ego(
     elif (blocks := len({(item.drive, item.block) for item in items})) < EGO_BLOCKS:
         return (
             None,
-            f"none. It takes {EGO_BLOCKS} blocks of time, and {blocks} are in the part that adapts; drive longer.",
+            f"none. Finding it takes {EGO_BLOCKS} blocks of time, but the part that adapts has only {blocks}. Record "
+            "longer drives.",
         )
     else:
         try:
@@ -210,7 +211,7 @@ def _ego(
         note = f"{100 * ego.mean():.1f} % of the image stays in place.{_mountings(detector, folder, items)}"
     picture = ego.astype(np.uint8) * np.uint8(255)
     write_atomically(config.out / "ego_mask.png", cv2.imencode(".png", picture)[1].tobytes())
-    return ego, f"{note} Edit ego_mask.png and give it with --ego-mask to change it."
+    return ego, f"{note} To change it, edit ego_mask.png and pass it with --ego-mask."
 
 
 def _mountings(detector: AnomalyDetector, folder: Path, items: list[Kept]) -> str:
@@ -240,7 +241,7 @@ def _write_scenes(
         try:
             return [str(file) for file in json.loads(done.read_text())]
         except (ValueError, TypeError) as error:
-            raise PebalError(f"{done} is damaged ({one_line(error)}); delete {work} to start anew.") from error
+            raise PebalError(f"{done} is damaged ({one_line(error)}); delete {work} to start over.") from error
     peaks: dict[str, float] = {}
     classes = detector.info.classes.numbered().as_dict()
     write_atomically(work / CLASSES, yaml.safe_dump(classes, allow_unicode=True, sort_keys=False).encode())

@@ -124,7 +124,7 @@ def open_benchmark(
         folder / "files.json",
         {"set": data.name, "files": files},
         lambda key, stored, new: (
-            f"{out} holds results of {name} from other images; choose another --out or another name."
+            f"{out} contains results of {name} from other images; choose another --out or another name."
         ),
     )
     if data.ids.classes and data.ids.classes != tuple(class_names):
@@ -144,7 +144,8 @@ def _refuse_learned(name: str, data: EvaluationSet, digests: object) -> None:
     for image, _ in data.pairs if learned else ():
         if file_sha256(image)[:16] in learned:
             raise PebalError(
-                f"The model has learned the anomalies of {image}, so figures on {name} say nothing; leave this set out."
+                f"The model was trained on the anomalies of {image}, so figures on {name} are meaningless. Leave this "
+                "set out."
             )
 
 

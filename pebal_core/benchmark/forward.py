@@ -66,8 +66,8 @@ class ScoreReader:
         engine = detector.engine
         if not _gives_logits(engine):
             raise PebalError(
-                f"{detector.model_path} gives no logits on the engine {detector.engine_name}, so its scores cannot be "
-                "compared; benchmark the .safetensors model, or an ONNX file whose output is the logits."
+                f"{detector.model_path} provides no logits on the engine {detector.engine_name}, so its scores cannot "
+                "be compared; benchmark the .safetensors model, or an ONNX file whose output is the logits."
             )
         self.detector = detector
         self.engine: LogitsEngine = engine

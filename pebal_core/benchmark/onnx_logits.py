@@ -46,8 +46,8 @@ class _OnnxLogits(LogitsEngine):
     def logits(self, images: np.ndarray, input_size: tuple[int, int] | None) -> Logits:
         if self._fixed is not None and (input_size or images.shape[1:3]) != self._fixed:
             raise PebalError(
-                f"The network takes images of {self._fixed[0]}×{self._fixed[1]} alone, so windows of another size can "
-                "not be evaluated; export it with free sizes, or take another protocol than pebal."
+                f"The network accepts only images of {self._fixed[0]}×{self._fixed[1]}, so windows of another size "
+                "cannot be evaluated. Export it with free sizes, or use another protocol than pebal."
             )
         started = time.perf_counter()
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float()
@@ -90,7 +90,7 @@ def load_onnx(path: Path, input_size: tuple[int, int] | None = None) -> AnomalyD
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
-        raise PebalError("Benchmarking an ONNX file needs ONNX Runtime: pip install onnxruntime.") from error
+        raise PebalError("Benchmarking an ONNX file needs ONNX Runtime. Run: pip install onnxruntime.") from error
     if not path.is_file():
         raise PebalError(f"There is no model '{path}'.")
     if input_size is not None:
@@ -104,7 +104,8 @@ def load_onnx(path: Path, input_size: tuple[int, int] | None = None) -> AnomalyD
     channels = [output.shape[1] for output in outputs if output.type == "tensor(float)" and len(output.shape) == 4]
     if first.type != "tensor(float)" or len(first.shape) != 4 or not channels or not isinstance(channels[0], int):
         raise PebalError(
-            f"{path} gives no logits: it must have an input N×3×H×W float32 and an output N×K×h×w float32 with K fixed."
+            f"{path} provides no logits. It must have an input N×3×H×W float32 and an output N×K×h×w float32 with K "
+            "fixed."
         )
     if METADATA_KEY in metadata:
         info = ModelInfo.from_json(metadata[METADATA_KEY], path)

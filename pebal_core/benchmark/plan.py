@@ -267,8 +267,8 @@ def _claim_folder(
 
     def explain(key: str, stored: object, new: object) -> str:
         return (
-            f"{request.out} holds a benchmark with another {key}: {stored}, here it is {new}. Choose another "
-            "--out, or delete that folder."
+            f"{request.out} contains a benchmark with another {key}, which is {stored} there and {new} here. Choose "
+            "another --out, or delete that folder."
         )
 
     write_once(request.out / "work" / "identity.json", identity, explain)
@@ -300,7 +300,7 @@ def _choose_scores(request: Request, smoothing: bool, main: str) -> dict[str, st
     for name in dict.fromkeys([main, *request.scores]):
         base, blurred = split_name(name, smoothing)
         if base not in possible:
-            raise PebalError(f"The score {name} needs --sml-images: the images that the model was trained on.")
+            raise PebalError(f"The score {name} needs --sml-images, a folder of images that the model was trained on.")
         canonical = base if blurred == smoothing else f"{base}_{'smoothed' if blurred else 'raw'}"
         chosen[canonical] = described[canonical]
     return chosen
@@ -309,7 +309,7 @@ def _choose_scores(request: Request, smoothing: bool, main: str) -> dict[str, st
 def _training_images(folder: Path) -> list[Path]:
     images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not images:
-        raise PebalError(f"--sml-images: {folder} holds no images.")
+        raise PebalError(f"--sml-images: {folder} contains no images.")
     return images
 
 

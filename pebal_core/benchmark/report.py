@@ -163,7 +163,7 @@ def _picture(folder: Path, frame: FrameEntry) -> _Picture:
     path = folder / frame.picture
     image = read_pixels(path, cv2.IMREAD_COLOR)
     if image is None:
-        raise PebalError(f"{path} is missing or no image, but the results list it; run the benchmark again.")
+        raise PebalError(f"{path} is missing or is not an image, but the results list it; run the benchmark again.")
     scale = min(1.0, _PICTURE_SIDE / max(image.shape[:2]))
     image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     jpeg: np.ndarray = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 85])[1]

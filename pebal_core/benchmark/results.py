@@ -282,7 +282,7 @@ class Results:
             raise PebalError(f"{path} does not exist; 'pebal benchmark … --out {folder}' writes it.") from error
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise PebalError(
-                f"{path} is damaged or of another version ({one_line(error)}); run the benchmark again."
+                f"{path} is damaged or was written by another version ({one_line(error)}); run the benchmark again."
             ) from error
 
     def rows(self) -> Iterator[tuple[str, str, Score]]:

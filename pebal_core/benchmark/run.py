@@ -81,7 +81,7 @@ def run_benchmark(request: Request, cluster: Cluster | None = None) -> int:
         print(f"pebal benchmark: {why}", file=sys.stderr)
     if failed:
         print(
-            f"pebal benchmark: {len(failed)} images could not be evaluated and are not in the figures; mend them and "
+            f"pebal benchmark: {len(failed)} images could not be evaluated and are not in the figures; fix them and "
             "run the same command again.",
             file=sys.stderr,
         )
@@ -155,7 +155,7 @@ def _work(title: str, store: Store, task: Callable[[int], Task], workers: Worker
         # The counts of a worker that died may overlap with the counts of the worker that took over its image.
         missing = store.missing()
         if len(missing) >= len(indices):
-            raise PebalError(f"Of {title}, what was computed is gone from {records.folder.parent}.")
+            raise PebalError(f"The computed results of {title} have disappeared from {records.folder.parent}.")
         indices = missing
 
 

@@ -229,7 +229,7 @@ def write_once(path: Path, values: Mapping[str, Any], explain: Callable[[str, An
         stored = json.loads(path.read_text())
         differing = [key for key in values if stored.get(key) != values[key]]
     except (ValueError, AttributeError) as error:
-        raise PebalError(f"{path} is damaged ({one_line(error)}); delete {path.parent} to start anew.") from error
+        raise PebalError(f"{path} is damaged ({one_line(error)}); delete {path.parent} to start over.") from error
     if differing:
         key = differing[0]
         raise PebalError(explain(key, stored.get(key), values[key]))

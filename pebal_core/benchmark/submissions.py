@@ -73,11 +73,13 @@ def find_frames(source: Path, official_set: str | None = None) -> list[Submissio
         images = sorted(p for p in source.glob(f"{pattern}/*") if p.suffix.lower() in IMAGE_SUFFIXES)
         frames = [SubmissionImage(path.stem.removesuffix("_leftImg8bit"), path) for path in images]
         if not frames:
-            raise PebalError(f"{source} holds no images in {pattern}; name the folder of {official_set} as downloaded.")
+            raise PebalError(
+                f"{source} contains no images that match {pattern}; name the folder of {official_set} as downloaded."
+            )
         if number not in (None, len(frames)):
             raise PebalError(
-                f"{source} holds {len(frames)} images, but {official_set} has {number}; complete it, or name the "
-                "folder of images and no set for a trial."
+                f"{source} contains {len(frames)} images, but {official_set} has {number}. Complete the folder, or "
+                "for a trial name the folder of images and leave --set out."
             )
     seen: dict[str, Path] = {}
     for frame in frames:
@@ -112,7 +114,7 @@ class OrderKeepingFloat16:
     def __init__(self, sample: np.ndarray) -> None:
         self._scores, counts = np.unique(sample.astype(np.float64), return_counts=True)
         if len(self._scores) < 2:
-            raise PebalError(f"All scores are {self._scores[0]:g}: there is no order to write; check the model.")
+            raise PebalError(f"All scores are {self._scores[0]:g}, so they have no order to write. Check the model.")
         higher = (counts.sum() - np.cumsum(counts) + counts / 2) / counts.sum()
         position = (1 - higher + np.log(higher) / np.log(higher[-1])) / 2
         low, high = position[0], position[-1]
@@ -201,9 +203,9 @@ def check_fishyscapes(folder: Path, frames: Sequence[SubmissionImage]) -> list[s
     for frame in frames:
         first = frame.name.split("_")[0]
         if not first.isdecimal():
-            problems.append(f"{frame.name}: the name does not begin with a number, by which the labels are matched")
+            problems.append(f"{frame.name}: the name does not begin with the number that the labels are matched by")
         elif int(first) in numbers:
-            problems.append(f"{frame.name}: its number {int(first)} is also that of {numbers[int(first)]}")
+            problems.append(f"{frame.name}: {numbers[int(first)]} has the same number, {int(first)}")
         else:
             numbers[int(first)] = frame.name
         for kind in kinds:
@@ -223,7 +225,7 @@ def _fishyscapes_problems(path: Path, kind: str) -> list[str]:
     if kind == "anomaly":
         return _score_problems(array, np.float32)
     if array.dtype.kind not in "iu" or array.min() < 0 or array.max() >= FISHYSCAPES_CLASSES:
-        return [f"{array.dtype} from {array.min()} to {array.max()} are no trainIds below {FISHYSCAPES_CLASSES}"]
+        return [f"{array.dtype} from {array.min()} to {array.max()} are not trainIds below {FISHYSCAPES_CLASSES}"]
     return []
 
 
@@ -251,7 +253,7 @@ def _smiyc_problems(path: Path, size: tuple[int, ...]) -> list[str]:
     try:
         with h5py.File(path, "r") as file:
             if not isinstance(file.get(_HDF5_NAME), h5py.Dataset):
-                return [f"it holds no data set '{_HDF5_NAME}'"]
+                return [f"it contains no data set '{_HDF5_NAME}'"]
             score = file[_HDF5_NAME][()]
     except OSError as error:
         return [f"cannot be read as HDF5 ({one_line(error)})"]
@@ -283,5 +285,5 @@ def _h5py() -> Any:
     try:
         import h5py
     except ImportError as error:
-        raise PebalError("SegmentMeIfYouCan's files need h5py: pip install 'pebal_ros[benchmark]'.") from error
+        raise PebalError("SegmentMeIfYouCan's files need h5py. Run: pip install 'pebal_ros[benchmark]'.") from error
     return h5py

@@ -66,7 +66,7 @@ def run(args: Namespace) -> None:
     runs[f"joint, {args.one_class} only"] = replace(config, data=replace(config.data, only=[args.one_class]))
     results: dict[str, dict[str, float]] = {}
     if strange := [name for name in args.variants or () if name not in runs]:
-        raise PebalError(f"There is no variant '{strange[0]}'; choose of: {'; '.join(runs)}.")
+        raise PebalError(f"There is no variant '{strange[0]}'; choose one of: {'; '.join(runs)}.")
     for name in args.variants or runs:
         folder = Path(config.out) / name.replace(", ", "-").replace(" ", "-")
         # A finished variant is not trained again.

@@ -72,7 +72,7 @@ def run(args: Namespace) -> int:
         _run_sequences(args)
     if not args.dataset:
         if not args.sequences:
-            raise PebalError("Nothing to do: name a set with --dataset NAME=PATH, or give --sequences FOLDER.")
+            raise PebalError("There is nothing to do. Name a set with --dataset NAME=PATH, or pass --sequences FOLDER.")
         return 0
     request = Request(
         model=model_choice(args),

@@ -87,7 +87,7 @@ def _labelled(args: Namespace, needed: int) -> tuple[Iterator[CalibrationScene],
     """
     scenes = open_scenes(args.layout, args.sources[0], args.split)
     if len(args.sources) > 1:
-        raise PebalError(f"With --layout give one folder, not {len(args.sources)}.")
+        raise PebalError(f"With --layout, pass one folder, not {len(args.sources)}.")
     folders = [image.parent.name for image, _ in scenes.pairs]
     if len(set(folders)) >= needed:
         names, unit = folders, "drives"
@@ -106,7 +106,7 @@ def _footage(args: Namespace, needed: int) -> tuple[Iterator[CalibrationScene], 
     """
     sources = [FrameSource(source, args.topic) for source in args.sources]
     if any(source.is_camera for source in sources) and not args.frames:
-        raise PebalError("A camera has no end: give --frames.")
+        raise PebalError("A camera has no last frame, so pass --frames.")
     drives = len(sources) >= needed
     steps = [max(1, round(args.interval * s.rate)) if s.is_video else 1 for s in sources]
 

@@ -40,13 +40,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     if args.out.suffix != ".safetensors":
-        raise PebalError(f"'{args.out}' must end in .safetensors, the form of a model file.")
+        raise PebalError(f"'{args.out}' must end in .safetensors, the suffix of model files.")
     stated = (args.source, args.licence, args.seed)
     if is_folder(args.checkpoint):
         classes = None if args.classes is None else load_class_list(args.classes)
         network, info = load_folder(args.checkpoint, *stated, classes)
     elif args.classes is not None:
-        raise PebalError(f"--classes is for folders; the classes of {args.checkpoint} are those of Cityscapes.")
+        raise PebalError(f"--classes applies only to folders; {args.checkpoint} has the classes of Cityscapes.")
     else:
         network, info = load_checkpoint(args.checkpoint, *stated)
     save_model(args.out, network, info)

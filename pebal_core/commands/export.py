@@ -43,7 +43,7 @@ def run(args: Namespace) -> None:
     if args.out.suffix != ".onnx":
         raise PebalError(f"'{args.out}' must end in .onnx.")
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if not importlib.util.find_spec(name)]:
-        raise PebalError(f"An export needs {', '.join(missing)}: pip install 'pebal_ros[onnx]'.")
+        raise PebalError(f"An export needs {', '.join(missing)}. Run: pip install 'pebal_ros[onnx]'.")
     from ..export import export
 
     images = [read_image(path) for path in (list_images(args.images) if args.images else _photographs())]
@@ -51,7 +51,7 @@ def run(args: Namespace) -> None:
     labelled = _read_labelled(args.labelled) if args.labelled else []
     parity = export(args.model, args.out, images, labelled, size, args.precision)
     print(
-        f"{args.out}: {args.precision}, {args.out.stat().st_size / 1e6:.1f} MB. Beside PyTorch in fp32 on "
+        f"{args.out}: {args.precision}, {args.out.stat().st_size / 1e6:.1f} MB. Compared with PyTorch in fp32 on "
         f"{parity.images} images, the energy differs by {parity.energy_max:.1e} nats at most and "
         f"{parity.energy_mean:.1e} on average; {parity.labels_equal:.3%} of the labels are equal."
     )
@@ -68,7 +68,7 @@ def _photographs() -> list[Path]:
     found = importlib.util.find_spec("skimage")
     if found is None or found.origin is None:
         raise PebalError(
-            "An export is compared with PyTorch on images: name a folder with --images, or install scikit-image."
+            "An export is compared with PyTorch on images. Name a folder with --images, or install scikit-image."
         )
     return [path for name in PHOTOGRAPHS if (path := Path(found.origin).parent / "data" / name).is_file()]
 

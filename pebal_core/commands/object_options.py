@@ -49,7 +49,7 @@ def object_options(args: Namespace, info: ModelInfo) -> ObjectOptions:
         (-4.0, 2.0)
     """
     if args.threshold is None and info.threshold is None:
-        print("The model stores no threshold, so no objects are looked for: give --threshold.", file=sys.stderr)
+        print("The model stores no threshold, so no objects are searched for. Pass --threshold.", file=sys.stderr)
     calibration = str(args.camera_info) if args.camera_info else ""
     mounting = Mounting(args.camera_height, args.camera_pitch, args.camera_roll)
     return ObjectOptions(args.threshold, str(args.ignore_mask or ""), calibration, mounting)

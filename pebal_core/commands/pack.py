@@ -44,9 +44,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     if args.set and args.format != "smiyc":
-        raise PebalError("--set names a set of SegmentMeIfYouCan; for Fishyscapes give the folder of its images alone.")
+        raise PebalError("--set names a set of SegmentMeIfYouCan; for Fishyscapes, pass only the folder of its images.")
     if not re.fullmatch(r"[\w.+-]+", args.method) or args.method.startswith("."):
-        raise PebalError(f"--method {args.method}: letters, digits and ._+- only, it names a folder.")
+        raise PebalError(f"--method {args.method} names a folder, so only letters, digits and ._+- are allowed.")
     frames = find_frames(args.source, args.set)
     folder = args.out
     if args.format == "smiyc":
@@ -57,7 +57,9 @@ def run(args: Namespace) -> None:
     problems = check(folder, frames)
     if problems:
         print(*problems, sep="\n")
-        raise PebalError(f"{folder} would not be evaluated rightly: {len(problems)} problems, listed above.")
+        raise PebalError(
+            f"{folder} would not be evaluated correctly, because of the {len(problems)} problems listed above."
+        )
     print(f"{folder}: the files of {len(frames)} frames pass the checks of the {args.format} format.")
 
 

@@ -37,7 +37,9 @@ class _Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if named := re.search(r"^.*?(?=Importing '(.*?)' is not allowed)", message, re.DOTALL):
-            message = f"{named[0]} '{named[1]}' names code, and a configuration is data: nothing is imported."
+            message = (
+                f"{named[0]} '{named[1]}' names code. A configuration contains only data, and nothing is imported."
+            )
         self.exit(2, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
@@ -63,7 +65,9 @@ def _current(key: Any, value: Any) -> tuple[Any, Any]:
         return key, value
     if key == "statistics":
         value = value == "frozen"
-    warnings.warn(f"The option {key} is called {RENAMED[key]} now; the former name will go.", FutureWarning, 2)
+    warnings.warn(
+        f"The option {key} has been renamed to {RENAMED[key]}; the old name will be removed.", FutureWarning, 2
+    )
     return RENAMED[key], value
 
 
@@ -72,7 +76,9 @@ def _count(value: Any, left: int, depth: int) -> int:
     if left <= 0 or depth > DEEPEST:
         raise ValueError(f"more than {MOST_VALUES} values, or more than {DEEPEST} within each other")
     if isinstance(value, dict) and (code := sorted(CODE & value.keys())):
-        raise ValueError(f"the key {code[0]} names code, and a configuration is data: nothing is imported")
+        raise ValueError(
+            f"the key {code[0]} names code, but a configuration contains only data, and nothing is imported"
+        )
     left -= 1
     for item in (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ():
         left = _count(item, left, depth + 1)

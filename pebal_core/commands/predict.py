@@ -68,7 +68,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     if args.out is None and args.out_bag is None:
-        raise PebalError("There is no place for the results: give --out FOLDER, --out-bag FILE.mcap, or both.")
+        raise PebalError("No output is named. Pass --out FOLDER, --out-bag FILE.mcap, or both.")
     with held(args.out) if args.out is not None else nullcontext():
         return _predict(args)
 

@@ -94,7 +94,7 @@ class BagResults:
         registry = {**OUTPUTS, **SERIES}
         self._keys = [key for key in keys if alarms or not registry[key.partition("/")[0]].needs_threshold]
         if left_out := [key for key in keys if key not in self._keys]:
-            print(f"Without a threshold, {path} does not hold {', '.join(left_out)}.", file=sys.stderr)
+            print(f"Without a threshold, {path} does not contain {', '.join(left_out)}.", file=sys.stderr)
         self._prefix, self._with_images = source.prefix, with_images
         self._writer = BagWriter(path)
         self._registry = registry

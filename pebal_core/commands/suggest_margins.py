@@ -64,7 +64,9 @@ def _sample_energies(config: FinetuneConfig, count: int) -> tuple[np.ndarray, np
         outlier.append(energy[labels == OUTLIER])
     pooled = np.concatenate(inlier), np.concatenate(outlier)
     if not all(group.size for group in pooled):
-        raise PebalError(f"The first {count} samples hold no outlier or no inlier pixel; look at more with --samples.")
+        raise PebalError(
+            f"The first {count} samples contain no outlier or no inlier pixel. Use more samples with --samples."
+        )
     return pooled
 
 

@@ -91,7 +91,8 @@ class EvaluationSet:
         strange = sorted(set(np.unique(values).tolist()) - self.ids.known)
         if strange:
             raise PebalError(
-                f"{label_path} holds the value {strange[0]}; {self.name} declares only {_list(sorted(self.ids.known))}."
+                f"{label_path} contains the value {strange[0]}; {self.name} declares only "
+                f"{_list(sorted(self.ids.known))}."
             )
         target = self.ids.table[values]
         if self.ignore is not None:
@@ -263,7 +264,9 @@ def open_set(name: str, path: str | Path, declared: Ids = _BINARY) -> Evaluation
                 return EvaluationSet(canonical or PAIR_NAME, folder, pairs, layout.ids, known.track)
     expected = " or ".join(f"{layout.images} with {layout.labels}".format(split=split) for layout in known.layouts)
     hint = "" if canonical else f" (or name one of the known sets: {', '.join(KNOWN)})"
-    raise PebalError(f"{root} does not hold {name}: there must be images {expected}, in it or a folder down{hint}.")
+    raise PebalError(
+        f"{root} does not contain {name}. It must have images {expected}, directly or one folder down{hint}."
+    )
 
 
 def open_listed(name: str, path: str | Path, classes: ClassList) -> dict[str, EvaluationSet]:
@@ -332,7 +335,10 @@ def _refuse_other(canonical: str, root: Path) -> None:
         return
     others = [name for name, known in KNOWN.items() if root.name.lower() in known.folders]
     if others:
-        raise PebalError(f"The folder {root} is by its name {others[0]}, not {canonical}; name that set or its folder.")
+        raise PebalError(
+            f"The name of the folder {root} is one of {others[0]}, not of {canonical}. Name that set, or the folder "
+            f"of {canonical}."
+        )
 
 
 def _candidates(root: Path, names: Iterable[str]) -> Iterator[Path]:
@@ -356,7 +362,7 @@ def _find(folder: Path, pattern: str) -> dict[str, Path]:
             continue
         key = _key(file, head, tail)
         if key in found:
-            raise PebalError(f"{found[key]} and {file} have one name; remove one of them.")
+            raise PebalError(f"{found[key]} and {file} have the same name; remove one of them.")
         found[key] = file
     return found
 

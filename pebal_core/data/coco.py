@@ -70,7 +70,7 @@ class OutlierImage:
         """
         image, numbers = read_image(self.image_path), read_ids(self.mask_path)
         if image.shape[:2] != numbers.shape:
-            raise PebalError(f"{self.image_path} has changed since it was prepared: run 'pebal prepare-coco' again.")
+            raise PebalError(f"{self.image_path} has changed since it was prepared. Run 'pebal prepare-coco' again.")
         kept = np.zeros(256, np.uint8)
         for instance in self.instances:
             kept[instance.number] = instance.number
@@ -106,7 +106,7 @@ class OutlierSet:
         path = Path(folder) / INDEX
         if not path.is_file():
             raise PebalError(
-                f"There are no prepared outliers: {path} is missing; run 'pebal prepare-coco COCO {folder}'."
+                f"There are no prepared outliers, because {path} is missing. Run 'pebal prepare-coco COCO {folder}'."
             )
         try:
             index = json.loads(path.read_text())
@@ -221,15 +221,16 @@ def prepare_coco(
         if not kept:
             continue
         if not (images / image["file_name"]).is_file():
-            raise PebalError(f"{images / image['file_name']} is missing: the annotations of {coco} name it.")
+            raise PebalError(f"{images / image['file_name']} is missing, but the annotations of {coco} list it.")
         numbers, instances = _instance_numbers(api, kept, names)
         if instances:
             _write_png(masks / f"{Path(image['file_name']).stem}.png", numbers)
             entries.append({"file": image["file_name"], "instances": instances})
     if not entries:
         raise PebalError(
-            f"No outlier image is left of {len(api.imgs)} in {coco} (rule '{rule}', sides of at least {min_side}"
-            f"{', only ' + ', '.join(sorted(only)) if only else ''}); lower --min-side or try --rule instances."
+            f"No outlier image is left of the {len(api.imgs)} images in {coco} (rule '{rule}', sides of at least "
+            f"{min_side}{', only ' + ', '.join(sorted(only)) if only else ''}); lower --min-side or try --rule "
+            "instances."
         )
     index = {
         "split": split,
@@ -247,7 +248,7 @@ def _open_annotations(path: Path) -> Any:
     from pycocotools.coco import COCO
 
     if not path.is_file():
-        raise PebalError(f"{path} is missing: name the folder that holds COCO's annotations/ and its images.")
+        raise PebalError(f"{path} is missing. Name the folder that contains COCO's annotations/ and its images.")
     try:
         with redirect_stdout(StringIO()):
             api = COCO(str(path))
@@ -255,7 +256,9 @@ def _open_annotations(path: Path) -> Any:
             raise KeyError("images, annotations or categories")
         return api
     except (ValueError, KeyError, AssertionError, TypeError) as error:
-        raise PebalError(f"{path} is not an instance annotation of COCO ({error!r}); download it again.") from error
+        raise PebalError(
+            f"{path} is not a file of COCO's instance annotations ({error!r}); download it again."
+        ) from error
 
 
 def _instance_numbers(

@@ -142,7 +142,9 @@ class RichMix:
         for name in ("count", "height", "anywhere_height", "small_height"):
             bounds = getattr(self, name)
             if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
-                raise PebalError(f"{name} of the outlier mix must be two positive bounds in order, not {bounds}.")
+                raise PebalError(
+                    f"{name} of the outlier mix must be two positive bounds in ascending order, not {bounds}."
+                )
         check_ranges(
             self,
             count=(1, 1000),

@@ -68,7 +68,7 @@ def read_ids(path: Path) -> np.ndarray:
     if ids is None:
         raise PebalError(f"{path} cannot be read as a label image; replace or remove it.")
     if ids.ndim != 2 or ids.dtype != np.uint8:
-        raise PebalError(f"{path} is not a single-channel 8-bit label image (it holds {ids.shape}, {ids.dtype}).")
+        raise PebalError(f"{path} is not a single-channel 8-bit label image (its array is {ids.shape}, {ids.dtype}).")
     return ids
 
 
@@ -87,10 +87,10 @@ def list_images(folder: Path) -> list[Path]:
         ['0.jpg', '1.png']
     """
     if not folder.is_dir():
-        raise PebalError(f"The folder {folder} does not exist; name the folder that holds the images.")
+        raise PebalError(f"The folder {folder} does not exist; name the folder that contains the images.")
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
-        raise PebalError(f"The folder {folder} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
+        raise PebalError(f"The folder {folder} contains no images ({', '.join(IMAGE_SUFFIXES)}).")
     return files
 
 
@@ -219,7 +219,7 @@ def _folders(root: str | Path, split: str, classes: ClassList) -> SceneSet:
     by_stem: dict[str, Path] = {}
     for file in list_images(labels):
         if file.stem in by_stem:
-            raise PebalError(f"{by_stem[file.stem]} and {file} have one name; remove one of them.")
+            raise PebalError(f"{by_stem[file.stem]} and {file} have the same name; remove one of them.")
         by_stem[file.stem] = file
     pairs = [(image, by_stem.get(image.stem, labels / f"{image.stem}.png")) for image in found]
     _require_labels(pairs)
@@ -280,7 +280,7 @@ def open_scenes(layout: str, root: str | Path, split: str, classes: ClassList | 
     """
     if layout == "folders":
         if classes is None:
-            raise PebalError("The layout folders needs a class list: name one, or give a .yaml file.")
+            raise PebalError("The layout 'folders' needs a class list. Name one, or use a .yaml file.")
         return _folders(root, split, classes)
     if layout not in SCENE_SETS:
         known = ", ".join(sorted({*SCENE_SETS, "folders"}))
@@ -316,13 +316,13 @@ def as_classes(scenes: SceneSet, classes: ClassList, mapping: str | Path | None 
         theirs, ours = scenes.classes.names, classes.names
         raise PebalError(
             f"{scenes.name} is labelled with the {len(theirs)} classes {_few(theirs)} but the network has the "
-            f"{len(ours)} classes {_few(ours)}; give a file that maps the former on the latter as 'mapping'."
+            f"{len(ours)} classes {_few(ours)}. Set 'mapping' to a file that maps the former to the latter."
         )
     marks = scenes.id_table[(scenes.id_table >= FIRST_GROUP) & (scenes.id_table < VOID)]
     if len(classes.names) > FIRST_GROUP and (marks.size or isinstance(scenes, UnlabelledScenes)):
         raise PebalError(
-            f"{scenes.name} has labels of several classes or labelled anomalies, for which 8 bits leave room beside "
-            f"{FIRST_GROUP} classes at most; the network has {len(classes.names)}."
+            f"{scenes.name} has labels of several classes or labelled anomalies, for which 8 bits leave room next to "
+            f"at most {FIRST_GROUP} classes, but the network has {len(classes.names)}."
         )
     return scenes
 
@@ -360,21 +360,22 @@ def check_scenes(scenes: SceneSet) -> None:
         if strange := sorted(set(ids.tolist()) - set(scenes.known_ids)):
             pixels = int(np.count_nonzero(read_ids(path) == strange[0]))
             raise PebalError(
-                f"{path} holds the label {strange[0]} ({pixels} pixels), which {scenes.name} in this layout does not "
-                f"have: {_hint(scenes, ids)}."
+                f"{path} contains the label {strange[0]} ({pixels} pixels), which {scenes.name} in this layout does "
+                f"not have: {_hint(scenes, ids)}."
             )
         labelled += int(np.count_nonzero(labels < OUTLIER))
         if sky_label is not None and np.count_nonzero(labels == sky_label) > 500:
             sky.append(image[labels == sky_label].mean(0))
     if not labelled:
         raise PebalError(
-            f"None of the label files of {scenes.name} that were read holds a labelled pixel; the first is "
+            f"None of the label files of {scenes.name} that were read contains a labelled pixel; the first is "
             f"{scenes.pairs[0][1]}."
         )
     if len(sky) >= 2 and (excess := float(np.mean([color[0] - color[2] for color in sky]))) > 10:
         raise PebalError(
-            f"Red and blue of {scenes.name} seem swapped: its skies are redder than blue (by {excess:.0f} of 255; the "
-            f"first image is {scenes.pairs[0][0]}). Write the images again as RGB, or set data.check to false."
+            f"Red and blue of {scenes.name} seem to be swapped, because its skies are more red than blue (by "
+            f"{excess:.0f} of 255; the first image is {scenes.pairs[0][0]}). Write the images again as RGB, or set "
+            "data.check to false."
         )
 
 
@@ -395,7 +396,7 @@ def _find_pairs(images: Path, pattern: str, labels_of: Callable[[Path, str], Pat
     suffix = pattern.rpartition("*")[2]
     pairs = tuple((image, labels_of(image, image.name.removesuffix(suffix))) for image in sorted(images.glob(pattern)))
     if not pairs:
-        raise PebalError(f"The folder {images} holds no {pattern}.")
+        raise PebalError(f"The folder {images} contains no {pattern}.")
     _require_labels(pairs)
     return pairs
 

@@ -196,11 +196,11 @@ class LabelledSequence:
         self.maps = [folder / "objects" / f"{path.stem}.png" for path in self.images]
         for path in self.maps:
             if not path.is_file():
-                raise PebalError(f"{path} is missing: every image of a sequence needs its map of objects.")
+                raise PebalError(f"{path} is missing; every image of a sequence needs its map of objects.")
         try:
             self.rate = float(json.loads((folder / INFO).read_text())["rate"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise PebalError(f'{folder / INFO} must hold the rate of the sequence, as in {{"rate": 10}}.') from error
+            raise PebalError(f'{folder / INFO} must contain the rate of the sequence, as in {{"rate": 10}}.') from error
         if not 0 < self.rate <= 1000:
             raise PebalError(f"The rate in {folder / INFO} must lie between 0 and 1000 Hz; it is {self.rate:g}.")
 
@@ -233,5 +233,5 @@ def open_sequences(folder: Path) -> list[LabelledSequence]:
     """
     found = sorted(path.parent for path in folder.glob(f"*/{INFO}"))
     if not found:
-        raise PebalError(f"{folder} holds no sequences: NAME/images/, NAME/objects/ and NAME/{INFO} are expected.")
+        raise PebalError(f"{folder} contains no sequences; NAME/images/, NAME/objects/ and NAME/{INFO} are expected.")
     return [LabelledSequence(path) for path in found]

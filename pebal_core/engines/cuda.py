@@ -227,7 +227,7 @@ class Transfers:
             try:
                 return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
             except Exception as error:  # for example a limit on locked memory
-                self.reason = f"Copies are not pinned ({sentence(error)})."
+                self.reason = f"Copies do not use pinned memory ({sentence(error)})."
         return None
 
 

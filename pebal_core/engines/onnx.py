@@ -19,7 +19,8 @@ try:
     import onnxruntime
 except ModuleNotFoundError as error:
     raise PebalError(
-        "ONNX Runtime is not installed: pip install onnxruntime, or onnxruntime-gpu for CUDA and TensorRT (never both)."
+        "ONNX Runtime is not installed. Run: pip install onnxruntime, or onnxruntime-gpu for CUDA and TensorRT "
+        "(never both)."
     ) from error
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
@@ -60,7 +61,7 @@ class OnnxEngine:
         self.info = read_metadata(model, title)
         self.precision = self.info.export.get("precision", "fp32")
         if self.precision not in ("fp32", "fp16"):
-            raise PebalError(f"The metadata of {title} are damaged: its precision is {self.precision!r:.80}.")
+            raise PebalError(f"The metadata of {title} are damaged, because its precision is {self.precision!r:.80}.")
         _require(self.info, title, precision, input_size, smoothing)
         wanted = [kind] if kind != "auto" else ["cuda", "cpu"] if PROVIDERS["cuda"] in _available() else ["cpu"]
         for kind in wanted:
@@ -112,8 +113,9 @@ def _parse_device(name: str) -> tuple[str, int]:
     kind = parts[1] or parts[2]
     if kind != "auto" and PROVIDERS[kind] not in _available():
         raise PebalError(
-            f"The device '{name}' is missing: the installed package {_package()} has no {PROVIDERS[kind]}. "
-            f"On a machine with an NVIDIA GPU: pip uninstall onnxruntime, then pip install onnxruntime-gpu."
+            f"The device '{name}' is not available, because the installed package {_package()} has no "
+            f"{PROVIDERS[kind]}. On a machine with an NVIDIA GPU, run pip uninstall onnxruntime, then pip install "
+            "onnxruntime-gpu."
         )
     return kind, int(parts[3] or 0)
 
@@ -154,7 +156,7 @@ def read_metadata(model: Path | bytes, title: str) -> ModelInfo:
     except OSError as error:
         raise PebalError(f"{title} cannot be read: {error.strerror}.") from error
     if METADATA_KEY not in metadata:
-        raise PebalError(f"{title} has no '{METADATA_KEY}' metadata: it was not written by 'pebal export'.")
+        raise PebalError(f"{title} has no '{METADATA_KEY}' metadata, so it was not written by 'pebal export'.")
     return ModelInfo.from_json(metadata[METADATA_KEY], Path(title))
 
 
@@ -177,7 +179,7 @@ def _providers(kind: str, index: int, model: Path | bytes, precision: str) -> li
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PebalError(
-            f"TensorRT's cache {folder} cannot be made: {error.strerror}; set XDG_CACHE_HOME to another folder."
+            f"TensorRT's cache {folder} cannot be created: {error.strerror}; set XDG_CACHE_HOME to another folder."
         ) from error
     tensorrt = {
         "device_id": str(index),
@@ -209,7 +211,7 @@ def _check_ends(session: onnxruntime.InferenceSession, title: str) -> None:
     ends = [(end.name, end.type, len(end.shape)) for end in (*session.get_inputs(), *session.get_outputs())]
     if ends != [("images", "tensor(uint8)", 4), ("labels", "tensor(uint8)", 3), ("energy", "tensor(float)", 3)]:
         raise PebalError(
-            f"{title} does not lead from images to labels and energy; export it again with 'pebal export'."
+            f"{title} does not compute labels and energy from images; export it again with 'pebal export'."
         )
 
 
@@ -223,8 +225,8 @@ def _failure(kind: str) -> str:
     if kind == "tensorrt":
         needed += " and TensorRT"
     return (
-        f"ONNX Runtime could not start {PROVIDERS[kind]}; its message is above. {_package()} was built for {needed}: "
-        f"install the NVIDIA driver and these libraries, or set device to cpu."
+        f"ONNX Runtime could not start {PROVIDERS[kind]}; its message is above. {_package()} was built for {needed}. "
+        "Install the NVIDIA driver and these libraries, or set device to cpu."
     )
 
 
@@ -238,11 +240,14 @@ def _require(
     """
     stored = info.export.get("precision", "fp32")
     if precision not in ("auto", stored):
-        raise PebalError(f"{title} computes in {stored}: for {precision} export it with --precision {precision}.")
+        raise PebalError(f"{title} computes in {stored}. For {precision}, export it with --precision {precision}.")
     size = tuple(info.input_size) if info.input_size else (0, 0)
     if input_size not in (None, size):
         option = f"--input-size {input_size[0]} {input_size[1]}" if any(input_size) else "--dynamic"
         fixed = f"runs at {size[0]}×{size[1]}" if any(size) else "runs at the size of the image"
-        raise PebalError(f"{title} {fixed}: for another size export it with {option}.")
+        raise PebalError(f"{title} {fixed}. For another size, export it with {option}.")
     if smoothing not in (None, info.smoothing):
-        raise PebalError(f"The smoothing of {title} is {info.smoothing} and part of its graph; set smoothing to auto.")
+        raise PebalError(
+            f"The smoothing of {title} is {info.smoothing} and is part of its graph, so it cannot be changed. Set "
+            "smoothing to auto."
+        )

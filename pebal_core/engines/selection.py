@@ -58,7 +58,9 @@ def select(path: Path, engine: str, settings: EngineSettings) -> Selected:
     """
     if path.suffix == ONNX:
         if engine == "torch":
-            raise PebalError(f"{path} runs on onnxruntime alone; for torch give the .safetensors file it came from.")
+            raise PebalError(
+                f"{path} runs only on onnxruntime; for torch, use the .safetensors file that it was made from."
+            )
         return _on_onnx_runtime(path, settings)
     if engine == "onnxruntime" or settings.device.startswith("tensorrt"):
         return _on_onnx_runtime(_exported(path), settings)
@@ -80,9 +82,9 @@ def _exported(path: Path) -> Path:
     """
     sibling = path.with_suffix(ONNX)
     if not sibling.is_file():
-        raise PebalError(f"There is no {sibling.name} beside {path}; for ONNX Runtime make one with 'pebal export'.")
+        raise PebalError(f"There is no {sibling.name} next to {path}; for ONNX Runtime, create it with 'pebal export'.")
     if model_info(sibling).export.get("sha256") != file_sha256(path):
-        raise PebalError(f"{sibling} was not made from {path.name} as it is now: make it anew with 'pebal export'.")
+        raise PebalError(f"{sibling} was not made from the present {path.name}; create it again with 'pebal export'.")
     return sibling
 
 

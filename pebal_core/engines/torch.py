@@ -198,7 +198,7 @@ def find_device(name: str) -> torch.device:
     if index >= torch.cuda.device_count():
         built = "with" if torch.version.cuda else "without"
         raise PebalError(
-            f"The device '{name}' is missing: PyTorch {torch.__version__}, built {built} CUDA, sees "
+            f"The device '{name}' is not available, because PyTorch {torch.__version__}, built {built} CUDA, sees "
             f"{torch.cuda.device_count()} GPUs. Install a driver and a CUDA build of PyTorch, or set device to cpu."
         )
     return torch.device("cuda", index)

@@ -104,7 +104,7 @@ def open_workers(cluster: Cluster | None, load: Load, most: int) -> Iterator[Wor
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise PebalError("--ray needs the package ray: pip install 'pebal_ros[ray]'.") from error
+        raise PebalError("--ray needs the package ray. Run: pip install 'pebal_ros[ray]'.") from error
     # Ray puts its sockets into this folder, and their paths must be short, so the usual temporary folder is not used.
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         _connect(ray, cluster.address, folder)
@@ -139,7 +139,7 @@ def _start(ray: Any, cluster: Cluster, load: Load, most: int) -> _RayWorkers:
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
     count = min(gpus or cpus // cluster.cores, most)
     if count < 1:
-        raise PebalError(f"The cluster has {cpus} cores and a worker takes {cluster.cores}: give fewer --cores.")
+        raise PebalError(f"The cluster has {cpus} cores, but a worker takes {cluster.cores}. Lower --cores.")
     options = {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": cluster.cores}
     make = ray.remote(**options)(_Worker).remote
     return _RayWorkers(ray, lambda: make(load), count)
@@ -251,10 +251,12 @@ class _RayWorkers:
                 self._add()
             if begun.attempt < ATTEMPTS:
                 return None
-            return None, LostError(f"{begun.task} was given up: each of {ATTEMPTS} workers died while it had it.")
+            return None, LostError(
+                f"{begun.task} was given up, because each of {ATTEMPTS} workers died while processing it."
+            )
         except errors.RayTaskError as raised:
             expected, cause = isinstance(raised.cause, PebalError), raised.cause
-            result, error = None, cause if expected else LostError(f"{begun.task} could not be looked at: {cause!r}.")
+            result, error = None, cause if expected else LostError(f"{begun.task} could not be processed: {cause!r}.")
         if worker in self._busy:  # else the worker died over its other task
             self._busy[worker] -= 1
         return result, error
@@ -272,7 +274,7 @@ class _RayWorkers:
         except errors.RayTaskError as error:
             self._refusal = str(error.cause)
         except errors.RayActorError as error:
-            self._refusal = next(iter(str(error).splitlines()), "it died while it loaded")
+            self._refusal = next(iter(str(error).splitlines()), "it died while loading")
 
     def _free(self, depth: int) -> Any | None:
         """The worker with the fewest tasks, if it has fewer than `depth`."""

@@ -161,7 +161,7 @@ def _cut_clip(moment: Moment, path: Path) -> None:
         video.write(image)
     video.close()
     if not path.is_file():
-        raise PebalError(f"The clip {path} of {moment.source} could not be cut: is the source still there?")
+        raise PebalError(f"The clip {path} of {moment.source} could not be cut. Check whether the source still exists.")
 
 
 def _reduced(image: np.ndarray, width: int) -> np.ndarray:
@@ -174,6 +174,6 @@ def _embedded(path: Path) -> str:
     """Encode an image as a data URL."""
     image = read_pixels(path, cv2.IMREAD_COLOR)
     if image is None:
-        raise PebalError(f"{path} is damaged: remove its folder, and run the triage again.")
+        raise PebalError(f"{path} is damaged. Remove its folder, and run the triage again.")
     data = cv2.imencode(".jpg", _reduced(image, PAGE_WIDTH), [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
     return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"

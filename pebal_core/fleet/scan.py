@@ -104,7 +104,7 @@ def expand(paths: list[str]) -> list[str]:
         path = user_path(given)
         within = _within(path.absolute()) if path.is_dir() else [str(path.absolute())]
         if not within:
-            raise PebalError(f"The folder {path} holds neither recordings nor videos nor images.")
+            raise PebalError(f"The folder {path} contains no recordings, videos or images.")
         found += within
     return list(dict.fromkeys(found))
 

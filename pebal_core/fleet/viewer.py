@@ -37,7 +37,7 @@ def write_rrd(path: Path, chosen: Sequence[Chosen], folders: Mapping[str, Path])
     try:
         import rerun as rr
     except ModuleNotFoundError as error:
-        raise PebalError("--rerun needs the package rerun-sdk: pip install 'pebal_ros[rerun]'.") from error
+        raise PebalError("--rerun needs the package rerun-sdk. Run: pip install 'pebal_ros[rerun]'.") from error
     with being_written(path) as part:
         part.touch()  # raises an error if the file cannot be written; rerun would only warn
         stream = rr.RecordingStream(APPLICATION)

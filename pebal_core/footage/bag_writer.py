@@ -52,11 +52,13 @@ class BagWriter:
 
     def __init__(self, path: Path) -> None:
         if path.suffix != SUFFIX:
-            raise PebalError(f"The recording {path} must end in {SUFFIX}, the only kind that is written.")
+            raise PebalError(f"The recording {path} must end in {SUFFIX}, the only supported format.")
         try:
             from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
         except ModuleNotFoundError as error:
-            raise PebalError(f"Writing the recording {path} needs the package rosbags: pip install rosbags.") from error
+            raise PebalError(
+                f"Writing the recording {path} needs the package rosbags. Run: pip install rosbags."
+            ) from error
         self.path = path
         # rosbags writes a folder; the file inside is a complete recording.
         self._folder = path.with_name(f".{path.name}.{os.getpid()}.part")

@@ -92,7 +92,7 @@ class BagImages:
             self.topic = _choose_topic(reader.connections, topic, path)
             self.count = sum(one.msgcount for one in _on(reader, self.topic, IMAGES))
             if not self.count:
-                raise PebalError(f"The topic {self.topic} of the recording {path} holds no image.")
+                raise PebalError(f"The topic {self.topic} of the recording {path} contains no image.")
             probed = [
                 (_stamp(message) or log_ns, log_ns)
                 for message, log_ns in islice(self._messages(reader), PROBED)
@@ -112,8 +112,8 @@ class BagImages:
                     yield number, (message, log_ns, image)
         if number + 1 < self.count:
             raise CutShortError(
-                f"The recording {self.path} states {self.count} images on {self.topic}, but only {number + 1} could be "
-                f"read. {_remedy(self.path)}"
+                f"The recording {self.path} declares {self.count} images on {self.topic}, but only {number + 1} could "
+                f"be read. {_remedy(self.path)}"
             )
         if self.skipped > REPORTED:
             logger.warning("%s: %d images on %s were skipped in all.", self.path, self.skipped, self.topic)
@@ -151,7 +151,9 @@ class BagImages:
             for message, _ in self._messages(reader, topic, (CAMERA_INFO,)):
                 if not isinstance(message, PebalError):
                     return message
-        raise PebalError(f"The recording {self.path} has no calibration on {topic}: name a file of its camera.")
+        raise PebalError(
+            f"The recording {self.path} has no calibration on {topic}. Pass a calibration file of its camera."
+        )
 
     @property
     def prefix(self) -> str:
@@ -187,7 +189,9 @@ class BagImages:
             try:
                 message = parse(data, connection.msgtype)
             except Exception as error:  # including IndexError and ValueError for a truncated payload
-                message = PebalError(f"its {len(data)} bytes are no {connection.msgtype} ({_first_line(error)}).")
+                message = PebalError(
+                    f"its {len(data)} bytes are not a valid {connection.msgtype} ({_first_line(error)})."
+                )
             yield message, log_ns
 
     @contextmanager
@@ -225,17 +229,20 @@ def open_reader(path: Path) -> Reader1 | Reader2:
         from rosbags.rosbag1 import Reader as Reader1
         from rosbags.rosbag2 import Reader as Reader2
     except ModuleNotFoundError as error:
-        raise PebalError(f"Reading the recording {path} needs the package rosbags: pip install rosbags.") from error
+        raise PebalError(
+            f"Reading the recording {path} needs the package rosbags. Run: pip install rosbags."
+        ) from error
     if path.is_dir() and not (path / METADATA).is_file():
         names = ", ".join(file.name for file in islice(_storage_files(path), 4))
         raise PebalError(
-            f"The folder {path} holds recordings ({names} …) but no {METADATA}: give one of the files, or write it "
-            f"with 'ros2 bag reindex {path}'."
+            f"The folder {path} contains recordings ({names} …) but no {METADATA}. Name one of the files, or create "
+            f"{METADATA} with 'ros2 bag reindex {path}'."
         )
     for log in sorted(path.glob("*.db3-wal") if path.is_dir() else path.parent.glob(f"{path.name}-wal")):
         if log.stat().st_size:
             raise PebalError(
-                f"The recording {path} was not closed: {log.name} still holds messages. Move them into the file with "
+                f"The recording {path} was not closed properly, and {log.name} still contains messages. Move them "
+                "into the file with "
                 f"'sqlite3 {log.with_name(log.name.removesuffix('-wal'))} \"PRAGMA wal_checkpoint(TRUNCATE)\"'."
             )
     try:
@@ -290,7 +297,7 @@ def _choose_topic(connections: Sequence[Connection], asked: str, path: Path) -> 
 
 def _others(types: dict[str, set[str]]) -> str:
     names = ", ".join(f"{name} ({'/'.join(sorted(carried))})" for name, carried in sorted(types.items()))
-    return f"its topics are: {names}" if names else "it holds no topics at all"
+    return f"its topics are: {names}" if names else "it contains no topics"
 
 
 @functools.cache
@@ -320,7 +327,7 @@ def _remedy(path: Path) -> str:
     files = _storage_files(path) if path.is_dir() else [path]
     suffixes = {file.suffix.lower() for file in files}
     command = next((text for suffix, text in REMEDIES.items() if suffix in suffixes), "ros2 bag reindex")
-    return f"Copy it again, or mend it with '{command}'."
+    return f"Copy it again, or repair it with '{command}'."
 
 
 def _first_line(error: Exception) -> str:

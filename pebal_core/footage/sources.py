@@ -90,7 +90,7 @@ class FrameSource:
         path = user_path(source)
         self.is_camera = self.source.isdecimal() and len(self.source) <= 4 and not path.exists()
         if topic and not is_recording(path):
-            raise PebalError(f"The topic {topic} was asked for, but {source} is no recording: leave the topic out.")
+            raise PebalError(f"The topic {topic} was requested, but {source} is not a recording. Leave the topic out.")
         if self.is_camera:
             self.rate, self.count = _probe(int(self.source), "The camera")[0], None
         elif is_recording(path):
@@ -105,7 +105,7 @@ class FrameSource:
             self.rate, self.count = _probe(self.source, "The video")
         else:
             raise PebalError(
-                f"The source {source} does not exist: give a video, a recording, a folder of images or a camera index."
+                f"The source {source} does not exist. Name a video, a recording, a folder of images or a camera index."
             )
         if self._files:
             self._refuse_twins()
@@ -139,7 +139,9 @@ class FrameSource:
             PebalError: the source is no recording, or it holds no calibration.
         """
         if self._bag is None:
-            raise PebalError(f"{self.source} is no recording and holds no calibration: name a file of its camera.")
+            raise PebalError(
+                f"{self.source} is not a recording and contains no calibration. Pass a calibration file of its camera."
+            )
         info = self._bag.camera_info()
         # ROS 1 spells both field names in capitals.
         matrix, distortion = (
@@ -197,18 +199,18 @@ class FrameSource:
         first: dict[str, Path] = {}
         for path in self._files:
             if first.setdefault(path.stem, path) != path:
-                raise PebalError(f"{first[path.stem]} and {path} have one name; rename one of them.")
+                raise PebalError(f"{first[path.stem]} and {path} have the same name; rename one of them.")
 
     def _check_end(self, read: int) -> None:
         """Compare the number of frames that were read with the number that the container announces."""
         if self.is_camera:
-            raise CutShortError(f"The camera {self.source} gave no more after {read} frames; check the device.")
+            raise CutShortError(f"The camera {self.source} delivered no more frames after {read}; check the device.")
         count = self.count or 0
         tolerated = 0 if Path(self.source).suffix.lower() in COUNTING else 1 + count // 100
         if read < count - tolerated:
             raise CutShortError(
-                f"The video {self.source} promises {count} frames, but only {read} can be read: it is truncated or "
-                f"damaged; copy it again."
+                f"The video {self.source} declares {count} frames, but only {read} can be read, so it is truncated or "
+                "damaged. Copy it again."
             )
 
 
@@ -217,7 +219,7 @@ def _probe(source: str | int, kind: str) -> tuple[float, int | None]:
     capture = cv2.VideoCapture(source)
     try:
         if not capture.isOpened() or not capture.grab():
-            reason = "cannot be opened" if not capture.isOpened() else "holds no readable frame"
+            reason = "cannot be opened" if not capture.isOpened() else "contains no readable frame"
             raise PebalError(f"{kind} {source} {reason}; check the file or the device.")
         rate = capture.get(cv2.CAP_PROP_FPS)
         return rate if 0 < rate <= 1000 else 30.0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) or None

@@ -130,8 +130,8 @@ class Level:
             if error.errno != errno.ENOSPC:
                 raise
             raise PebalError(
-                f"The folder for temporary files, {tempfile.gettempdir()}, is full: set TMPDIR to another "
-                "one (exact pixel metrics need up to 2 bytes for each pixel and score)."
+                f"The folder for temporary files, {tempfile.gettempdir()}, is full. Set TMPDIR to another one (exact "
+                "pixel metrics need up to 2 bytes for each pixel and score)."
             ) from error
         index = np.array(pages, np.int32), np.array(pixels, np.int64), np.array(widths, np.uint8)
         self.runs.append(SortedRun(self.file, start, *index))

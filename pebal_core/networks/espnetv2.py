@@ -279,7 +279,7 @@ class ESPNetv2(SegmentationNetwork):
     def __init__(self, num_outputs: int = 20, scale: float = 2.0) -> None:
         super().__init__()
         if type(scale) not in (int, float) or not 0.1 <= scale <= 8:
-            raise PebalError(f"The scale of an ESPNetv2 is a number from 0.1 to 8, not {scale!r:.80}.")
+            raise PebalError(f"The scale of an ESPNetv2 must be a number from 0.1 to 8, not {scale!r:.80}.")
         self.num_outputs = num_outputs
         self.base_net = _Encoder(scale)
         one, two, three, four = self.base_net.widths

@@ -55,9 +55,9 @@ class DeepLabV3Plus(SegmentationNetwork):
         super().__init__()
         check_encoder(encoder)
         if type(output_stride) is not int or output_stride not in (8, 16):
-            raise PebalError(f"The output_stride of a network is 8 or 16, not {output_stride!r:.80}.")
+            raise PebalError(f"The output_stride of a network must be 8 or 16, not {output_stride!r:.80}.")
         if type(decoder_channels) is not int or not 1 <= decoder_channels <= 4096:
-            raise PebalError(f"The decoder_channels of a network are 1 to 4096, not {decoder_channels!r:.80}.")
+            raise PebalError(f"The decoder_channels of a network must be 1 to 4096, not {decoder_channels!r:.80}.")
         model = smp.DeepLabV3Plus(
             encoder_name=encoder,
             encoder_weights=None,
@@ -113,7 +113,7 @@ class SmpNetwork(SegmentationNetwork):
         kind = ARCHITECTURES.get(architecture.lower()) if isinstance(architecture, str) else None
         if kind is None:
             names = ", ".join(architecture.__name__ for architecture in ARCHITECTURES.values())
-            raise PebalError(f"There is no architecture {architecture!r:.80}; take one of: {names}.")
+            raise PebalError(f"There is no architecture {architecture!r:.80}; choose one of: {names}.")
         check_encoder(encoder)
         _check_options(kind, options)
         any_size = {"dynamic_img_size": True} if kind is smp.DPT else {}
@@ -167,7 +167,7 @@ def _check_options(kind: type[nn.Module], options: dict[str, Any]) -> None:
     known += ["dynamic_img_size", "strict_img_size", "img_size"]
     for name, value in options.items():
         if name not in known:
-            raise PebalError(f"{kind.__name__} has no option {name!r:.80} here; it has {', '.join(known)}.")
+            raise PebalError(f"{kind.__name__} has no option {name!r:.80} here; its options are {', '.join(known)}.")
         if not _plain(value):
             raise PebalError(f"The {name} of {kind.__name__} cannot be {value!r:.80}.")
 
@@ -198,8 +198,8 @@ def check_encoder(encoder: Any) -> None:
     """
     if encoder not in encoder_names():
         raise PebalError(
-            f"There is no encoder {encoder!r:.80} in the installed segmentation-models-pytorch and timm; take one "
-            f"of their names without a source or a tag, such as resnet101 or tu-tf_efficientnet_lite0."
+            f"There is no encoder {encoder!r:.80} in the installed segmentation-models-pytorch and timm; use one of "
+            "their names without a source or a tag, such as resnet101 or tu-tf_efficientnet_lite0."
         )
 
 

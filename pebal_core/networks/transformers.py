@@ -63,7 +63,7 @@ class TransformersNetwork(SegmentationNetwork):
     def __init__(self, num_outputs: int = 20, *, config: dict[str, Any], bgr: bool = False) -> None:
         super().__init__()
         if not isinstance(bgr, bool):
-            raise PebalError(f"The argument bgr of a network is true or false, not {bgr!r:.80}.")
+            raise PebalError(f"The argument bgr of a network must be true or false, not {bgr!r:.80}.")
         library = import_transformers()
         settings = _configuration(config)
         settings.num_labels = num_outputs
@@ -122,9 +122,12 @@ def import_transformers() -> ModuleType:
     try:
         import transformers
     except ModuleNotFoundError as error:
-        raise PebalError(f"Models of transformers need the package transformers: {INSTALL}.") from error
+        raise PebalError(f"Models of transformers need the package transformers. Run: {INSTALL}.") from error
     if int(transformers.__version__.partition(".")[0]) < 5:
-        raise PebalError(f"The package transformers is too old: {transformers.__version__} is installed: {INSTALL}.")
+        raise PebalError(
+            f"The installed version of the package transformers, {transformers.__version__}, is too old. Run: "
+            f"{INSTALL}."
+        )
     return transformers
 
 
@@ -143,7 +146,7 @@ def _check_model_type(kind: Any) -> None:
         return
     reason = next((NOT_PER_PIXEL[name] for name, table in tables.items() if kind in [*table]), "the library has none")
     raise PebalError(
-        f"'{kind!s:.60}' is no model with logits for each pixel ({reason}); take one of: {', '.join(known)}."
+        f"'{kind!s:.60}' is not a model with logits for each pixel ({reason}); choose one of: {', '.join(known)}."
     )
 
 
@@ -170,7 +173,7 @@ def published_configuration(raw: dict[str, Any]) -> Any:
         raise PebalError(f"it names its backbone ({raw['backbone']!s:.60}) instead of describing it in backbone_config")
     numbers = {key: value for key, value in raw.items() if key not in ("id2label", "label2id")}
     if (key := _unfit(numbers, words=False)) is not None:
-        raise PebalError(f"its entry {key!r:.60} is out of all proportion")
+        raise PebalError(f"its entry {key!r:.60} is far too large")
     return CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
 
 
@@ -198,7 +201,7 @@ def _configuration(config: Any) -> Any:
         PebalError: an entry is invalid; the message names it.
     """
     if not isinstance(config, dict):
-        raise PebalError(f"The config of a transformers network is a dictionary, not {config!r:.80}.")
+        raise PebalError(f"The config of a transformers network must be a dictionary, not {config!r:.80}.")
     _check_model_type(config.get("model_type"))
     from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
@@ -218,7 +221,9 @@ def _configuration(config: Any) -> Any:
         if inner is None:
             return kind(**given)
         if not isinstance(inner, dict) or inner.get("model_type") not in [*MODEL_FOR_BACKBONE_MAPPING_NAMES]:
-            raise PebalError(f"The backbone_config of a network describes no backbone of transformers: {inner!r:.80}.")
+            raise PebalError(
+                f"The backbone_config of a network does not describe a backbone of transformers: {inner!r:.80}."
+            )
         if inner["model_type"] == "timm_backbone":
             inner = timm_backbone(inner)
         return kind(**given, **{"backbone_config": made(inner)})

@@ -47,7 +47,7 @@ class CameraModel:
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.matrix).all() and np.isfinite(self.distortion).all()):
-            raise PebalError("The calibration of the camera holds values that are not finite.")
+            raise PebalError("The calibration of the camera contains values that are not finite.")
         fx, fy = self.matrix[0, 0], self.matrix[1, 1]
         if fx <= 0 or fy <= 0:
             raise PebalError(
@@ -75,8 +75,8 @@ class CameraModel:
             raise PebalError(f"The calibration {path} cannot be read: {error.strerror}.") from error
         except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
             raise PebalError(
-                f"{path} is no calibration as ROS writes it, with image_width, image_height, camera_matrix and "
-                f"distortion_coefficients ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})."
+                f"{path} is not a calibration file as ROS writes it, with image_width, image_height, camera_matrix "
+                f"and distortion_coefficients ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})."
             ) from error
 
     def rays(self, pixels: np.ndarray) -> np.ndarray:
@@ -170,13 +170,13 @@ class GroundPlane:
 
     def __post_init__(self) -> None:
         if not self.origin[2] > 0:
-            raise PebalError(f"The camera lies {self.origin[2]:g} m above the ground; it must lie above it.")
+            raise PebalError(f"The height of the camera above the ground is {self.origin[2]:g} m; it must be positive.")
         width, height = self.camera.width, self.camera.height
         corners = np.array([[0, height - 1], [width / 2, height - 1], [width - 1, height - 1]])
         if np.isnan(self.project(corners)).all():
             raise PebalError(
-                "The camera sees no ground: by its mounting the horizon lies below the image. Correct its pitch: "
-                "it is positive when the camera looks down."
+                "The camera sees no ground, because with its mounting the horizon lies below the image. Correct its "
+                "pitch, which is positive when the camera looks down."
             )
 
     @classmethod

@@ -44,10 +44,14 @@ class IgnoreMask:
         """
         content = read_pixels(user_path(path), cv2.IMREAD_GRAYSCALE)
         if content is None:
-            raise PebalError(f"The ignore mask {path} is missing or no image; give a PNG that is black where to look.")
+            raise PebalError(
+                f"The ignore mask {path} is missing or is not an image; use a PNG that is black where alarms are "
+                "allowed."
+            )
         if content.all():
             raise PebalError(
-                f"The ignore mask {path} has no black pixel, so nothing would ever alarm; black is looked at."
+                f"The ignore mask {path} has no black pixel, so nothing would ever alarm. Make it black where alarms "
+                "are allowed."
             )
         return cls(content, f"The ignore mask {path}")
 
@@ -92,7 +96,7 @@ class IgnoreMask:
             rows, columns = self.mask.shape
             if abs(width * rows / (height * columns) - 1) > ASPECT_TOLERANCE:
                 raise PebalError(
-                    f"{self.name} is {columns}×{rows} but the images are {width}×{height}: it belongs to another "
+                    f"{self.name} is {columns}×{rows} but the images are {width}×{height}, so it belongs to another "
                     "camera. Make one for this camera."
                 )
             scaled = cv2.resize(self.mask, (width, height), interpolation=cv2.INTER_NEAREST)

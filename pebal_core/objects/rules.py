@@ -59,7 +59,7 @@ class ObjectRules:
         if self.grow > self.threshold:
             raise PebalError(
                 f"The energy to which objects grow ({self.grow:g} nats) lies above the threshold ({self.threshold:g} "
-                "nats): lower the former or raise the latter."
+                "nats); lower the former or raise the latter."
             )
         for name, low, high in (
             ("min_area", 1, 1e9), ("reference_width", 16, 1e6), ("foot_share", 0, 1), ("reach", 0, 1e4),
@@ -101,7 +101,7 @@ class ObjectRules:
         threshold = info.threshold if threshold is None else threshold
         if threshold is None:
             raise PebalError(
-                "The model stores no alarm threshold, and objects need one: choose it with 'pebal calibrate'."
+                "The model stores no alarm threshold, but objects need one. Choose it with 'pebal calibrate'."
             )
         if grow is None:
             grow = threshold - GROW_SHARE * max(threshold - info.energy_range[0], 0.0)

@@ -114,7 +114,7 @@ class ObjectReader:
         camera = self._ground.camera
         if abs(width * camera.height / (height * camera.width) - 1) > 0.01:
             raise PebalError(
-                f"The calibration is of {camera.width}×{camera.height} pixels but the frames are {width}×{height}: give"
-                " the calibration of this camera as --camera-info."
+                f"The calibration is for {camera.width}×{camera.height} pixels, but the frames are {width}×{height}. "
+                "Pass the calibration of this camera with --camera-info."
             )
         return Locator(self._ground, (camera.width / width, camera.height / height))

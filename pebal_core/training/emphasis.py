@@ -64,8 +64,8 @@ class PixelWeights:
         for name in emphasis.calm:
             if name not in classes.names and name not in classes.groups:
                 raise PebalError(
-                    f"emphasis.calm: there is no class '{name}'; choose of {', '.join(classes.names)}, or a group of "
-                    f"the class list."
+                    f"emphasis.calm: there is no class '{name}'; choose one of {', '.join(classes.names)}, or a group "
+                    "of the class list."
                 )
             calm |= {classes.names.index(name)} if name in classes.names else set(classes.groups[name])
         self.calm = tuple(sorted(calm))
@@ -114,7 +114,7 @@ class PixelWeights:
             labels_of = {index, *(group for group, known in self._groups.items() if index in known)}
             if not labels_of & present:
                 raise PebalError(
-                    f"'{self.names[index]}' is to stay calm, but no pixel of it was found in {where}: add scenes that "
-                    f"show it or objects by 'pebal prepare-coco --rule known' as data.known, or take it out of "
-                    f"emphasis.calm."
+                    f"emphasis.calm contains '{self.names[index]}', but no pixel of it was found in {where}. Add "
+                    "scenes that show it, add objects from 'pebal prepare-coco --rule known' as data.known, or "
+                    "remove it from emphasis.calm."
                 )

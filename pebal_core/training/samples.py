@@ -123,7 +123,7 @@ class DataConfig:
             validation_every=COUNT,
         )
         if not self.scale:
-            raise PebalError("data.scale names no scale.")
+            raise PebalError("data.scale is empty. Set it to at least one scale.")
 
 
 class TrainingSamples:
@@ -341,8 +341,8 @@ def _refuse_shared(training: TrainingSamples, validation: ValidationScenes) -> N
         image = scenes.pairs[index][0]
         if image.resolve() in learned:
             raise PebalError(
-                f"{image} stands in data.scenes and in data.validation; figures on images that were learned say "
-                f"nothing."
+                f"{image} is listed in both data.scenes and data.validation. Figures on training images are "
+                "meaningless, so remove it from one of them."
             )
 
 
@@ -373,13 +373,13 @@ def _open_known(folder: str, classes: ClassList) -> ObjectPool:
     categories = {instance.category for image in known.images for instance in image.instances}
     if strange := sorted(categories - set(KNOWN_LABELS)):
         raise PebalError(
-            f"data.known: {folder} holds '{strange[0]}', which is no known thing; prepare it with 'pebal prepare-coco "
-            f"COCO {folder} --rule known'."
+            f"data.known: {folder} contains the category '{strange[0]}', which is not a known class. Prepare the "
+            f"folder with 'pebal prepare-coco COCO {folder} --rule known'."
         )
     if missing := sorted(categories - set(classes.names)):
         raise PebalError(
-            f"data.known: {folder} holds '{missing[0]}', but the network has no class of that name; leave data.known "
-            f"out."
+            f"data.known: {folder} contains the category '{missing[0]}', but the network has no class of that name; "
+            "leave data.known out."
         )
     return ObjectPool(known, labels={category: classes.names.index(category) for category in categories})
 

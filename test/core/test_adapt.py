@@ -65,7 +65,7 @@ def test_a_still_camera_has_no_ego_mask() -> None:
     images = [
         (scene(0).astype(int) + rng.integers(-2, 3, (90, 160, 3))).clip(0, 255).astype(np.uint8) for _ in range(20)
     ]
-    with pytest.raises(PebalError, match="stands still"):
+    with pytest.raises(PebalError, match="does not move"):
         find_ego(images, [np.zeros((90, 160), np.uint8)] * 20)
 
 
@@ -97,7 +97,7 @@ def test_few_images_are_blocks_of_their_own(tmp_path: Path) -> None:
     drive = write_drive(tmp_path / "pictures", 8)
     footage = collect([str(drive)], tmp_path / "frames", 0.1, 5.0, 1000)
     assert [item.part for item in footage.kept].count("adapt") == 5 and len(footage.kept) == 8
-    assert footage.unit == "images" and "successive frames" in footage.notes[0]
+    assert footage.unit == "images" and "Successive frames" in footage.notes[0]
     again = collect([str(drive)], tmp_path / "frames", 0.1, 5.0, 1000)
     assert again == footage
 
@@ -115,7 +115,7 @@ def test_footage_that_cannot_be_used_is_refused_in_one_sentence(tmp_path: Path) 
     with pytest.raises(PebalError, match="too few"):
         collect([str(single)], tmp_path / "a", 0.1, 5.0, 100)
     wide = write_drive(tmp_path / "wide", 3, width=200)
-    with pytest.raises(PebalError, match="another shape"):
+    with pytest.raises(PebalError, match="another aspect ratio"):
         collect([str(single), str(wide)], tmp_path / "b", 0.1, 5.0, 100)
     black = tmp_path / "black"
     black.mkdir()

@@ -117,12 +117,12 @@ def test_training_moves_the_branch_alone_and_resumes(workshop: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ((*BRANCH, "--keep_classes=true"), "the network beside the branch stays frozen"),
-        ((*BRANCH, "--trainable=[encoder.*]"), "the network beside the branch stays frozen"),
+        ((*BRANCH, "--keep_classes=true"), "the network next to the branch stays frozen"),
+        ((*BRANCH, "--trainable=[encoder.*]"), "the network next to the branch stays frozen"),
         (("--emphasis.calm=[person, rider]",), "no pixel of it was found in 40 samples of CamVid train (3)"),
         (("--emphasis.calm=[pedestrian]",), "there is no class 'pedestrian'"),
         (("--emphasis.size_exponent=2",), "size_exponent must lie between 0 and 1"),
-        (("--data.known=OUTLIERS",), "which is no known thing"),
+        (("--data.known=OUTLIERS",), "which is not a known class"),
     ],
 )
 def test_what_cannot_be_used_is_named(
@@ -217,7 +217,7 @@ def test_known_things_are_pasted_with_their_labels(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_model_of_two_networks_says_how_to_move_on(workshop: Path, tmp_path: Path) -> None:
     assert main(train_options(workshop, tmp_path, "--keep_classes=true", "--trainer.steps=2")) == 0
-    with pytest.warns(UserWarning, match="runs two networks side by side; 'pebal train --branch true'"):
+    with pytest.warns(UserWarning, match="runs two networks side by side. To keep the classes"):
         load_model(tmp_path / "last.safetensors")
 
 

@@ -146,7 +146,7 @@ def test_a_folder_of_another_set_is_refused(tmp_path: Path) -> None:
     root = write_layout(
         tmp_path / "dataset_ObstacleTrack", "images/{}.jpg", "labels_masks/{}_labels_semantic.png", BINARY
     )
-    with pytest.raises(PebalError, match="is by its name RoadObstacle21, not RoadAnomaly21"):
+    with pytest.raises(PebalError, match="is one of RoadObstacle21, not of RoadAnomaly21"):
         open_set("RoadAnomaly21", root)
 
 
@@ -184,7 +184,7 @@ def test_empty_and_foreign_folders_say_what_is_expected(tmp_path: Path) -> None:
 
 def test_undeclared_values_and_sizes_are_named(tmp_path: Path) -> None:
     root = write_layout(tmp_path, "images/{}.png", "labels/{}.png", IDS)
-    with pytest.raises(PebalError, match=r"labels/a\.png holds the value 2; images\+labels declares only 0, 1, 255"):
+    with pytest.raises(PebalError, match=r"labels/a\.png contains the value 2; images\+labels declares only 0, 1, 255"):
         open_set("mine", root).load(0)
     declared = open_set("mine", root, anomaly_ids([0], [2], [1, 255]))
     assert (declared.name, values_of(declared)) == (PAIR_NAME, [0, 255, 1, 255])

@@ -113,7 +113,7 @@ def test_a_raw_topic_and_its_compressed_twin_are_one_camera(tmp_path: Path) -> N
 
 
 def test_a_topic_is_for_recordings_only(tmp_path: Path) -> None:
-    with pytest.raises(PebalError, match="is no recording: leave the topic out"):
+    with pytest.raises(PebalError, match="is not a recording. Leave the topic out"):
         FrameSource(tmp_path, "/image")
 
 
@@ -241,7 +241,7 @@ def test_flipped_bytes_never_give_fewer_frames_in_silence(tmp_path: Path, kind: 
     [
         (lambda folder: (folder / "metadata.yaml").write_text("a: [b"), "cannot be read"),
         (lambda folder: (folder / "metadata.yaml").write_text("a: b"), "cannot be read"),
-        (lambda folder: (folder / "metadata.yaml").unlink(), "no metadata.yaml: give one of the files, or write it"),
+        (lambda folder: (folder / "metadata.yaml").unlink(), "no metadata.yaml. Name one of the files, or create"),
         (lambda folder: next(folder.glob("*.mcap")).unlink(), "Some database files are missing"),
     ],
 )
@@ -254,11 +254,11 @@ def test_a_folder_that_is_not_complete(tmp_path: Path, damage: Callable[[Path], 
 
 @pytest.mark.parametrize("kind", ["mcap", "sqlite3", "ros1"])
 def test_an_empty_recording(tmp_path: Path, kind: str) -> None:
-    with pytest.raises(PebalError, match="has no image topic; it holds no topics at all"):
+    with pytest.raises(PebalError, match="has no image topic; it contains no topics"):
         FrameSource(write_bag(tmp_path / "nothing", kind, []))
     if kind != "ros1":
         silent = write_bag(tmp_path / "silent", kind, [], [("/image", "sensor_msgs/msg/Image")])
-        with pytest.raises(PebalError, match="The topic /image of the recording .* holds no image"):
+        with pytest.raises(PebalError, match="The topic /image of the recording .* contains no image"):
             FrameSource(silent)
     other = write_bag(tmp_path / "other", kind, [("/chat", START, Messages(kind == "ros1").text("hello"))])
     with pytest.raises(PebalError, match="has no image topic; its topics are: /chat .std_msgs/msg/String"):
@@ -284,7 +284,7 @@ def test_a_database_that_was_not_closed(tmp_path: Path) -> None:
     shutil.copy(file, kept)  # as after a crash: the log was never merged
     shutil.copy(f"{file}-wal", f"{kept}-wal")
     database.close()
-    with pytest.raises(PebalError, match="was not closed: crashed.db3-wal still holds messages"):
+    with pytest.raises(PebalError, match="was not closed properly, and crashed.db3-wal still contains messages"):
         FrameSource(kept)
 
 

@@ -42,7 +42,7 @@ def test_a_killed_run_goes_on_where_it_was_and_keeps_others_out_until_then(
         time.sleep(0.005)
     process.send_signal(signal.SIGSTOP)
     assert main(command) == 1
-    assert f"Another run is writing into {tmp_path}: wait for its end" in capsys.readouterr().err
+    assert f"Another run is writing into {tmp_path}. Wait until it ends" in capsys.readouterr().err
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     kept = {path: path.stat().st_mtime_ns for path in done.glob("0*.npz")}
@@ -81,7 +81,7 @@ def test_a_folder_of_another_model_or_other_images_is_refused(
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "0.png").write_bytes((pairs / folder / "0.png").read_bytes())
     assert main(arguments(model, tmp_path, results)) == 1
-    assert "holds results of mine from other images" in capsys.readouterr().err
+    assert "contains results of mine from other images" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -100,7 +100,7 @@ def test_bad_images_are_named_the_rest_is_evaluated_and_a_second_call_mends(
     errors = capsys.readouterr().err
     for message in (
         "images/2.png cannot be read as an image",
-        "labels/5.png holds the value 9",
+        "labels/5.png contains the value 9",
         "7.png are 10×10",
         "3 images could not be evaluated",
     ):

@@ -175,7 +175,7 @@ def test_code_is_never_executed(form: str, tmp_path: Path) -> None:
 def test_a_recent_pickle_is_refused_without_executing_it(tmp_path: Path) -> None:
     path, marker = tmp_path / "evil.pth", tmp_path / "executed"
     path.write_bytes(pickle.dumps(Touch(marker), protocol=5))
-    with pytest.raises(PebalError, match=r"evil\.pth is damaged or no PyTorch checkpoint"):
+    with pytest.raises(PebalError, match=r"evil\.pth is damaged or is not a PyTorch checkpoint"):
         read_checkpoint(path)
     assert not marker.exists()
 
@@ -192,7 +192,7 @@ def test_a_truncated_file_is_named(share: float, zipped: bool, tmp_path: Path) -
     path = save(entries("espnetv2", 20, scale=0.5), tmp_path / "cut.pth", _use_new_zipfile_serialization=zipped)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(PebalError, match=r"cut\.pth is damaged or no PyTorch checkpoint"):
+    with pytest.raises(PebalError, match=r"cut\.pth is damaged or is not a PyTorch checkpoint"):
         read_checkpoint(path)
 
 
@@ -200,7 +200,7 @@ def test_a_truncated_file_is_named(share: float, zipped: bool, tmp_path: Path) -
 def test_a_file_of_another_kind_is_named(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "other.pth"
     path.write_bytes(content)
-    with pytest.raises(PebalError, match=r"other\.pth is damaged or no PyTorch checkpoint"):
+    with pytest.raises(PebalError, match=r"other\.pth is damaged or is not a PyTorch checkpoint"):
         read_checkpoint(path)
 
 
@@ -217,8 +217,8 @@ UNFIT: dict[str, tuple[Callable[[], object], str]] = {
         lambda: {"state_dict": {"layer1.0.conv1.weight": torch.ones(2, 2)}},
         r"another network \(its weights start with 'layer1\.0\.conv1\.weight'\)",
     ),
-    "no dictionary": (lambda: torch.ones(3), "holds no weights"),
-    "no weights": (lambda: {"epoch": 3, "model": {}}, "holds no weights"),
+    "no dictionary": (lambda: torch.ones(3), "contains no weights"),
+    "no weights": (lambda: {"epoch": 3, "model": {}}, "contains no weights"),
     "two networks": (
         lambda: prefixed("module.", wide_resnet38(20)) | wide_resnet38(20),
         "several networks",

@@ -75,7 +75,7 @@ def changed(place: int | None = None, **values: Any) -> dict[str, Any]:
     [
         (changed(1, ids=[2]), "gives the id 2 to both floor and wall"),
         (changed(anomaly=[0]), "gives the id 0 to both void and anomaly"),
-        (changed(1, ids=[300]), "gives wall the id 300; ids are 0 to 255"),
+        (changed(1, ids=[300]), "gives wall the id 300; ids must be 0 to 255"),
         (changed(1, name="floor"), "two classes with the name 'floor'"),
         (changed(1, color=[0, 0, 256]), r"color of class 'wall' .* \[0, 0, 256\]"),
         (changed(1, color=[0, 0]), "'color' must be three whole numbers"),
@@ -84,8 +84,8 @@ def changed(place: int | None = None, **values: Any) -> dict[str, Any]:
         (changed(1, ids="3"), "'ids' must be a list of whole numbers"),
         ({"void": [0]}, "lacks 'classes'"),
         ({"classes": []}, "has 0 classes"),
-        ({"classes": [{"name": f"c{n}", "ids": [], "color": [0] * 3} for n in range(255)]}, "which hold 1 to 254"),
-        ([1, 2], "must hold names with values"),
+        ({"classes": [{"name": f"c{n}", "ids": [], "color": [0] * 3} for n in range(255)]}, "which allow 1 to 254"),
+        ([1, 2], "must be a mapping from names to values"),
     ],
 )  # fmt: skip
 def test_a_list_that_cannot_be_is_refused(content: Any, message: str, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_there_is_no_such_list(tmp_path: Path) -> None:
     with pytest.raises(PebalError, match="no file .*away.yaml"):
         load_class_list(tmp_path / "away.yaml")
     (tmp_path / "broken.yaml").write_text("classes: [")
-    with pytest.raises(PebalError, match="no YAML file that can be read"):
+    with pytest.raises(PebalError, match="cannot be read as a YAML file"):
         load_class_list(tmp_path / "broken.yaml")
 
 
@@ -115,11 +115,11 @@ def test_a_mapping_has_no_holes(tmp_path: Path) -> None:
     table = read_mapping(write_list(tmp_path / "m.yaml", mapping), vistas, target)
     assert table[13] == 0 and table[55] == 3 and table[0] == VOID and table[OUTLIER] == OUTLIER
     del mapping["Bird"]
-    with pytest.raises(PebalError, match="does not say what becomes of Bird: "):
+    with pytest.raises(PebalError, match="has no mapping for Bird. "):
         read_mapping(write_list(tmp_path / "hole.yaml", mapping), vistas, target)
     with pytest.raises(PebalError, match="maps 'Brid', but mapillary_vistas has no such class"):
         read_mapping(write_list(tmp_path / "from.yaml", {"Brid": "void"}), vistas, target)
-    with pytest.raises(PebalError, match="maps on 'road', which is no class of idd_lite"):
+    with pytest.raises(PebalError, match="maps to 'road', which is not a class of idd_lite"):
         read_mapping(write_list(tmp_path / "to.yaml", {"Road": "road"}), vistas, target)
 
 
@@ -131,7 +131,9 @@ def test_labels_that_the_list_does_not_have_are_counted(tmp_path: Path) -> None:
     assert labels is not None
     labels[0, :5] = 77
     cv2.imwrite(str(scenes.pairs[0][1]), labels)
-    with pytest.raises(PebalError, match=r"0.png holds the label 77 \(5 pixels\), .* add it to a class or to 'void'"):
+    with pytest.raises(
+        PebalError, match=r"0.png contains the label 77 \(5 pixels\), .* add it to a class or to 'void'"
+    ):
         check_scenes(scenes)
     scenes.pairs[1][1].unlink()
     with pytest.raises(PebalError, match="1 of 2 images have no labels; the first is .*1.jpg"):
@@ -147,7 +149,7 @@ def test_classes_of_scenes_and_network_must_agree(tmp_path: Path) -> None:
     mapped = as_classes(scenes, cityscapes_classes(), mapping)
     assert mapped.id_table[[1, 3, 7, 99]].tolist() == [0, 3, 11, OUTLIER]
     many = ClassList("many", tuple(KnownClass(f"c{n}", (), (0, 0, 0)) for n in range(250)))
-    with pytest.raises(PebalError, match="8 bits leave room beside 243 classes"):
+    with pytest.raises(PebalError, match="8 bits leave room next to at most 243 classes"):
         as_classes(mapped.__class__(scenes.name, scenes.pairs, scenes.id_table, classes=many), many)
 
 
@@ -218,11 +220,11 @@ def test_from_pretraining_to_figures(count: int, tmp_path: Path, capsys: pytest.
     assert ("hall-val-anomalies" in results) == (count == 3)
     if count == 3:
         assert main([*benchmark, f"--out={out / 'learned'}", f"--dataset=hall-train={root}"]) == 1
-        assert "has learned the anomalies of" in capsys.readouterr().err
+        assert "was trained on the anomalies of" in capsys.readouterr().err
         same = f"--data.validation={json.dumps([scene])}"
         shared = [same if option.startswith("--data.validation=") else option for option in training]
         assert main([*shared[:2], f"--out={out / 'shared'}", *shared[3:]]) == 1
-        assert "stands in data.scenes and in data.validation" in capsys.readouterr().err
+        assert "is listed in both data.scenes and data.validation" in capsys.readouterr().err
 
 
 def write_shapes_folder(root: Path) -> Path:
@@ -254,7 +256,7 @@ def test_the_examples_run(tmp_path: Path) -> None:
     classes = load_class_list(listed)
     write_folders(tmp_path / "hall", classes, 3)
     told = run_example("score_image.py", tmp_path / "hall" / "images" / "val" / "0.jpg", folder=tmp_path)
-    assert "nats at most; the alarm threshold is -2.492 nats" in told
+    assert "nats, and the alarm threshold is -2.492 nats" in told
     info = ModelInfo("deeplabv3plus", {"encoder": "resnet18", "decoder_channels": 16})
     info.use_classes(classes)
     network = pebal_core.build_network(info.network, info.num_outputs, **info.network_args)

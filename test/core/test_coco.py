@@ -75,13 +75,13 @@ def test_what_is_missing_is_named(coco: Path, tmp_path: Path, capsys: pytest.Cap
         prepare_coco(coco, tmp_path / "out", only=["unicorn"])
     with pytest.raises(PebalError, match=r"instances_train2017\.json is missing"):
         prepare_coco(tmp_path, tmp_path / "out")
-    with pytest.raises(PebalError, match="run 'pebal prepare-coco"):
+    with pytest.raises(PebalError, match="Run 'pebal prepare-coco"):
         OutlierSet.open(tmp_path / "nothing")
     (coco / "train2017" / "000000000006.jpg").unlink()
     assert main(["prepare-coco", str(coco), str(tmp_path / "out")]) == 1
     assert "000000000006.jpg is missing" in capsys.readouterr().err
     (coco / "annotations" / "instances_train2017.json").write_text('{"images": [')
-    with pytest.raises(PebalError, match="is not an instance annotation of COCO"):
+    with pytest.raises(PebalError, match="is not a file of COCO's instance annotations"):
         prepare_coco(coco, tmp_path / "out")
 
 

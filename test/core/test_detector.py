@@ -119,7 +119,7 @@ def test_images_of_two_sizes_are_no_batch(detector: AnomalyDetector) -> None:
     [
         ({"engine": "tensorflow"}, "There is no engine 'tensorflow'"),
         ({"precision": "int4"}, "There is no precision 'int4'"),
-        ({"device": "cuda:7"}, "'cuda:7' is missing"),
+        ({"device": "cuda:7"}, "'cuda:7' is not available"),
         ({"device": "tpu"}, "There is no device 'tpu'"),
     ],
 )

@@ -174,7 +174,7 @@ def test_a_model_that_is_too_far_is_not_written(
     cv2.imwrite(str(tmp_path / "one.png"), photograph(64, 96)[0])
     out = tmp_path / "out" / "wrong.onnx"
     assert main(["export", str(model_path), str(out), "--images", str(tmp_path)]) == 1
-    assert "was not written, because it is too far from PyTorch: an energy differs by" in capsys.readouterr().err
+    assert "was not written, because it deviates too far from PyTorch: an energy differs by" in capsys.readouterr().err
     assert not out.parent.exists()
 
 
@@ -195,11 +195,11 @@ def test_every_measure_can_fail() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"engine": "torch"}, "runs on onnxruntime alone"),
+        ({"engine": "torch"}, "runs only on onnxruntime"),
         ({"device": "tpu"}, "There is no device 'tpu'"),
         ({"precision": "fp16"}, "computes in fp32: for fp16 export it with --precision fp16"),
-        ({"input_size": (64, 96)}, "for another size export it with --input-size 64 96"),
-        ({"smoothing": False}, "set smoothing to auto"),
+        ({"input_size": (64, 96)}, "For another size, export it with --input-size 64 96"),
+        ({"smoothing": False}, "Set smoothing to auto"),
     ],
 )
 def test_what_the_graph_cannot_do_is_an_error(onnx_path: Path, options: dict[str, Any], message: str) -> None:
@@ -211,14 +211,16 @@ def test_what_the_graph_cannot_do_is_an_error(onnx_path: Path, options: dict[str
 def test_a_device_that_the_package_has_not_is_named(onnx_path: Path, device: str) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("the installed ONNX Runtime has CUDA")
-    with pytest.raises(PebalError, match=f"'{device}' is missing: the installed package onnxruntime .*onnxruntime-gpu"):
+    with pytest.raises(
+        PebalError, match=f"'{device}' is not available, because the installed package onnxruntime .*onnxruntime-gpu"
+    ):
         AnomalyDetector.load(onnx_path, device=device)
 
 
 def test_damaged_and_foreign_files_are_named(onnx_path: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "cut.onnx"
     damaged.write_bytes(onnx_path.read_bytes()[:-1000])
-    with pytest.raises(PebalError, match=r"cut\.onnx is damaged or no ONNX model"):
+    with pytest.raises(PebalError, match=r"cut\.onnx is damaged or is not an ONNX model"):
         AnomalyDetector.load(damaged)
     model = onnx.load(onnx_path)
     del model.metadata_props[:]
@@ -245,12 +247,12 @@ def test_auto_takes_torch_where_the_exported_model_does_not_fit(model_path: Path
     alone = tmp_path / "alone.safetensors"
     alone.write_bytes(model_path.read_bytes())
     assert AnomalyDetector.load(alone).reason == ""
-    with pytest.raises(PebalError, match=r"There is no alone\.onnx beside .*pebal export"):
+    with pytest.raises(PebalError, match=r"There is no alone\.onnx next to .*pebal export"):
         AnomalyDetector.load(alone, engine="onnxruntime")
     network, info = load_model(model_path)
     save_model(alone, network, replace(info, threshold=-1.0))
     alone.with_suffix(".onnx").write_bytes(model_path.with_suffix(".onnx").read_bytes())
-    assert "was not made from alone.safetensors as it is now" in AnomalyDetector.load(alone).reason
+    assert "was not made from the present alone.safetensors" in AnomalyDetector.load(alone).reason
 
 
 TORCH = ("torch", "torchvision", "timm", "segmentation_models_pytorch", "safetensors", "onnx", "onnxscript")
@@ -306,4 +308,4 @@ print(json.dumps([detector.engine_name, sorted(name for name in sys.modules if n
 def test_without_onnx_runtime_it_says_what_to_install(onnx_path: Path) -> None:
     ran = run_without(["onnxruntime"], COMMAND, "info", str(onnx_path))
     assert ran.returncode == 1
-    assert ran.stderr.startswith("pebal info: ONNX Runtime is not installed: pip install onnxruntime")
+    assert ran.stderr.startswith("pebal info: ONNX Runtime is not installed. Run: pip install onnxruntime")

@@ -102,7 +102,7 @@ def test_a_run_that_forgets_ends_at_the_last_good_state(
     save_model(model, network, info)
     forgetful = ["--lr=3", "--ema_decay=0", "--trainer.validate_every=1", "--keep_accuracy=0.99", f"--model={model}"]
     assert main(train_options(workshop, tmp_path, *forgetful)) == 0
-    assert "Training ends; the last state before it is kept." in capsys.readouterr().out
+    assert "Training ends, and the last state before this is kept." in capsys.readouterr().out
     accuracies = log_of(tmp_path, "val_accuracy")
     assert accuracies[0] > 0.1 and accuracies[-1] < 0.99 * accuracies[0] and len(accuracies) == 2
     start, last = load_file(model), load_file(tmp_path / "last.safetensors")
@@ -276,7 +276,7 @@ def test_group_labels_become_the_most_probable_class_of_the_group() -> None:
     ("option", "message"),
     [
         ("--data.root=nowhere", "nowhere/camvid/train does not exist"),
-        ("--data.outliers=nowhere", "run 'pebal prepare-coco"),
+        ("--data.outliers=nowhere", "Run 'pebal prepare-coco"),
         (
             "--data.held_back=[zebra]",
             "No outlier of COCO train2017 by images is left for validation with zebra",
@@ -301,7 +301,7 @@ def test_a_checkpoint_of_another_run_is_refused(
 ) -> None:
     (tmp_path / "last.ckpt").write_bytes((trained / "last.ckpt").read_bytes())
     assert main(train_options(workshop, tmp_path, "--trainer.resume=true", "--trainer.seed=2")) == 1
-    assert "belongs to another run: its seed is 1, here it is 2" in capsys.readouterr().err
+    assert "belongs to another run. Its seed is 1, but here it is 2" in capsys.readouterr().err
 
 
 def test_margins_follow_from_the_energies(workshop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

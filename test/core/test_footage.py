@@ -57,7 +57,7 @@ def test_video_without_frames_is_named(tmp_path: Path, content: bytes) -> None:
 
 
 def test_folder_without_images_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PebalError, match="holds no images"):
+    with pytest.raises(PebalError, match="contains no images"):
         FrameSource(tmp_path)
 
 

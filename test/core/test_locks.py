@@ -19,7 +19,7 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
     folder = tmp_path / "results"
     with held(folder):
         (folder / "a").touch()
-        refusal = pytest.raises(PebalError, match=r"Another run is writing into .*results: wait for its end, or")
+        refusal = pytest.raises(PebalError, match=r"Another run is writing into .*results. Wait until it ends, or")
         with refusal, held(folder):
             pass
     with held(folder):
@@ -46,7 +46,7 @@ def test_a_file_system_without_locks_is_said(
     monkeypatch.setattr(fcntl, "flock", flock)
     with held(tmp_path):
         pass
-    assert f"{tmp_path} cannot be locked (No locks available): start no second run" in capsys.readouterr().err
+    assert f"{tmp_path} cannot be locked (No locks available). Do not start a second run" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -288,7 +288,7 @@ def test_memory_does_not_grow_with_the_number_of_frames() -> None:
 
 def test_full_disk_is_named() -> None:
     level = pages.Level()
-    with Path("/dev/full").open("r+b") as level.file, pytest.raises(PebalError, match="set TMPDIR"):
+    with Path("/dev/full").open("r+b") as level.file, pytest.raises(PebalError, match="Set TMPDIR"):
         level.append([bytes(100_000)], [0], [50_000], [0])
 
 

@@ -62,32 +62,32 @@ def names(count: int, hole: int = -1) -> dict[str, str]:
 
 
 UNUSABLE: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "pickle alone": (pickled, "pytorch_model.bin alone, a format that can hold code and is never opened"),
+    "pickle alone": (pickled, "only as pytorch_model.bin, a format that can contain code and is never opened"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors in"),
-    "cut weights": (lambda folder: os.truncate(folder / "model.safetensors", 9000), "no complete safetensors file"),
+    "cut weights": (lambda folder: os.truncate(folder / "model.safetensors", 9000), "not a complete safetensors file"),
     "no configuration": (lambda folder: (folder / "config.json").unlink(), "no config.json in"),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "cannot be read as JSON"),
     "no processor": (lambda folder: (folder / "preprocessor_config.json").unlink(), "no preprocessor_config.json in"),
     "another scale": (processor(rescale_factor=1 / 127.5), "multiplies pixels by 0.0078"),
     "no scale": (processor(do_rescale=False), "multiplies pixels by 1;"),
-    "two means": (processor(image_mean=[0.5, 0.5]), "three numbers each are needed"),
-    "no deviation": (processor(image_std=[0.5, 0.0, 0.5]), "the latter above zero"),
-    "a huge size": (processor(size={"height": 99999, "width": 64}), "sides are 16 to 8192"),
-    "a foreign processor": (processor(image_processor_type="Nothing"), "describes no processor|cannot be converted"),
+    "two means": (processor(image_mean=[0.5, 0.5]), "both must be three numbers"),
+    "no deviation": (processor(image_std=[0.5, 0.0, 0.5]), "those of the deviation above zero"),
+    "a huge size": (processor(size={"height": 99999, "width": 64}), "sides must be 16 to 8192"),
+    "a foreign processor": (processor(image_processor_type="Nothing"), "not describe a processor|cannot be converted"),
     "Mask2Former": (config(model_type="mask2former"), "it classifies masks"),
-    "MaskFormer": (config(model_type="maskformer"), "is no model with logits for each pixel"),
+    "MaskFormer": (config(model_type="maskformer"), "is not a model with logits for each pixel"),
     "OneFormer": (config(model_type="oneformer"), "it classifies masks"),
     "a classifier": (config(model_type="vit"), "it classifies whole images"),
     "a detector": (config(model_type="yolos"), "it finds boxes"),
     "unknown": (config(model_type="my_own", auto_map={"AutoModel": "code.Net"}), "the library has none"),
-    "a hole": (config(id2label=names(6, hole=3)), "no number 3: its numbers have holes"),
+    "a hole": (config(id2label=names(6, hole=3)), "no number 3, so its numbers have gaps"),
     "too many": (config(id2label=names(255)), "255 classes; labels are stored in 8 bits"),
     "no names": (config(id2label=None), "has no id2label"),
     "fewer names": (config(id2label=names(5)), "has in another shape"),
     "another width": (config(decoder_hidden_size=48), "has in another shape"),
-    "enormous": (config(depths=[10**9, 1, 1, 1]), "'depths' is out of all proportion"),
+    "enormous": (config(depths=[10**9, 1, 1, 1]), "'depths' is far too large"),
     "many layers": (config(depths=[60000, 1, 1, 1]), "more than 10000 layers"),
-    "wide": (config(decoder_hidden_size=60000), "which model.safetensors does not hold"),
+    "wide": (config(decoder_hidden_size=60000), "which model.safetensors does not contain"),
 }  # fmt: skip
 
 
@@ -111,7 +111,7 @@ def test_what_cannot_be_used_is_named(case: str, tmp_path: Path, capsys: pytest.
         ({"hidden_act": "os.system('x')"}, "has no entry 'hidden_act'"),
         ({"auto_map": {"AutoModel": "x--y.Z"}}, "has no entry 'auto_map'"),
         ({"attn_implementation": "org/kernel"}, "has no entry 'attn_implementation'"),
-        ({"model_type": "bert"}, "is no model with logits"),
+        ({"model_type": "bert"}, "is not a model with logits"),
         ({"model_type": "upernet", "backbone_config": {"model_type": "timm_backbone", "backbone": "hf-hub:a/b"}}, "no"),
         ({"depths": "x"}, "cannot be built with"),
     ],
@@ -133,7 +133,7 @@ def test_a_crafted_configuration_in_a_model_file_is_refused(
     ("changes", "message"),
     [
         ({"in_channels": 4}, "its images have 4 channels"),
-        ({"activation": "softmax"}, "its logits are activated"),
+        ({"activation": "softmax"}, "an activation is applied to its logits"),
         ({"classes": 300}, "it has 300 classes"),
         ({"_model_class": "Nothing"}, "no architecture 'Nothing'"),
     ],
@@ -151,7 +151,7 @@ def test_without_transformers_one_sentence_says_what_to_install(tmp_path: Path) 
     (tmp_path / "transformers.py").write_text("raise ModuleNotFoundError('No module named transformers')")
     ran = convert(str(folder), tmp_path, PYTHONPATH=f"{tmp_path}:{Path(__file__).parents[2]}")
     assert ran.returncode == 1 and ran.stderr.count("\n") == 1
-    assert "need the package transformers: pip install 'transformers>=5" in ran.stderr
+    assert "need the package transformers. Run: pip install 'transformers>=5" in ran.stderr
 
 
 # -- the Hub ----------------------------------------------------------------------------------------------------
@@ -217,4 +217,4 @@ def test_without_a_connection_one_sentence_says_so(tmp_path: Path) -> None:
 
 def test_a_name_that_is_none_reaches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", "hf:../x", str(tmp_path / "out.safetensors")]) == 1
-    assert "names no model of the Hugging Face Hub" in capsys.readouterr().err
+    assert "does not name a model of the Hugging Face Hub" in capsys.readouterr().err

@@ -175,7 +175,7 @@ def test_logits_are_those_of_segmentation_models_pytorch(kind: str, tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"architecture": "Mask2Former"}, "There is no architecture 'Mask2Former'; take one of: Unet"),
+        ({"architecture": "Mask2Former"}, "There is no architecture 'Mask2Former'; choose one of: Unet"),
         ({"architecture": "unet", "encoder": "nothing"}, "There is no encoder 'nothing'"),
         ({"architecture": "unet", "encoder_weights": "imagenet"}, "has no option 'encoder_weights'"),
         ({"architecture": "unet", "decoder_channels": [10**9] * 5}, "decoder_channels of Unet cannot be"),

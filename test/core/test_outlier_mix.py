@@ -168,7 +168,9 @@ def test_other_cityscapes_layouts_hold_train_ids(tmp_path: Path) -> None:
 
 def test_label_ids_in_place_of_train_ids_are_named(tmp_path: Path) -> None:
     root = write_cityscapes(tmp_path, np.full((16, 16), 26, np.uint8), "x_0_gtFine_labelTrainIds.png")
-    with pytest.raises(PebalError, match=r"x_0_gtFine\.png holds the label 26.*labelIds where trainIds are expected"):
+    with pytest.raises(
+        PebalError, match=r"x_0_gtFine\.png contains the label 26.*labelIds where trainIds are expected"
+    ):
         check_scenes(open_scenes("cityscapes_flat", root, "train"))
 
 

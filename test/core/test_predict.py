@@ -77,11 +77,11 @@ def test_batches_hold_frames_of_one_size_and_are_full_as_soon_as_they_can_be() -
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--ignore-mask", "missing.png"], "ignore mask missing.png is missing or no image"),
+        (["--ignore-mask", "missing.png"], "ignore mask missing.png is missing or is not an image"),
         (["--camera-info", "missing.yaml"], "calibration missing.yaml cannot be read"),
-        (["--camera-info", "other.yaml"], "other.yaml is no calibration as ROS writes it"),
+        (["--camera-info", "other.yaml"], "other.yaml is not a calibration file as ROS writes it"),
         (["--camera-info", "camera.yaml", "--camera-pitch", "-60"], "horizon lies below the image"),
-        (["--camera-info", "wide.yaml"], "The calibration is of 640×240 pixels but the frames are 320×240"),
+        (["--camera-info", "wide.yaml"], "The calibration is for 640×240 pixels, but the frames are 320×240"),
     ],
 )
 def test_options_that_cannot_be_used(

@@ -166,7 +166,7 @@ def test_without_a_threshold_what_needs_one_is_left_out(tmp_path: Path, capsys: 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ([], "There is no place for the results: give --out FOLDER, --out-bag FILE.mcap, or both."),
+        ([], "No output is named. Pass --out FOLDER, --out-bag FILE.mcap, or both."),
         (["--out-bag", "result.bag"], "result.bag must end in .mcap"),
         (["--out-bag", "file/result.mcap"], "file/result.mcap could not be written: "),
         (["--out-bag", "result.mcap", "--camera-info", "topic"], "no calibration on /front/camera_info"),

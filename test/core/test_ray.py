@@ -198,7 +198,7 @@ def test_tasks_that_kill_their_workers_or_break_do_not_stop_the_others(address: 
         return work
 
     expected: dict[str, Any] = {
-        "deadly": "deadly was given up: each of 3 workers died while it had it.",
+        "deadly": "deadly was given up, because each of 3 workers died while processing it.",
         "broken": "broken could not be looked at: ValueError('of nothing').",
         "refused": "It is refused.",
     }
@@ -221,7 +221,7 @@ def test_clusters_that_cannot_be_used(address: str) -> None:
     def refuses() -> Callable[[Any], Any]:
         raise PebalError("There is no model here.")
 
-    fewer = pytest.raises(PebalError, match=r"2 cores and a worker takes 1000: give fewer --cores")
+    fewer = pytest.raises(PebalError, match=r"2 cores, but a worker takes 1000. Lower --cores")
     with fewer, open_workers(Cluster(address, 1000), refuses, 1):
         pass
     nobody = pytest.raises(PebalError, match=r"No worker is left: There is no model here\.")

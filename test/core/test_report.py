@@ -239,7 +239,7 @@ def test_missing_parts_are_named(results: Results, tmp_path: Path) -> None:
         write_report(tmp_path)
     (tmp_path / "frames" / "static" / "best.jpg").write_bytes(b"")
     curve_path(tmp_path, "track", "msp").write_bytes(curve_path(tmp_path, "track", "energy").read_bytes())
-    with pytest.raises(PebalError, match=r"best\.jpg is missing or no image"):
+    with pytest.raises(PebalError, match=r"best\.jpg is missing or is not an image"):
         write_report(tmp_path)
     (tmp_path / "results.json").unlink()
     with pytest.raises(PebalError, match=r"results\.json does not exist"):

@@ -110,12 +110,12 @@ def test_the_benchmark_of_sequences(
 
 
 def test_damaged_sequences_are_refused(drive: FrameSource, tmp_path: Path) -> None:
-    with pytest.raises(PebalError, match="holds no sequences"):
+    with pytest.raises(PebalError, match="contains no sequences"):
         open_sequences(tmp_path)
     folder = tmp_path / "set" / "one"
     write_sequence(folder, drive, None, ROAD, Approach(), 2)
     (folder / "sequence.json").write_text("{}")
-    with pytest.raises(PebalError, match="must hold the rate"):
+    with pytest.raises(PebalError, match="must contain the rate"):
         open_sequences(tmp_path / "set")
     (folder / "sequence.json").write_text('{"rate": 10}')
     (folder / "objects" / "00001.png").unlink()
@@ -125,4 +125,4 @@ def test_damaged_sequences_are_refused(drive: FrameSource, tmp_path: Path) -> No
 
 def test_nothing_to_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["benchmark", "--out", str(tmp_path)]) == 1
-    assert "--dataset NAME=PATH, or give --sequences FOLDER" in capsys.readouterr().err
+    assert "--dataset NAME=PATH, or pass --sequences FOLDER" in capsys.readouterr().err

@@ -116,7 +116,7 @@ RAMP = np.linspace(0, 1, 20 * 32, dtype=np.float16).reshape(20, 32)
 BROKEN_HDF5: dict[str, tuple[Callable[[Path], object], str]] = {
     "gone": (Path.unlink, r"a\.hdf5: missing"),
     "garbage": (lambda path: path.write_bytes(b"no"), "cannot be read as HDF5"),
-    "name": (hdf5("scores", RAMP), "holds no data set 'value'"),
+    "name": (hdf5("scores", RAMP), "contains no data set 'value'"),
     "float32": (hdf5("value", RAMP.astype(np.float32)), "float32, not float16"),
     "transposed": (hdf5("value", RAMP.T), "the scores are 32×20, the image is 20×32"),
     "scalar": (hdf5("value", np.float16(1)), "the scores are a single number"),
@@ -145,7 +145,7 @@ def test_the_smiyc_check_names_what_is_wrong(tmp_path: Path, fault: str) -> None
         ("anomaly", np.zeros((1024, 2048), np.float32), "all scores are equal"),
         ("anomaly", np.zeros((1024, 2048), np.float64), "float64, not float32"),
         ("anomaly", np.zeros((1, 1024, 2048), np.float32), "1×1024×2048, not 1024×2048"),
-        ("segmentation", np.full((1024, 2048), 20, np.uint8), "from 20 to 20 are no trainIds below 20"),
+        ("segmentation", np.full((1024, 2048), 20, np.uint8), "from 20 to 20 are not trainIds below 20"),
         ("segmentation", np.zeros((1024, 2048), np.float32), "float32 from 0.0 to 0.0 are no trainIds"),
         ("segmentation", np.array([{}], object), "cannot be read as an array"),
     ],
@@ -165,8 +165,8 @@ def test_fishyscapes_names_must_carry_distinct_numbers(tmp_path: Path) -> None:
     frames = [SubmissionImage(name, tmp_path) for name in ("street", "01_a", "1_b")]
     problems = [problem for problem in check_fishyscapes(tmp_path, frames) if "missing" not in problem]
     assert problems == [
-        "street: the name does not begin with a number, by which the labels are matched",
-        "1_b: its number 1 is also that of 01_a",
+        "street: the name does not begin with the number that the labels are matched by",
+        "1_b: 01_a has the same number, 1",
     ]
 
 
@@ -175,7 +175,7 @@ def test_official_sets_are_found_by_their_layout_and_must_be_complete(tmp_path: 
     with pytest.raises(PebalError, match="109 images, but AnomalyTrack-all has 110"):
         find_frames(tmp_path, "AnomalyTrack-all")
     assert len(find_frames(tmp_path, "ObstacleTrack-all")) == 109
-    with pytest.raises(PebalError, match="holds no images in leftImg8bit/test"):
+    with pytest.raises(PebalError, match="contains no images that match leftImg8bit/test"):
         find_frames(tmp_path, "LostAndFound-test")
     street = tmp_path / "leftImg8bit" / "test" / "02_Street"
     street.mkdir(parents=True)
@@ -194,7 +194,7 @@ def test_official_sets_are_found_by_their_layout_and_must_be_complete(tmp_path: 
     [
         (["--format", "fishyscapes", "--set", "AnomalyTrack-all"], "--set names a set of SegmentMeIfYouCan"),
         (["--format", "smiyc", "--method", "../up"], "--method ../up: letters, digits"),
-        (["--format", "smiyc", "--check-only"], "would not be evaluated rightly: 1 problems"),
+        (["--format", "smiyc", "--check-only"], "would not be evaluated correctly, because of the 1 problems"),
     ],
 )
 def test_wrong_options_are_one_sentence(

@@ -318,7 +318,7 @@ def test_what_a_folder_stands_for(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "c" / "1.png"), street(1))
     assert expand([str(tmp_path), str(one)]) == [str(one), str(loose), str(tmp_path / "c")]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(PebalError, match="empty holds neither recordings nor videos nor images"):
+    with pytest.raises(PebalError, match="empty contains no recordings, videos or images"):
         expand([str(tmp_path / "empty")])
 
 
@@ -326,7 +326,7 @@ def test_what_a_folder_stands_for(tmp_path: Path) -> None:
     ("words", "sentence"),
     [
         (["drive", "--out", "file/out"], "file/out"),
-        (["empty", "--out", "out"], "The folder empty holds neither recordings nor videos nor images"),
+        (["empty", "--out", "out"], "The folder empty contains no recordings, videos or images"),
     ],
 )
 def test_what_cannot_be_done_is_said(

@@ -292,6 +292,6 @@ def test_compiled_parts_and_foreign_graphs_are_refused(onnx_graph: Any, tmp_path
         AnomalyDetector.load(onnx_file(tmp_path / "m.onnx", model))
     model = copy_of(onnx_graph)
     model.graph.output.pop()
-    with pytest.raises(PebalError, match="does not lead from images to labels and energy"):
+    with pytest.raises(PebalError, match="does not compute labels and energy from images"):
         AnomalyDetector.load(onnx_file(tmp_path / "m.onnx", model))
     assert "EPContext" not in sys.modules

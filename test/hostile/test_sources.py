@@ -24,7 +24,7 @@ def test_a_truncated_video_is_not_taken_for_a_short_one(share: float, tmp_path: 
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     frames = []
-    with pytest.raises(CutShortError, match=r"cut\.avi promises 30 frames, but only \d+ can be read"):
+    with pytest.raises(CutShortError, match=r"cut\.avi declares 30 frames, but only \d+ can be read"):
         for frame in FrameSource(path):
             frames.append(frame)
 
@@ -42,7 +42,7 @@ def test_predict_keeps_what_a_truncated_video_gave_and_fails(
     said = capsys.readouterr()
     read = len(list((out / "labels").iterdir()))
     assert 3 <= read < 12
-    assert f"promises 12 frames, but only {read} can be read" in said.err and f"Results of {read} frames" in said.out
+    assert f"declares 12 frames, but only {read} can be read" in said.err and f"Results of {read} frames" in said.out
     assert len(list(FrameSource(out / "overlay.mp4"))) == read
     written = ["energy", "labels", "objects", "objects.jsonl", "overlay", "overlay.mp4"]
     assert sorted(p.name for p in out.iterdir()) == written, "no leftovers"
@@ -60,7 +60,7 @@ def test_a_real_drive_cut_off(shared_dir: Path, tmp_path: Path) -> None:
             source = FrameSource(path)
         except PebalError:
             continue  # its index is gone
-        with pytest.raises(CutShortError, match="promises 221 frames"):
+        with pytest.raises(CutShortError, match="declares 221 frames"):
             list(source)
     assert len(list(FrameSource(whole))) == 221
 
@@ -68,5 +68,5 @@ def test_a_real_drive_cut_off(shared_dir: Path, tmp_path: Path) -> None:
 def test_images_that_would_hide_each_other(tmp_path: Path) -> None:
     for name in ("a.png", "a.jpg"):
         cv2.imwrite(str(tmp_path / name), np.zeros((32, 32, 3), np.uint8))
-    with pytest.raises(PebalError, match="have one name; rename one"):
+    with pytest.raises(PebalError, match="have the same name; rename one"):
         FrameSource(tmp_path)

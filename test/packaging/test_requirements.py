@@ -27,9 +27,12 @@ NEEDED = next(
     if requirement.startswith("jsonargparse") and "extra" not in requirement
 )
 JSONARGPARSE = (
-    f"The package jsonargparse is missing ({NEEDED} or newer is needed): pip install 'jsonargparse>={NEEDED}'"
+    f"The package jsonargparse is missing ({NEEDED} or newer is needed). Run: pip install 'jsonargparse>={NEEDED}'"
 )
-TORCH = "The package torch is too old: 1.13.1 is installed, 2.4 or newer is needed: pip install 'torch>=2.4'"
+TORCH = (
+    "The package torch is too old, because 1.13.1 is installed and 2.4 or newer is needed. "
+    "Run: pip install 'torch>=2.4'"
+)
 
 
 @pytest.mark.parametrize(
@@ -44,12 +47,12 @@ TORCH = "The package torch is too old: 1.13.1 is installed, 2.4 or newer is need
         (["wrappers/core/info", "starter"], "rclpy", MISSING.format("rclpy"), ""),
         (
             ["wrappers/ros/anomaly_node"], "rclpy", MISSING.format("rclpy"),
-            "anomaly_node: The ROS package rclpy is missing: source your installation of ROS 2",
+            "anomaly_node: The ROS package rclpy is missing. Source your installation of ROS 2",
         ),
         (["wrappers/ros/anomaly_node"], "torch", OLD.format("1.13.1"), TORCH),
         (
             ["wrappers/ros/anomaly_node"], "torch", MISSING.format("torch"),
-            "The package torch is missing (2.4 or newer is needed): pip install 'torch>=2.4'",
+            "The package torch is missing (2.4 or newer is needed). Run: pip install 'torch>=2.4'",
         ),
     ],
 )  # fmt: skip
@@ -76,7 +79,7 @@ def test_only_what_was_imported_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_package_made_for_numpy_1_is_named() -> None:
-    sentence = r"^cv_bridge was compiled for NumPy 1 .*: pip install 'numpy<2'"
+    sentence = r"^cv_bridge was compiled for NumPy 1 .* Run: pip install 'numpy<2'"
     with pytest.raises(PebalError, match=sentence), explained_imports():
         raise ImportError("numpy.core.multiarray failed to import", name="cv_bridge")
 
