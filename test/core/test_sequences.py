@@ -119,7 +119,7 @@ def test_damaged_sequences_are_refused(drive: FrameSource, tmp_path: Path) -> No
         open_sequences(tmp_path / "set")
     (folder / "sequence.json").write_text('{"rate": 10}')
     (folder / "objects" / "00001.png").unlink()
-    with pytest.raises(PebalError, match=r"00001.png is missing: every image of a sequence"):
+    with pytest.raises(PebalError, match=r"00001.png is missing; every image of a sequence"):
         open_sequences(tmp_path / "set")
 
 

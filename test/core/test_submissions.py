@@ -193,7 +193,7 @@ def test_official_sets_are_found_by_their_layout_and_must_be_complete(tmp_path: 
     ("options", "message"),
     [
         (["--format", "fishyscapes", "--set", "AnomalyTrack-all"], "--set names a set of SegmentMeIfYouCan"),
-        (["--format", "smiyc", "--method", "../up"], "--method ../up: letters, digits"),
+        (["--format", "smiyc", "--method", "../up"], "--method ../up names a folder"),
         (["--format", "smiyc", "--check-only"], "would not be evaluated correctly, because of the 1 problems"),
     ],
 )

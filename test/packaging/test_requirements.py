@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 OLD = "__version__ = '{}'"
 MISSING = "raise ModuleNotFoundError(\"No module named '{0}'\", name='{0}')"
 OPENCV = (
-    "The package opencv-python-headless is too old: 4.6.0 is installed, 4.8 or newer is needed: "
-    "pip install 'opencv-python-headless>=4.8'"
+    "The package opencv-python-headless is too old, because 4.6.0 is installed and 4.8 or newer is needed. "
+    "Run: pip install 'opencv-python-headless>=4.8'"
 )
 NEEDED = next(
     requirement.partition(">=")[2].strip()
