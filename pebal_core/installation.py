@@ -87,7 +87,7 @@ def explained_imports() -> Iterator[None]:
         ...     import no_such_package
         Traceback (most recent call last):
             ...
-        pebal_core.errors.PebalError: The package no_such_package is missing: pip install 'no_such_package'...
+        pebal_core.errors.PebalError: The package no_such_package is missing. Run: pip install 'no_such_package'.
     """
     try:
         yield

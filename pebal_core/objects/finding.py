@@ -70,7 +70,7 @@ def find_objects(energy: np.ndarray, labels: np.ndarray, rules: ObjectRules, ign
     return _find(energy, None, labels, rules, ignore)
 
 
-def smooth(energy: np.ndarray, rules: ObjectRules, first: int = 0, last: int | None = None) -> np.ndarray:
+def _smooth(energy: np.ndarray, rules: ObjectRules, first: int = 0, last: int | None = None) -> np.ndarray:
     """Smooth the energy by a Gaussian of `rules.smoothing`; the result is downscaled if the Gaussian is wide.
 
     Args:
@@ -130,7 +130,7 @@ def _find(
     if not len(occupied):
         return Found(objects)
     if smoothed is None:
-        smoothed = smooth(energy, rules, int(occupied[0]) * CELL, (int(occupied[-1]) + 1) * CELL)
+        smoothed = _smooth(energy, rules, int(occupied[0]) * CELL, (int(occupied[-1]) + 1) * CELL)
     seeds = smoothed >= np.float32(rules.threshold)
     if not seeds.any():
         return Found(objects)
@@ -192,7 +192,7 @@ def filter_energy(
     lowest, highest = float(energy.min()), float(energy.max())
     if highest <= rules.grow:
         return np.minimum(energy, np.float32(lowest))
-    smoothed = smooth(energy, rules)
+    smoothed = _smooth(energy, rules)
     levels = np.linspace(rules.grow, highest, LEVELS, endpoint=False)
     ceiling = np.full(energy.shape, lowest, np.float32)
     for level, following in zip(levels, [*levels[1:], highest]):

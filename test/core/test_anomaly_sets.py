@@ -169,14 +169,14 @@ def test_missing_and_mismatched_pairs_are_named(tmp_path: Path) -> None:
     with pytest.raises(PebalError, match=r"1 of 2 label files of mine have no image; the first is .*labels/c\.png"):
         open_set("mine", root)
     write(root / "images/a.jpg")
-    with pytest.raises(PebalError, match=r"a\.jpg and .*a\.png have one name"):
+    with pytest.raises(PebalError, match=r"a\.jpg and .*a\.png have the same name"):
         open_set("mine", root)
 
 
 def test_empty_and_foreign_folders_say_what_is_expected(tmp_path: Path) -> None:
     with pytest.raises(PebalError, match="nowhere of RoadAnomaly does not exist"):
         open_set("RoadAnomaly", tmp_path / "nowhere")
-    with pytest.raises(PebalError, match=r"does not hold RoadAnomaly: .*original/\* with labels/\*"):
+    with pytest.raises(PebalError, match=r"does not contain RoadAnomaly. .*original/\* with labels/\*"):
         open_set("RoadAnomaly", tmp_path)
     with pytest.raises(PebalError, match="name one of the known sets: Cityscapes"):
         open_set("RoadAnomoly", tmp_path)

@@ -181,7 +181,7 @@ def test_malformed_images_are_skipped_and_reported(tmp_path: Path, caplog: pytes
     assert numbers == [0, 2, 3, 5, 7] and source.skipped == 3
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 3 and f"image 1 on {TOPIC} was skipped: 4607 bytes of data came with" in said[0]
-    assert "'rgb99' is not supported" in said[1] and "its 5 bytes are no sensor_msgs/msg/Image" in said[2]
+    assert "'rgb99' is not supported" in said[1] and "its 5 bytes are not" in said[2]
 
 
 def test_a_recording_of_malformed_images_only(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_a_killed_run_goes_on_where_it_was_and_keeps_others_out_until_then(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--protocol=pebal"], "another protocol: smiyc, here it is pebal"),
+        (["--protocol=pebal"], "another protocol, which is smiyc there and pebal here"),
         (["--input-size", "32", "48"], "another input size"),
         (["--scores", "energy"], "another choice of scores"),
     ],
@@ -76,7 +76,7 @@ def test_a_folder_of_another_model_or_other_images_is_refused(
     info.threshold = 1.0
     save_model(tmp_path / "other.safetensors", network, info)
     assert main(arguments(tmp_path / "other.safetensors", pairs, results)) == 1
-    assert "another model: tiny.safetensors" in capsys.readouterr().err
+    assert "another model, which is tiny.safetensors" in capsys.readouterr().err
     for folder in ("images", "labels"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "0.png").write_bytes((pairs / folder / "0.png").read_bytes())

@@ -226,11 +226,17 @@ UNFIT: dict[str, tuple[Callable[[], object], str]] = {
     "other classes": (lambda: wide_resnet38(11), "with 11 outputs instead of 19 or 20"),
     "no classifier": (lambda: without(wide_resnet38(20), CLASSIFIER), "with 0 outputs"),
     "other classes, ESPNetv2": (voc_espnetv2, "ESPNetv2 with 21 outputs instead of 20"),
-    "missing": (lambda: without(wide_resnet38(20), "bot_fine.weight"), r"1 entries are missing, first 'bot_fine"),
-    "unknown": (lambda: wide_resnet38(20) | {"extra.weight": torch.ones(2)}, r"1 entries are unknown, first 'extra"),
+    "missing": (
+        lambda: without(wide_resnet38(20), "bot_fine.weight"),
+        r"1 entries are missing; the first is 'bot_fine",
+    ),
+    "unknown": (
+        lambda: wide_resnet38(20) | {"extra.weight": torch.ones(2)},
+        r"1 entries are unknown; the first is 'extra",
+    ),
     "another shape": (
         lambda: wide_resnet38(20) | {"bot_fine.weight": torch.ones(48, 64, 1, 1)},
-        r"1 entries are of another shape, first 'bot_fine",
+        r"1 entries are of another shape; the first is 'bot_fine",
     ),
     "scalar classifier": (lambda: wide_resnet38(20) | {CLASSIFIER: torch.ones(())}, "with 0 outputs"),
     "flat classifier": (lambda: wide_resnet38(19) | {CLASSIFIER: torch.ones(19)}, "of another shape"),

@@ -69,7 +69,7 @@ def test_held_back_categories_share_no_image_with_training(coco: Path, tmp_path:
 
 
 def test_what_is_missing_is_named(coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(PebalError, match="No outlier image is left of 5"):
+    with pytest.raises(PebalError, match="No outlier image is left of the 5"):
         prepare_coco(coco, tmp_path / "out", min_side=2000)
     with pytest.raises(PebalError, match="no category 'unicorn'"):
         prepare_coco(coco, tmp_path / "out", only=["unicorn"])

@@ -63,7 +63,7 @@ def test_former_names_of_options_are_understood(tmp_path: Path) -> None:
         config = train.read_config(parser.instantiate(parse(parser, words)))
     assert (config.lr, config.backbone_lr, config.target_fpr, config.freeze_bn) == (3e-4, 2e-4, 0.02, False)
     assert config.trainable == ["a.*"]
-    assert "The option rate is called lr now" in " ".join(str(one.message) for one in warned)
+    assert "The option rate has been renamed to lr" in " ".join(str(one.message) for one in warned)
 
 
 @pytest.fixture(scope="module")

@@ -183,7 +183,7 @@ def test_swapped_colours_are_named(tmp_path: Path, shared_dir: Path) -> None:
     for image, labels in source.pairs[::90]:
         cv2.imwrite(str(tmp_path / "train" / image.name), read_image(image))
         (tmp_path / "trainannot" / labels.name).write_bytes(labels.read_bytes())
-    with pytest.raises(PebalError, match="Red and blue of CamVid train seem swapped"):
+    with pytest.raises(PebalError, match="Red and blue of CamVid train seem to be swapped"):
         check_scenes(open_scenes("camvid", tmp_path, "train"))
 
 

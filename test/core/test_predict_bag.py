@@ -159,7 +159,7 @@ def test_without_a_threshold_what_needs_one_is_left_out(tmp_path: Path, capsys: 
     model = tmp_path / "model.safetensors"
     rewrite_info("starter", model, replace(model_info(resolve_model("starter")), threshold=None))
     assert main(["predict", str(source), "--out-bag", str(out), "--model", str(model)]) == 0
-    assert "does not hold mask, objects, obstacles, markers, alarm_share, confirmed" in capsys.readouterr().err
+    assert "does not contain mask, objects, obstacles, markers, alarm_share, confirmed" in capsys.readouterr().err
     assert set(read(out)) == {f"/front/{name}" for name in ("labels", "score", "overlay/compressed", "peak_energy")}
 
 
@@ -198,7 +198,7 @@ def test_a_recording_that_ends_early_gives_what_came_before(
     metadata = source / "metadata.yaml"
     metadata.write_text(metadata.read_text().replace("message_count: 5", "message_count: 8"))
     assert main(["predict", str(source), "--out-bag", str(out)]) == 1
-    assert "states 8 images on /front/image_raw, but only 5 could be read" in capsys.readouterr().err
+    assert "declares 8 images on /front/image_raw, but only 5 could be read" in capsys.readouterr().err
     assert len(read(out)["/front/labels"]) == 5
 
 

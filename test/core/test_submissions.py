@@ -146,7 +146,7 @@ def test_the_smiyc_check_names_what_is_wrong(tmp_path: Path, fault: str) -> None
         ("anomaly", np.zeros((1024, 2048), np.float64), "float64, not float32"),
         ("anomaly", np.zeros((1, 1024, 2048), np.float32), "1×1024×2048, not 1024×2048"),
         ("segmentation", np.full((1024, 2048), 20, np.uint8), "from 20 to 20 are not trainIds below 20"),
-        ("segmentation", np.zeros((1024, 2048), np.float32), "float32 from 0.0 to 0.0 are no trainIds"),
+        ("segmentation", np.zeros((1024, 2048), np.float32), "float32 from 0.0 to 0.0 are not trainIds"),
         ("segmentation", np.array([{}], object), "cannot be read as an array"),
     ],
 )

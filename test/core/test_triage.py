@@ -164,7 +164,7 @@ def test_of_a_source_that_ends_early_what_came_before_counts(
     metadata.write_text(metadata.read_text().replace("message_count: 12", "message_count: 15"))
     for _ in range(2):  # the second time, the result is there
         assert run(source, "--out", out) == 1
-        assert "states 15 images on /front/image, but only 12 could be read" in capsys.readouterr().err
+        assert "declares 15 images on /front/image, but only 12 could be read" in capsys.readouterr().err
         assert len(table(out)) == 1
 
 
