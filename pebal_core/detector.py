@@ -16,7 +16,7 @@ from typing import overload
 
 import numpy as np
 
-from .engines import Engine
+from .engines import Engine, InputSize
 from .engines.selection import EngineSettings, select
 from .errors import EngineError, PebalError
 from .integrity import SIDES
@@ -75,7 +75,7 @@ class AnomalyDetector:
         engine: str = "auto",
         device: str = "auto",
         precision: str = "auto",
-        input_size: tuple[int, int] | None = None,
+        input_size: InputSize | None = None,
         smoothing: bool | None = None,
     ) -> AnomalyDetector:
         """Load a model file or a shipped model.
@@ -87,8 +87,8 @@ class AnomalyDetector:
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, with onnxruntime also ``tensorrt`` or ``tensorrt:N``. A
                 device that is named but missing is an error.
             precision: ``auto``, ``fp32``, ``fp16`` or ``bf16``. The precision of an .onnx file is fixed.
-            input_size: (height, width) at which the network runs. None takes the model's input size; (0, 0) keeps the
-                size of the image.
+            input_size: (height, width) at which the network runs, or (longer side,), to which larger images are scaled
+                down. None takes the model's input size; (0, 0) keeps the size of the image.
             smoothing: whether the energy is smoothed by a 7×7 Gaussian; None takes the model's setting.
 
         Raises:
@@ -166,23 +166,24 @@ class AnomalyDetector:
         self(np.zeros((height, width, 3), np.uint8))
 
 
-def check_input_size(size: tuple[int, int]) -> None:
-    """Refuse a (height, width) at which no network can run.
+def check_input_size(size: InputSize) -> None:
+    """Refuse a size at which no network can run.
 
     Raises:
-        PebalError: the size is neither (0, 0), which keeps the image's size, nor two sides within `SIDES`.
+        PebalError: the size is neither (0, 0), which keeps the image's size, nor one or two sides within `SIDES`.
 
     Examples:
         >>> check_input_size((0, 0))
         >>> check_input_size((512, 1024))
+        >>> check_input_size((1024,))
     """
     low, high = SIDES
     if list(size) != [0, 0] and (
-        len(size) != 2 or any(type(side) is not int or not low <= side <= high for side in size)
+        len(size) not in (1, 2) or any(type(side) is not int or not low <= side <= high for side in size)
     ):
         raise PebalError(
-            f"The input size must be two sides of {low} to {high} pixels, or 0 0 for the image's own; it is "
-            f"{' '.join(map(str, size))}."
+            f"The input size must be a height and a width of {low} to {high} pixels, the longer side alone, or 0 0 for "
+            f"the image's own size; it is {' '.join(map(str, size))}."
         )
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from .data.anomaly_sets import open_set
 from .data.scenes import open_scenes
 from .detector import AnomalyDetector
+from .engines import InputSize, network_size
 from .engines.machine import allotted_cores
 from .errors import PebalError
 from .installation import PROJECT, Requirement, installed_version, pip_line, requirements, unmet
@@ -77,7 +78,7 @@ def examine(
     engine: str,
     device: str,
     precision: str,
-    input_size: tuple[int, int] | None,
+    input_size: InputSize | None,
     datasets: Sequence[str] = (),
     scenes: Sequence[str] = (),
 ) -> Iterator[Check]:
@@ -266,7 +267,7 @@ def check_transport(environment: Mapping[str, str], distribution: str) -> Check:
 
     Examples:
         >>> check_transport({}, "jazzy").found
-        'FASTRTPS_DEFAULT_PROFILES_FILE is not set: most large images will not arrive'
+        'FASTRTPS_DEFAULT_PROFILES_FILE is not set, so most large images will not arrive'
     """
     name = "transport profile"
     ours = Path(__file__).parents[1] / "config" / "fastdds.xml"
@@ -318,9 +319,7 @@ def check_discovery(environment: Mapping[str, str]) -> Check:
     return Check("discovery", OK, f"domain {domain}, {'this machine only' if local else 'the local network'}")
 
 
-def check_model(
-    model: str, engine: str, device: str, precision: str, input_size: tuple[int, int] | None = None
-) -> Check:
+def check_model(model: str, engine: str, device: str, precision: str, input_size: InputSize | None = None) -> Check:
     """Load the model with the given settings and run it on one image.
 
     Examples:
@@ -329,12 +328,11 @@ def check_model(
     """
     try:
         detector = AnomalyDetector.load(model, engine, device, precision, input_size)
-        height, width = detector.info.input_size or (96, 160)
+        height, width = network_size(tuple(detector.info.input_size or ()) or None, 96, 160)
         detector(np.zeros((height, width, 3), np.uint8))
     except PebalError as error:
-        sentence, _, remedy = str(error).partition(": ")
-        remedy = remedy[:1].upper() + remedy[1:]
-        return Check("model", ERROR, sentence, remedy or "Choose another with --model.")
+        sentence, remedy = [*re.split(r"[:;.] ", str(error), maxsplit=1), "Choose another with --model."][:2]
+        return Check("model", ERROR, sentence, remedy[:1].upper() + remedy[1:])
     except Exception as error:  # an engine that loads but cannot compute must be reported as well
         first = next(iter(str(error).splitlines()), "no reason given")
         return Check("model", ERROR, f"{model} cannot be run: {type(error).__name__}: {first}", "Try --device cpu.")

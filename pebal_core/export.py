@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
+from .engines import InputSize
 from .engines.torch import DTYPES, TorchEngine
 from .errors import PebalError
 from .files import write_atomically
@@ -105,7 +106,7 @@ class _WholePath(nn.Module):
 
     Args:
         network: the network, which is taken over, folded and converted to the precision.
-        info: normalisation, input size and smoothing; without an input size the network runs at the size of the image.
+        info: normalisation, input size and smoothing.
         precision: ``fp32`` or ``fp16``.
     """
 
@@ -123,7 +124,7 @@ class _WholePath(nn.Module):
         height, width = images.shape[1:3]
         pixels = images.float().permute(0, 3, 1, 2)
         if self.input_size is not None:
-            pixels = F.interpolate(pixels, self.input_size, mode="bilinear", antialias=True)
+            pixels = F.interpolate(pixels, self._seen(height, width), mode="bilinear", antialias=True)
         batch = (pixels - self.mean) * self.scale
         rows, columns = batch.shape[-2:]
         if self.stride > 1:
@@ -135,6 +136,14 @@ class _WholePath(nn.Module):
             energy = F.interpolate(energy[:, None], (height, width), mode="bilinear")[:, 0]
         # torchvision's Gaussian is one convolution and thus one node of the graph, unlike the one in `scores`.
         return labels, gaussian_blur(energy[:, None], [7, 7], [1.0, 1.0])[:, 0] if self.smoothing else energy
+
+    def _seen(self, height: int, width: int) -> list[Any]:
+        """Height and width at which the network sees an image, as `network_size`, also of symbolic sides."""
+        assert self.input_size is not None
+        if len(self.input_size) == 2:
+            return self.input_size
+        longer = torch.sym_max(torch.sym_max(height, width), self.input_size[0])
+        return [(side * self.input_size[0] + longer // 2) // longer for side in (height, width)]
 
     def read(self, logits: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
         """Compute labels and energies at a size from the inlier logits N×K×h×w.
@@ -195,7 +204,7 @@ def export(
     out: Path,
     images: Sequence[np.ndarray],
     labelled: Sequence[Labelled] = (),
-    input_size: tuple[int, int] | None = None,
+    input_size: InputSize | None = None,
     precision: str = "fp32",
 ) -> Parity:
     """Write a model as ONNX if its outputs agree with the PyTorch engine.
@@ -206,8 +215,8 @@ def export(
         images: H×W×3 uint8 RGB, on which the two are compared. They should be real photographs, because networks are
             unsure on noise.
         labelled: images with targets, on which AP is compared as well.
-        input_size: (height, width) at which the network runs. None takes the model's input size; (0, 0) keeps the size
-            of the image.
+        input_size: (height, width) at which the network runs, or (longer side,), to which larger images are scaled
+            down. None takes the model's input size; (0, 0) keeps the size of the image.
         precision: precision of the network, ``fp32`` or ``fp16``; everything else is fp32.
 
     Raises:
@@ -231,7 +240,7 @@ def export(
     content = to_onnx(network, info, precision)
     info.export = {"precision": precision, "source": path.name, "sha256": file_sha256(path)}
     network, _ = load_model(path)
-    size = None if info.input_size is None else (info.input_size[0], info.input_size[1])
+    size = None if info.input_size is None else tuple(info.input_size)
     torch_engine = TorchEngine(network, info, "cpu", "fp32", input_size=size, smoothing=info.smoothing)
     parity = compare(torch_engine, OnnxEngine(onnx_with_info(content, info), "cpu"), images, labelled)
     if faults := parity.faults(TOLERANCES[precision]):

@@ -153,7 +153,8 @@ def check_info(info: ModelInfo, source: Path) -> None:
         "class_list": isinstance(info.class_list, dict) and _same_classes(info),
         "mean": _numbers(info.mean, 3),
         "std": _numbers(info.std, 3, 1e-6),
-        "input_size": info.input_size is None or _numbers(info.input_size, 2, *SIDES, kind=int),
+        "input_size": info.input_size is None
+        or any(_numbers(info.input_size, count, *SIDES, kind=int) for count in (1, 2)),
         "smoothing": isinstance(info.smoothing, bool),
         "threshold": info.threshold is None or _numbers([info.threshold], 1),
         "threshold_note": isinstance(info.threshold_note, str),

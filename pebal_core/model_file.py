@@ -50,7 +50,8 @@ class ModelInfo:
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
     """Standard deviation of RGB / 255 for the normalisation."""
     input_size: list[int] | None = None
-    """[height, width] at which the network runs best; None runs it at the size of the image."""
+    """[height, width] at which the network runs, or [longer side], to which larger images are scaled down; None runs it
+    at the size of the image."""
     smoothing: bool = True
     """Whether the energy is smoothed by the 7×7 Gaussian."""
     threshold: float | None = None

@@ -22,12 +22,12 @@ SIDE: Range = SIDES
 SEED: Range = (0, 2**32 - 1)
 
 
-def check_ranges(config: Any, lengths: dict[str, int] | None = None, **ranges: Range) -> None:
+def check_ranges(config: Any, lengths: dict[str, int | tuple[int, ...]] | None = None, **ranges: Range) -> None:
     """Refuse fields of a configuration that are out of range; None and strings are not checked.
 
     Args:
         config: a dataclass.
-        lengths: lengths of lists with a fixed length, by the name of the field.
+        lengths: length of a list, or the lengths that are allowed, by the name of the field.
         ranges: ranges of numbers and of the items of lists, by the name of the field.
 
     Raises:
@@ -45,9 +45,10 @@ def check_ranges(config: Any, lengths: dict[str, int] | None = None, **ranges: R
     for name, (low, high) in ranges.items():
         value = getattr(config, name)
         items = value if isinstance(value, list) else [value]
-        count = (lengths or {}).get(name)
-        if value is not None and count is not None and len(items) != count:
-            raise PebalError(f"{name} takes {count} numbers, not {len(items)}: {value}.")
+        allowed = (lengths or {}).get(name, ())
+        counts = (allowed,) if isinstance(allowed, int) else allowed
+        if value is not None and counts and len(items) not in counts:
+            raise PebalError(f"{name} takes {' or '.join(map(str, counts))} numbers, not {len(items)}: {value}.")
         for item in items:
             if isinstance(item, (int, float)) and not low <= item <= high:
                 raise PebalError(f"{name} must lie between {low:g} and {high:g}; it is {item:g}.")

@@ -188,7 +188,7 @@ class AnomalyNode(LifecycleNode):
         if detector.reason:
             self.get_logger().info(detector.reason)
         size = (height, width) if height else detector.info.input_size
-        if size is not None:
+        if size is not None and len(size) == 2:
             detector.warm_up(*size)  # the size at which the network sees every frame
         return detector
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ..detector import AnomalyDetector, check_input_size
+from ..engines import InputSize, network_size
 from ..engines.logits import Logits, LogitsEngine
 from ..errors import PebalError, one_line
 from ..labels import CITYSCAPES_CLASSES
@@ -34,7 +35,7 @@ class _OnnxLogits(LogitsEngine):
     name = "onnxruntime, logits"
     precision = "fp32"
 
-    def __init__(self, session: Any, info: ModelInfo, input_size: tuple[int, int] | None) -> None:
+    def __init__(self, session: Any, info: ModelInfo, input_size: InputSize | None) -> None:
         shape = session.get_inputs()[0].shape
         self._fixed = (shape[2], shape[3]) if isinstance(shape[2], int) and isinstance(shape[3], int) else None
         super().__init__(self._fixed or input_size, info.smoothing)
@@ -43,17 +44,18 @@ class _OnnxLogits(LogitsEngine):
         self._mean = np.array(info.mean, np.float32).reshape(1, 3, 1, 1) * 255
         self._std = np.array(info.std, np.float32).reshape(1, 3, 1, 1) * 255
 
-    def logits(self, images: np.ndarray, input_size: tuple[int, int] | None) -> Logits:
-        if self._fixed is not None and (input_size or images.shape[1:3]) != self._fixed:
+    def logits(self, images: np.ndarray, input_size: InputSize | None) -> Logits:
+        seen = network_size(input_size, images.shape[1], images.shape[2])
+        if self._fixed is not None and seen != self._fixed:
             raise PebalError(
                 f"The network accepts only images of {self._fixed[0]}×{self._fixed[1]}, so windows of another size "
                 "cannot be evaluated. Export it with free sizes, or use another protocol than pebal."
             )
         started = time.perf_counter()
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float()
-        if input_size is not None and tuple(pixels.shape[-2:]) != input_size:
-            pixels = F.interpolate(pixels, input_size, mode="bilinear", antialias=True)
-        height, width = pixels.shape[-2:]
+        if tuple(pixels.shape[-2:]) != seen:
+            pixels = F.interpolate(pixels, seen, mode="bilinear", antialias=True)
+        height, width = seen
         if self._fixed is None:
             pixels = F.pad(pixels, (0, -width % MULTIPLE, 0, -height % MULTIPLE), mode="replicate")
         batch = (pixels.numpy() - self._mean) / self._std
@@ -65,7 +67,7 @@ class _OnnxLogits(LogitsEngine):
         return Logits(values, (batch.shape[2], batch.shape[3]), (height, width))
 
 
-def load_onnx(path: Path, input_size: tuple[int, int] | None = None) -> AnomalyDetector:
+def load_onnx(path: Path, input_size: InputSize | None = None) -> AnomalyDetector:
     """Load an ONNX file with logits as a detector.
 
     A file without metadata of this project is assumed to take RGB images with ImageNet's normalisation. Then 19 outputs
@@ -117,7 +119,7 @@ def load_onnx(path: Path, input_size: tuple[int, int] | None = None) -> AnomalyD
     if channels[0] not in (len(info.class_names), info.num_outputs):
         raise PebalError(f"{path} has {channels[0]} outputs, but its metadata name {len(info.class_names)} classes.")
     if input_size is None and info.input_size is not None:
-        input_size = (info.input_size[0], info.input_size[1])
+        input_size = tuple(info.input_size)
     return AnomalyDetector(_OnnxLogits(session, info, None if input_size == (0, 0) else input_size), info, path)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..engines import size_text
 from ..errors import PebalError
 from ..files import read_pixels, write_atomically
 from ..metrics.pooled import FPR95_DEFINITIONS
@@ -47,7 +48,7 @@ def write_report(folder: Path) -> Path:
         >>> import tempfile
         >>> from dataclasses import fields
         >>> from pebal_core.benchmark.results import Run
-        >>> run = dict.fromkeys((field.name for field in fields(Run)), "")
+        >>> run = dict.fromkeys((field.name for field in fields(Run)), "") | {"input_size": [512, 1024]}
         >>> run |= {"fpr95_definition": "nearest", "scores": {}, "versions": {}, "seconds": 1.0}
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     Results(Run(**run)).save(Path(folder))
@@ -62,7 +63,12 @@ def write_report(folder: Path) -> Path:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        percent=percent, brackets=_brackets, breakable=_breakable, size_range=size_range, number=_number
+        percent=percent,
+        brackets=_brackets,
+        breakable=_breakable,
+        size_range=size_range,
+        size_text=size_text,
+        number=_number,
     )
     results = Results.load(folder)
     page = environment.get_template("report.html").render(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
+from ..engines import size_text
 from ..metrics.objects import RATES
 from .protocols import PROTOCOLS
 from .results import STAGES, Components, Interval, Results, Score, SizeRecall, Stored
@@ -153,7 +154,7 @@ def markdown(results: Results) -> str:
         ['| town | 1 | energy | – | 50.00 | – | – |  |']
     """
     run = results.run
-    size = "each image's own" if run.input_size is None else "×".join(map(str, run.input_size))
+    size = "each image's own" if run.input_size is None else size_text(run.input_size)
     lines = [
         f"# {run.model}",
         "",

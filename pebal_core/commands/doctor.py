@@ -30,7 +30,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    size = (args.input_size[0], args.input_size[1]) if args.input_size else None
+    size = tuple(args.input_size) if args.input_size else None
     checks = []
     table = Table("", "check", "found and remedy", show_edge=False, box=None)
     for check in examine(

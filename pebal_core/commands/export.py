@@ -29,9 +29,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     size.add_argument(
         "--input-size",
         type=Whole(*SIDES),
-        nargs=2,
-        metavar=("H", "W"),
-        help="fixed size at which the network runs; default: the model's input size, or --dynamic if it has none",
+        nargs="+",
+        metavar="SIDE",
+        help="height and width at which the network runs, or only the longer side, to which larger images are scaled "
+        "down; default: the model's input size, or --dynamic if it has none",
     )
     size.add_argument("--dynamic", action="store_true", help="the network runs at the size of each image")
     parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="precision of the network")

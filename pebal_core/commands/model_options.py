@@ -42,9 +42,10 @@ def add_model_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--input-size",
         type=Whole(0, SIDES[1]),
-        nargs=2,
-        metavar=("H", "W"),
-        help="size at which the network runs; default: the model's input size; 0 0 keeps the size of the image",
+        nargs="+",
+        metavar="SIDE",
+        help="height and width at which the network runs, or only the longer side, to which larger images are scaled "
+        "down; default: the model's input size; 0 0 keeps the size of the image",
     )
 
 
@@ -69,7 +70,7 @@ def model_choice(args: Namespace) -> ModelChoice:
         >>> model_choice(parser.parse_args(["--device", "cpu"]))
         ModelChoice(model='starter', engine='auto', device='cpu', precision='auto', input_size=None)
     """
-    size = (args.input_size[0], args.input_size[1]) if args.input_size else None
+    size = tuple(args.input_size) if args.input_size else None
     return ModelChoice(args.model, args.engine, args.device, args.precision, size)
 
 

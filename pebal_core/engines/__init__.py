@@ -2,9 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+
+InputSize = tuple[int, ...]
+"""(height, width) at which a network runs, or (longer side,), to which larger images are scaled down."""
+
+
+def network_size(input_size: InputSize | None, height: int, width: int) -> tuple[int, int]:
+    """Height and width at which a network sees an image of a height and width in pixels.
+
+    Examples:
+        >>> network_size(None, 1080, 1920), network_size((512, 1024), 1080, 1920)
+        ((1080, 1920), (512, 1024))
+        >>> network_size((1024,), 1080, 1920), network_size((1024,), 360, 480)  # keeps the aspect ratio
+        ((576, 1024), (360, 480))
+    """
+    if input_size is None:
+        return height, width
+    if len(input_size) == 2:
+        return input_size[0], input_size[1]
+    longer = max(height, width, input_size[0])
+    return scaled(height, input_size[0], longer), scaled(width, input_size[0], longer)
+
+
+def scaled(side: int, target: int, longer: int) -> int:
+    """The length of a side when the longer side of an image is scaled to a target; rounds half up.
+
+    Examples:
+        >>> scaled(1080, target=1024, longer=1920)
+        576
+    """
+    return max(1, (side * target + longer // 2) // longer)
+
+
+def size_text(input_size: Sequence[int]) -> str:
+    """An input size in words.
+
+    Examples:
+        >>> size_text((512, 1024)), size_text((1024,))
+        ('512×1024', 'at most 1024 pixels on the longer side')
+    """
+    if len(input_size) == 2:
+        return "×".join(map(str, input_size))
+    return f"at most {input_size[0]} pixels on the longer side"
 
 
 class Engine(Protocol):

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import InputSize
 from .readout import Readout
 
 
@@ -29,7 +30,8 @@ class LogitsEngine(ABC):
     """An engine (see `pebal_core.engines.Engine`) that can also give logits.
 
     Args:
-        input_size: (height, width) at which the network runs; None keeps the size of the image.
+        input_size: (height, width) at which the network runs, or (longer side,), to which larger images are scaled
+            down; None keeps the size of the image.
         smoothing: whether the energy is smoothed by the 7×7 Gaussian.
     """
 
@@ -37,7 +39,7 @@ class LogitsEngine(ABC):
     device_name: str
     precision: str
 
-    def __init__(self, input_size: tuple[int, int] | None, smoothing: bool) -> None:
+    def __init__(self, input_size: InputSize | None, smoothing: bool) -> None:
         self.input_size, self.smoothing = input_size, smoothing
         self.timings: dict[str, float] = {}
         self._readout = Readout()
@@ -48,12 +50,12 @@ class LogitsEngine(ABC):
         return []
 
     @abstractmethod
-    def logits(self, images: np.ndarray, input_size: tuple[int, int] | None) -> Logits:
+    def logits(self, images: np.ndarray, input_size: InputSize | None) -> Logits:
         """Compute logits of images, and set the `timings` of preprocess and inference.
 
         Args:
             images: N×H×W×3 uint8 RGB.
-            input_size: (height, width) to which the images are scaled first; None keeps their size.
+            input_size: the size to which the images are scaled first, as for `network_size`.
         """
 
     @torch.inference_mode()

@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import PebalError
 from ..model_file import METADATA_KEY, ModelInfo
 from ..onnx_scan import scan
+from . import InputSize, size_text
 from .machine import allotted_cores
 
 try:
@@ -36,7 +37,7 @@ class OnnxEngine:
         device: ``auto`` (CUDA if it works, else the CPU), ``cpu``, ``cuda``, ``tensorrt``, ``cuda:N`` or
             ``tensorrt:N``.
         precision: ``auto``, or the precision of the export.
-        input_size: None, or the (height, width) of the export; (0, 0) stands for the size of the image.
+        input_size: None, or the input size of the export; (0, 0) stands for the size of the image.
         smoothing: None, or the smoothing of the export.
         options: session options, in place of `session_options`.
 
@@ -52,7 +53,7 @@ class OnnxEngine:
         model: Path | bytes,
         device: str = "auto",
         precision: str = "auto",
-        input_size: tuple[int, int] | None = None,
+        input_size: InputSize | None = None,
         smoothing: bool | None = None,
         options: onnxruntime.SessionOptions | None = None,
     ) -> None:
@@ -230,9 +231,7 @@ def _failure(kind: str) -> str:
     )
 
 
-def _require(
-    info: ModelInfo, title: str, precision: str, input_size: tuple[int, int] | None, smoothing: bool | None
-) -> None:
+def _require(info: ModelInfo, title: str, precision: str, input_size: InputSize | None, smoothing: bool | None) -> None:
     """Refuse settings that differ from those of the export.
 
     Raises:
@@ -243,8 +242,8 @@ def _require(
         raise PebalError(f"{title} computes in {stored}. For {precision}, export it with --precision {precision}.")
     size = tuple(info.input_size) if info.input_size else (0, 0)
     if input_size not in (None, size):
-        option = f"--input-size {input_size[0]} {input_size[1]}" if any(input_size) else "--dynamic"
-        fixed = f"runs at {size[0]}×{size[1]}" if any(size) else "runs at the size of the image"
+        option = f"--input-size {' '.join(map(str, input_size))}" if any(input_size) else "--dynamic"
+        fixed = f"runs at {size_text(size)}" if any(size) else "runs at the size of the image"
         raise PebalError(f"{title} {fixed}. For another size, export it with {option}.")
     if smoothing not in (None, info.smoothing):
         raise PebalError(

@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import PebalError
 from ..installation import explained_imports
 from ..model_file import ONNX, ModelInfo, file_sha256, load_model, read_info
-from . import Engine
+from . import Engine, InputSize, network_size
 
 NOMINAL_SIZE = (512, 1024)
 """(height, width) of the image on which engines are compared if the model has no input size."""
@@ -26,7 +26,7 @@ class EngineSettings(NamedTuple):
 
     device: str
     precision: str
-    input_size: tuple[int, int] | None
+    input_size: InputSize | None
     smoothing: bool | None
 
 
@@ -108,7 +108,7 @@ def model_info(path: Path) -> ModelInfo:
 
 def _faster(one: Selected, other: Selected) -> Selected:
     """Time both engines on an image, in turns, and return the faster one."""
-    height, width = one.info.input_size or NOMINAL_SIZE
+    height, width = network_size(tuple(one.info.input_size or ()) or None, *NOMINAL_SIZE)
     image = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
     seconds: dict[str, list[float]] = {}
     for _ in range(TURNS + 1):
@@ -136,7 +136,7 @@ def _on_torch(path: Path, settings: EngineSettings) -> Selected:
         network, info = load_model(path)
     device, precision, input_size, smoothing = settings
     if input_size is None and info.input_size is not None:
-        input_size = (info.input_size[0], info.input_size[1])
+        input_size = tuple(info.input_size)
     engine = TorchEngine(
         network,
         info,

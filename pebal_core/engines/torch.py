@@ -16,6 +16,7 @@ from ..model_file import ModelInfo
 from ..networks import SegmentationNetwork
 from ..networks.folding import fold, round_kernels
 from ..networks.winograd import use_winograd
+from . import InputSize, network_size
 from .cuda import Answer, Function, Graphed, Guarded, Transfers, timer
 from .logits import Logits, LogitsEngine
 from .machine import allotted_cores, keep_freed_memory, release_freed_memory
@@ -32,7 +33,8 @@ class TorchEngine(LogitsEngine):
         info: description of the model, whose normalisation is used.
         device: ``auto`` (CUDA if there is a GPU), ``cpu``, ``cuda`` or ``cuda:N``.
         precision: ``auto`` (fp16 on CUDA, fp32 on CPU), ``fp32``, ``fp16`` or ``bf16``.
-        input_size: (height, width) at which the network runs; None keeps the size of the image.
+        input_size: (height, width) at which the network runs, or (longer side,), to which larger images are scaled
+            down; None keeps the size of the image.
         smoothing: whether the energy is smoothed by the 7×7 Gaussian.
         accelerate: on CUDA, whether to use graphs, fused kernels for the readout, and pinned, overlapped copies. Those
             that are unavailable on a machine are switched off, and `notes` say so.
@@ -56,7 +58,7 @@ class TorchEngine(LogitsEngine):
         info: ModelInfo,
         device: str = "auto",
         precision: str = "auto",
-        input_size: tuple[int, int] | None = None,
+        input_size: InputSize | None = None,
         smoothing: bool = True,
         accelerate: bool = True,
     ) -> None:
@@ -116,12 +118,12 @@ class TorchEngine(LogitsEngine):
         waited = time.perf_counter() - started
         stream = torch.cuda.current_stream(self.device)
         prepared, inferred = timer(), timer()
-        batch = self._preprocess(pixels, self.input_size)
+        size = (images.shape[1], images.shape[2])
+        seen = network_size(self.input_size, *size)
+        batch = self._preprocess(pixels, seen)
         prepared.record(stream)
         (values,) = self._forward(batch)
         inferred.record(stream)
-        size = (images.shape[1], images.shape[2])
-        seen = self.input_size or size
         labels, energy = self.read(Logits(values, (batch.shape[-2], batch.shape[-1]), seen), size)
         if self.smoothing:
             energy = self._readout.smooth(energy)
@@ -129,28 +131,29 @@ class TorchEngine(LogitsEngine):
         return Answer(copies, [begin, prepared, inferred, end], waited, self.timings)
 
     @torch.inference_mode()
-    def logits(self, images: np.ndarray, input_size: tuple[int, int] | None) -> Logits:
+    def logits(self, images: np.ndarray, input_size: InputSize | None) -> Logits:
         """See `LogitsEngine.logits`."""
         started = time.perf_counter()
-        batch = self._preprocess(torch.from_numpy(images).to(self.device), input_size)
+        seen = network_size(input_size, images.shape[1], images.shape[2])
+        batch = self._preprocess(torch.from_numpy(images).to(self.device), seen)
         self._wait()
         prepared = time.perf_counter()
         (values,) = self._forward(batch)
         self._wait()
         self.timings = {"preprocess": prepared - started, "inference": time.perf_counter() - prepared}
-        return Logits(values, (batch.shape[-2], batch.shape[-1]), input_size or (images.shape[1], images.shape[2]))
+        return Logits(values, (batch.shape[-2], batch.shape[-1]), seen)
 
     def _plain_forward(self, batch: Tensor) -> tuple[Tensor, ...]:
         return (self.network.head(self.network.trunk(batch)),)
 
-    def _preprocess(self, images: Tensor, input_size: tuple[int, int] | None) -> Tensor:
-        """Normalise and pad images N×H×W×3 uint8 to N×3×h×w; the bytes are already channels last.
+    def _preprocess(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Scale, normalise and pad images N×H×W×3 uint8 to N×3×h×w; the bytes are already channels last.
 
         Downscaling is antialiased, because small obstacles would otherwise fall between the samples or flicker.
         """
         pixels = images.permute(0, 3, 1, 2)
-        if input_size is not None and tuple(pixels.shape[-2:]) != input_size:
-            pixels = F.interpolate(pixels.float(), input_size, mode="bilinear", antialias=True)
+        if tuple(pixels.shape[-2:]) != size:
+            pixels = F.interpolate(pixels.float(), size, mode="bilinear", antialias=True)
         if self._pixels.shape != pixels.shape:
             self._pixels = torch.empty(pixels.shape, device=self.device, memory_format=torch.channels_last)
         torch.sub(pixels, self.mean, out=self._pixels).mul_(self.scale)

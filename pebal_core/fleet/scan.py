@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..data.scenes import IMAGE_SUFFIXES
 from ..detector import AnomalyDetector
+from ..engines import InputSize
 from ..errors import CutShortError, PebalError
 from ..files import user_path
 from ..footage import Frame, FrameSource, is_recording
@@ -56,7 +57,7 @@ class ModelChoice:
     engine: str = "auto"
     device: str = "auto"
     precision: str = "auto"
-    input_size: tuple[int, int] | None = None
+    input_size: InputSize | None = None
 
     def load(self) -> AnomalyDetector:
         """Load the model."""

@@ -54,7 +54,8 @@ class FinetuneConfig:
     emphasis: Emphasis = field(default_factory=Emphasis)
     """Pixels that weigh more in the objective."""
     input_size: list[int] | None = None
-    """[height, width] at which the exported model runs; None: as in the starting model."""
+    """[height, width] at which the resulting model runs, or [longer side], to which it scales down larger images; None:
+    as in the starting model."""
     smoothing: bool = True
     """Whether the exported model blurs its energy (7×7 Gaussian)."""
     target_fpr: float = 0.01
@@ -68,7 +69,7 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         check_ranges(
             self,
-            {"input_size": 2},
+            {"input_size": (1, 2)},
             lr=(1e-12, RATE[1]),
             backbone_lr=RATE,
             decay_power=(0, 100),

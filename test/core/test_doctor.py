@@ -45,9 +45,9 @@ def test_a_device_that_is_missing() -> None:
     [
         ({"FASTDDS_DEFAULT_PROFILES_FILE": str(PROFILE)}, "kilted", OK, "64 MB"),
         ({"FASTRTPS_DEFAULT_PROFILES_FILE": str(PROFILE)}, "humble", OK, "64 MB"),
-        ({}, "", WARNING, "FASTDDS_DEFAULT_PROFILES_FILE is not set: most large images will not arrive"),
+        ({}, "", WARNING, "FASTDDS_DEFAULT_PROFILES_FILE is not set, so most large images will not arrive"),
         ({"FASTDDS_DEFAULT_PROFILES_FILE": str(PROFILE)}, "jazzy", WARNING, "which this version does not read"),
-        ({"FASTDDS_DEFAULT_PROFILES_FILE": "/no/such.xml"}, "", ERROR, "names /no/such.xml, which cannot be read"),
+        ({"FASTDDS_DEFAULT_PROFILES_FILE": "/no/such.xml"}, "", ERROR, "is set to /no/such.xml, which cannot be read"),
     ],
 )
 def test_the_transport_profile(environment: dict[str, str], distribution: str, level: str, words: str) -> None:

@@ -82,12 +82,13 @@ def test_an_answer_outlives_the_next(onnx_path: Path) -> None:
     ("name", "input_size"),
     [
         ("efficientnet_lite0", (80, 112)),
+        ("efficientnet_lite0", (100,)),  # shrinks the first image only
         ("wide_resnet38", (64, 96)),
         ("two heads", None),
         ("branch on espnetv2", (72, 100)),  # with all of an ESPNetv2 in it
     ],
 )
-def test_every_kind_of_network(name: str, input_size: tuple[int, int] | None) -> None:
+def test_every_kind_of_network(name: str, input_size: tuple[int, ...] | None) -> None:
     """The graph shrinks or enlarges the image as the PyTorch engine does, and brings the answer back."""
     info = ModelInfo(name, input_size=None if input_size is None else list(input_size), smoothing=False)
     exported = OnnxEngine(onnx_with_info(to_onnx(network_of(name), info, "fp32"), info))
@@ -197,7 +198,7 @@ def test_every_measure_can_fail() -> None:
     [
         ({"engine": "torch"}, "runs only on onnxruntime"),
         ({"device": "tpu"}, "There is no device 'tpu'"),
-        ({"precision": "fp16"}, "computes in fp32: for fp16 export it with --precision fp16"),
+        ({"precision": "fp16"}, "computes in fp32. For fp16, export it with --precision fp16"),
         ({"input_size": (64, 96)}, "For another size, export it with --input-size 64 96"),
         ({"smoothing": False}, "Set smoothing to auto"),
     ],
@@ -241,7 +242,7 @@ def test_auto_measures_where_both_can_and_says_so(model_path: Path, monkeypatch:
 
 def test_auto_takes_torch_where_the_exported_model_does_not_fit(model_path: Path, tmp_path: Path) -> None:
     half = AnomalyDetector.load(model_path, precision="bf16")
-    assert half.engine_name == "torch" and "for bf16 export it" in half.reason
+    assert half.engine_name == "torch" and "For bf16, export it" in half.reason
     other_size = AnomalyDetector.load(model_path, input_size=(64, 96))
     assert other_size.engine_name == "torch" and "--input-size 64 96" in other_size.reason
     alone = tmp_path / "alone.safetensors"

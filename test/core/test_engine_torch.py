@@ -172,6 +172,16 @@ def test_logits_at_another_size_than_the_engine_s() -> None:
     assert engine.logits(image, engine.input_size)[1:] == ((32, 64), (32, 64))
 
 
+def test_a_longer_side_limits_the_size_and_keeps_the_aspect_ratio() -> None:
+    engine = TorchEngine(network_of("resnet18"), ModelInfo("deeplabv3plus"), "cpu", input_size=(64,))
+    seen = {size: engine.logits(photograph(*size), engine.input_size).seen for size in ((90, 160), (40, 60), (96, 48))}
+    assert seen == {(90, 160): (36, 64), (40, 60): (40, 60), (96, 48): (64, 32)}
+    labels, energy = engine(photograph(90, 160))
+    assert labels.shape == energy.shape == (1, 90, 160)
+    same = TorchEngine(network_of("resnet18"), ModelInfo("deeplabv3plus"), "cpu", input_size=(36, 64))
+    np.testing.assert_array_equal(energy, same(photograph(90, 160))[1])
+
+
 @pytest.mark.parametrize(("text", "cores"), [("max 100000", None), ("100000 100000", 1), ("50000 100000", 1)])
 def test_a_container_s_share_of_the_cores_counts(text: str, cores: int | None, tmp_path: Path) -> None:
     limit = tmp_path / "cpu.max"

@@ -76,7 +76,7 @@ BEYOND: dict[str, dict[str, list[Any]]] = {
     },
     "train": {
         "lr": [0, -1, ".nan"], "backbone_lr": [-1], "decay_power": [-1], "decay_steps": [0], "min_lr": [-1],
-        "ema_decay": [2], "input_size": ["[0, 5]", "[64]", "[64, 99999]"], "target_fpr": [0, 1, ".nan"],
+        "ema_decay": [2], "input_size": ["[0, 5]", "[8]", "[64, 64, 64]", "[64, 99999]"], "target_fpr": [0, 1, ".nan"],
         "trainer.steps": [0], "trainer.seed": [-1], "data.outlier_share": [-1, 1, ".nan"], "data.crop": ["[0, 0]"],
         "data.scale": ["[]", "[-1, 1]"], "data.mirror": [2], "data.color": [-1], "data.camera": [7],
         "data.validation_every": [0, -4], "data.rich_mix.count": ["[0, 1]", "[1, 100000]", "[3, 1]"],
