@@ -53,7 +53,7 @@ def clip_scenes(clips: list[str]) -> Iterator[CalibrationScene]:
     for clip in clips:
         following = 0.0
         for frame in FrameSource(clip):
-            if frame.seconds is not None and frame.seconds >= following:
+            if frame.seconds >= following:
                 following = frame.seconds + INTERVAL
                 yield CalibrationScene(f"{clip}/{int(frame.seconds // BLOCK)}", frame.image)
 
@@ -91,7 +91,7 @@ def main() -> None:
     for title, scenes in sets.items():
         if scenes:
             rows += evaluate(title, unit_losses(scenes, detector, request), request, args.splits)
-    if args.plot:
+    if args.plot and rows:
         plot(rows, args.plot)
 
 
@@ -107,6 +107,9 @@ def evaluate(
                 largest = largest_mean_risk(alpha, bound, count // 2)
             else:
                 largest = largest_confident_risk(alpha, bound, count // 2, request.confidence)
+            if largest < 0:
+                print(f"| {title} | {count} | {risk} | {name} | {alpha:g} | too few units | | |")
+                continue
             realised = []
             for split in range(splits):
                 order = np.random.default_rng(split).permutation(count)

@@ -25,17 +25,8 @@ def network_size(input_size: InputSize | None, height: int, width: int) -> tuple
     if len(input_size) == 2:
         return input_size[0], input_size[1]
     longer = max(height, width, input_size[0])
-    return scaled(height, input_size[0], longer), scaled(width, input_size[0], longer)
-
-
-def scaled(side: int, target: int, longer: int) -> int:
-    """The length of a side when the longer side of an image is scaled to a target; rounds half up.
-
-    Examples:
-        >>> scaled(1080, target=1024, longer=1920)
-        576
-    """
-    return max(1, (side * target + longer // 2) // longer)
+    rows, columns = ((side * input_size[0] + longer // 2) // longer for side in (height, width))  # rounds half up
+    return max(1, rows), max(1, columns)
 
 
 def size_text(input_size: Sequence[int]) -> str:
