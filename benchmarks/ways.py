@@ -18,7 +18,8 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from pebal_core.engines.onnx import OnnxEngine, session_options
 from pebal_core.engines.torch import TorchEngine, find_device
 from pebal_core.export import to_onnx
-from pebal_core.model_file import ModelInfo, load_model, onnx_with_info
+from pebal_core.model_file import load_model, onnx_with_info
+from pebal_core.model_info import ModelInfo
 from pebal_core.networks import SegmentationNetwork, build_network
 from pebal_core.scores import free_energy
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from .losses import LossConfig, pebal_loss
     from .metrics.pooled import PooledMetrics
     from .metrics.segmentation import SegmentationMetrics
-    from .model_file import ModelInfo, load_model, save_model
+    from .model_file import load_model, save_model
+    from .model_info import ModelInfo
     from .networks import build_network, register_network
     from .objects import ObjectRules, find_objects
     from .scores import free_energy
@@ -58,7 +59,7 @@ _MODULES = {
     "ClassList": "class_list",
     "KnownClass": "class_list",
     "LossConfig": "losses",
-    "ModelInfo": "model_file",
+    "ModelInfo": "model_info",
     "ObjectRules": "objects",
     "PebalError": "errors",
     "PooledMetrics": "metrics.pooled",

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from .errors import PebalError
 from .labels import CITYSCAPES_CLASSES
-from .model_file import ModelInfo, file_sha256
+from .model_file import file_sha256
+from .model_info import ModelInfo
 from .networks import SegmentationNetwork, build_network
 
 CONTAINERS = ("state_dict", "model")

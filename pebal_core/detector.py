@@ -19,8 +19,8 @@ import numpy as np
 from .engines import Engine, InputSize
 from .engines.selection import EngineSettings, select
 from .errors import EngineError, PebalError
-from .integrity import SIDES
-from .model_file import ModelInfo, file_sha256, resolve_model
+from .model_file import file_sha256, resolve_model
+from .model_info import SIDES, ModelInfo
 
 ENGINES = ("auto", "torch", "onnxruntime")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")

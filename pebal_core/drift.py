@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 
 from .errors import PebalError
-from .model_file import ModelInfo
+from .model_info import ModelInfo
 from .objects import IgnoreMask
 
 LEVEL = 0.001

@@ -18,7 +18,8 @@ from .engines.torch import DTYPES, TorchEngine
 from .errors import PebalError
 from .files import write_atomically
 from .metrics.pooled import PooledMetrics
-from .model_file import ModelInfo, file_sha256, load_model, onnx_with_info, resolve_model
+from .model_file import file_sha256, load_model, onnx_with_info, resolve_model
+from .model_info import ModelInfo
 from .networks import SegmentationNetwork, upsample
 from .networks.folding import fold, round_kernels
 

@@ -1,31 +1,20 @@
-"""Verifies model files: types, digest and plausibility of the tensors, and the values of the description.
-
-No value of a file is trusted. Each has a type and a range, and the error for a bad value names its field.
-"""
+"""Verifies the tensors of model files: their types, digest, plausibility, and fit to a network."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from .class_list import NAME
 from .errors import PebalError, one_line
-
-if TYPE_CHECKING:
-    from .model_file import ModelInfo
 
 DIGEST_KEY = "pebal.tensors.sha256"
 """Key in the metadata under which `tensors_sha256` is stored."""
 TYPES = ("F32", "F16", "I64")
 """Types in which tensors may be stored."""
-SIDES = (16, 8192)
-"""Smallest and largest side of a network's input in pixels."""
-GREATEST = 1e6
-"""Largest magnitude of any number in a description."""
 
 
 def tensors_sha256(tensors: Mapping[str, np.ndarray]) -> str:
@@ -126,69 +115,3 @@ def check_fit(path: Path, network: str, tensors: Mapping[str, np.ndarray], expec
                 f"The weights in {path} do not fit the network '{network}': '{name}' is {values.shape} "
                 f"{values.dtype}, but the network takes {tuple(like.shape)} {str(like.dtype).removeprefix('torch.')}."
             )
-
-
-def check_info(info: ModelInfo, source: Path) -> None:
-    """Refuse a description with a value of the wrong type or out of its range.
-
-    Raises:
-        PebalError: a value is invalid; the message names the field.
-
-    Examples:
-        >>> from pebal_core.model_file import ModelInfo
-        >>> check_info(ModelInfo("espnetv2"), Path("mine.safetensors"))
-        >>> check_info(ModelInfo("espnetv2", smoothing="yes"), Path("mine.safetensors"))  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-            ...
-        pebal_core.errors.PebalError: The metadata of mine.safetensors are damaged: smoothing cannot be 'yes'; ...
-    """
-    faults = {
-        "network": _text(info.network),
-        "class_names": isinstance(info.class_names, list)
-        and 1 <= len(info.class_names) <= 254
-        and all(isinstance(name, str) and NAME.fullmatch(name) for name in info.class_names),
-        "palette": isinstance(info.palette, list)
-        and 1 <= len(info.palette) <= 256
-        and all(_numbers(color, 3, 0, 255, int) for color in info.palette),
-        "class_list": isinstance(info.class_list, dict) and _same_classes(info),
-        "mean": _numbers(info.mean, 3),
-        "std": _numbers(info.std, 3, 1e-6),
-        "input_size": info.input_size is None
-        or any(_numbers(info.input_size, count, *SIDES, kind=int) for count in (1, 2)),
-        "smoothing": isinstance(info.smoothing, bool),
-        "threshold": info.threshold is None or _numbers([info.threshold], 1),
-        "threshold_note": isinstance(info.threshold_note, str),
-        "energy_range": _numbers(info.energy_range, 2) and info.energy_range[0] < info.energy_range[1],
-        "licence": isinstance(info.licence, str),
-        **{name: isinstance(getattr(info, name), dict) for name in ("network_args", "training", "origin", "export")},
-    }
-    for name, fine in faults.items():
-        if not fine:
-            raise PebalError(
-                f"The metadata of {source} are damaged: {name} cannot be {getattr(info, name)!r:.80}; export the model "
-                f"again."
-            )
-
-
-def _same_classes(info: ModelInfo) -> bool:
-    """Whether the class list, if there is one, is valid and names the same classes as the description."""
-    try:
-        return not info.class_list or list(info.classes.names) == info.class_names
-    except PebalError:
-        return False
-
-
-def _text(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= 256 and value.isprintable()
-
-
-def _numbers(
-    values: object, count: int, low: float = -GREATEST, high: float = GREATEST, kind: type[int] | type[float] = float
-) -> bool:
-    """Whether this is a list of `count` numbers within bounds; NaN is outside all bounds."""
-    kinds = (int,) if kind is int else (int, float)
-    return (
-        isinstance(values, list)
-        and len(values) == count
-        and all(type(value) in kinds and low <= value <= high for value in values)
-    )

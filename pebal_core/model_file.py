@@ -3,130 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
-from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from . import onnx_scan
-from .class_list import ClassList, cityscapes_classes, described
 from .errors import PebalError, one_line
 from .files import user_path, write_atomically
-from .integrity import DIGEST_KEY, check_fit, check_info, read_tensors, tensors_sha256
-from .labels import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
+from .integrity import DIGEST_KEY, check_fit, read_tensors, tensors_sha256
+from .model_info import ModelInfo
 
 METADATA_KEY = "pebal"
-FORMAT_VERSION = 1
 ONNX = ".onnx"
 """Suffix of exported models; all other models are safetensors files."""
 MODELS_FOLDER = Path(__file__).parent / "models"
 """Folder of the models that ship with the package and are loaded by name."""
-
-
-@dataclass
-class ModelInfo:
-    """The description that a model file carries.
-
-    Examples:
-        >>> info = ModelInfo("espnetv2", class_names=["floor", "wall"], palette=[[90, 90, 90], [70, 70, 70]])
-        >>> info.num_outputs  # with the abstention channel
-        3
-    """
-
-    network: str
-    """Name for `build_network`."""
-    network_args: dict[str, Any] = field(default_factory=dict)
-    class_names: list[str] = field(default_factory=lambda: list(CITYSCAPES_CLASSES))
-    """K inlier classes in the order of the logits; the abstention channel follows them, unnamed."""
-    palette: list[list[int]] = field(default_factory=lambda: [list(color) for color in CITYSCAPES_PALETTE])
-    """RGB per class."""
-    class_list: dict[str, Any] = field(default_factory=dict)
-    """The class list as `ClassList.as_dict`; empty if only names and colours are known."""
-    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
-    """Mean of RGB / 255 for the normalisation."""
-    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
-    """Standard deviation of RGB / 255 for the normalisation."""
-    input_size: list[int] | None = None
-    """[height, width] at which the network runs, or [longer side], to which larger images are scaled down; None runs it
-    at the size of the image."""
-    smoothing: bool = True
-    """Whether the energy is smoothed by the 7×7 Gaussian."""
-    threshold: float | None = None
-    """Alarm threshold in nats; None if none was chosen."""
-    threshold_note: str = ""
-    """How the threshold was chosen."""
-    guarantee: dict[str, Any] = field(default_factory=dict)
-    """The guarantees at the threshold, in words and figures, as `guarantee.Guarantee.as_dict`."""
-    ego_mask: str = ""
-    """Mask of the pixels that move with the camera and raise no alarm, as PNG in base64 (`IgnoreMask.encode`)."""
-    profile: dict[str, Any] = field(default_factory=dict)
-    """Statistics of the calibration frames, as `drift.Profile`."""
-    energy_range: list[float] = field(default_factory=lambda: [-15.0, 0.0])
-    """Energies in nats that are displayed as 0 and 255."""
-    training: dict[str, Any] = field(default_factory=dict)
-    """Data, command and figures of the training."""
-    licence: str = ""
-    """Licence of the weights, which follows from their data."""
-    origin: dict[str, Any] = field(default_factory=dict)
-    """Origin of imported weights, with file name, SHA-256 and layout."""
-    export: dict[str, Any] = field(default_factory=dict)
-    """For an ONNX model, its precision, the SHA-256 of the exported model file, and the deviation from it."""
-
-    @property
-    def num_outputs(self) -> int:
-        """Number of output channels, K + 1."""
-        return len(self.class_names) + 1
-
-    @property
-    def classes(self) -> ClassList:
-        """The class list that the network was trained with, as far as it is known."""
-        if self.class_list:
-            return ClassList.from_dict(self.class_list, "The class list of the model")
-        return described(self.class_names, self.palette)
-
-    def use_classes(self, classes: ClassList) -> None:
-        """Set names, colours and class list to those of a class list.
-
-        >>> from pebal_core.class_list import load_class_list
-        >>> info = ModelInfo("deeplabv3plus")
-        >>> info.use_classes(load_class_list("camvid"))
-        >>> info.class_names[:2], info.num_outputs
-        (['sky', 'building'], 12)
-        """
-        self.class_names, self.palette = list(classes.names), classes.palette
-        self.class_list = {} if classes == cityscapes_classes() else classes.as_dict()
-
-    def to_json(self) -> str:
-        """The description as JSON, which `from_json` reads."""
-        return json.dumps({"format": FORMAT_VERSION, **asdict(self)}, sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str, source: Path) -> ModelInfo:
-        """Parse the metadata of a model file.
-
-        Args:
-            text: the metadata.
-            source: the file, for messages.
-
-        Raises:
-            PebalError: the metadata are foreign or damaged, were written by a newer version, or hold an invalid value.
-        """
-        try:
-            values = json.loads(text)
-            version = values.pop("format")
-            if version > FORMAT_VERSION:
-                raise PebalError(f"{source} was written by a newer version (format {version}); update pebal_ros.")
-            known = {f.name for f in fields(cls)}
-            info = cls(**{key: value for key, value in values.items() if key in known})
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise PebalError(
-                f"The metadata of {source} is damaged ({one_line(error)}); export the model again."
-            ) from error
-        check_info(info, source)
-        return info
 
 
 def resolve_model(name: str | Path) -> Path:

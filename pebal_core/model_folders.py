@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from .class_list import NAME, ClassList, KnownClass, cityscapes_classes
 from .errors import PebalError, one_line
 from .files import user_path
-from .integrity import SIDES, check_fit
+from .integrity import check_fit
 from .labels import CITYSCAPES_CLASSES, MOST_CLASSES, VOID
-from .model_file import ModelInfo, file_sha256
+from .model_file import file_sha256
+from .model_info import SIDES, ModelInfo
 from .networks import SegmentationNetwork, build_network, describe_network
 from .networks.transformers import described, import_transformers, published_configuration, split
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import PebalError
-from .integrity import SIDES
+from .model_info import SIDES
 
 Range = tuple[float, float]
 """Smallest and largest value."""

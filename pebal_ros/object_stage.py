@@ -9,7 +9,7 @@ from sensor_msgs.msg import CameraInfo
 
 from pebal_core.detector import Result
 from pebal_core.errors import PebalError
-from pebal_core.model_file import ModelInfo
+from pebal_core.model_info import ModelInfo
 from pebal_core.objects import IgnoreMask, Locator, ObjectTracker, TrackRules, find_objects
 from pebal_core.outputs import ClassMap, Sighting
 

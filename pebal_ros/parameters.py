@@ -17,7 +17,7 @@ from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValu
 from rclpy.node import Node
 
 from pebal_core.errors import PebalError
-from pebal_core.model_file import ModelInfo
+from pebal_core.model_info import ModelInfo
 from pebal_core.objects import Mounting, ObjectRules, TrackRules
 from pebal_core.outputs import PictureSettings
 

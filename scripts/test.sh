@@ -5,7 +5,11 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
 ruff check .
-mypy
+mypy &  # beside the first tests
+types=$!
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 # Plugins that a ROS 2 installation brings along (launch_testing and its kin) are not made for every pytest.
-PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 exec python -m pytest -p xdist -n 2 --dist loadgroup "$@"
+status=0
+PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 python -m pytest -p xdist -n 2 --dist loadgroup "$@" || status=$?
+wait "$types" || { echo 'mypy found the mistakes that it lists above.' >&2; exit 1; }
+exit "$status"

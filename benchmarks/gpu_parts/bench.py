@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from pebal_core.data.cutouts import random_blob
 from pebal_core.engines.cuda import sentence
 from pebal_core.metrics.pooled import PooledMetrics
-from pebal_core.model_file import ModelInfo, load_model
+from pebal_core.model_file import load_model
+from pebal_core.model_info import ModelInfo
 from pebal_core.networks import SegmentationNetwork, build_network
 
 PHOTOGRAPH = Path(__file__).parents[2] / "docs/demo.jpg"

@@ -46,6 +46,8 @@ CHECKED = 40
 OUTSTANDING = 5.0
 """A frame whose peak energy is this many robust standard deviations above the median may contain an anomaly."""
 SUSPECTS_SHOWN = 6
+SOURCES = 40
+"""Frames of which the outliers are made."""
 EVALUATIONS = 4
 """Evaluations during one training, which watch the accuracy on known classes."""
 TRAINABLE = ["fuse.*", "classify.*", "aspp.*", "low_level.*", "encoder.model.blocks.5.*", "encoder.model.blocks.6.*"]
@@ -107,7 +109,8 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     before.info.ego_mask = "" if ego is None else IgnoreMask(ego, "The ego mask").encode()
     outliers = config.outliers or work / "shapes"
     if config.outliers is None:
-        write_shapes(outliers)
+        sources = parts["adapt"][:: max(1, len(parts["adapt"]) // SOURCES)]
+        write_shapes(outliers, frames=[load(work / "frames", item) for item in sources])
     suspects = _write_scenes(work, before, parts, ego)
     if suspects:
         print(

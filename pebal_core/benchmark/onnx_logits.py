@@ -15,7 +15,8 @@ from ..engines import InputSize, network_size
 from ..engines.logits import Logits, LogitsEngine
 from ..errors import PebalError, one_line
 from ..labels import CITYSCAPES_CLASSES
-from ..model_file import METADATA_KEY, ModelInfo
+from ..model_file import METADATA_KEY
+from ..model_info import ModelInfo
 from ..onnx_scan import scan
 
 MULTIPLE = 32

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 from ..data.anomaly_sets import open_set
 from ..data.scenes import list_images, read_image
 from ..errors import PebalError
-from ..integrity import SIDES
+from ..model_info import SIDES
 from ..ranges import Whole
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from ..engines.selection import model_info
 from ..integrity import read_tensors
-from ..model_file import ONNX, ModelInfo, file_sha256, resolve_model
+from ..model_file import ONNX, file_sha256, resolve_model
+from ..model_info import ModelInfo
 from ..objects import IgnoreMask
 
 _UNITS = {"threshold": " nats", "energy_range": " nats"}

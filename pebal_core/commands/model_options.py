@@ -8,7 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ..detector import ENGINES, PRECISIONS, AnomalyDetector
 from ..fleet.scan import ModelChoice
-from ..integrity import SIDES
+from ..model_info import SIDES
 from ..ranges import Whole
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 
-from ..model_file import ModelInfo
+from ..model_info import ModelInfo
 from ..objects import Mounting, RoadObject
 from ..outputs import ObjectOptions
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import PebalError
-from ..model_file import METADATA_KEY, ModelInfo
+from ..model_file import METADATA_KEY
+from ..model_info import ModelInfo
 from ..onnx_scan import scan
 from . import InputSize, size_text
 from .machine import allotted_cores

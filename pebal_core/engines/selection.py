@@ -11,7 +11,8 @@ import numpy as np
 
 from ..errors import PebalError
 from ..installation import explained_imports
-from ..model_file import ONNX, ModelInfo, file_sha256, load_model, read_info
+from ..model_file import ONNX, file_sha256, load_model, read_info
+from ..model_info import ModelInfo
 from . import Engine, InputSize, network_size
 
 NOMINAL_SIZE = (512, 1024)

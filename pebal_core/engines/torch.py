@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import PebalError
-from ..model_file import ModelInfo
+from ..model_info import ModelInfo
 from ..networks import SegmentationNetwork
 from ..networks.folding import fold, round_kernels
 from ..networks.winograd import use_winograd

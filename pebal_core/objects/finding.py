@@ -254,9 +254,9 @@ def _keep_connected(
         pixels.
     """
     numbers = cv2.connectedComponents(cells.view(np.uint8), connectivity=8)[1]
-    y, x = np.nonzero(seeds)
+    at = cv2.findNonZero(seeds.view(np.uint8)).reshape(-1, 2)
     near: np.ndarray = np.zeros(cells.shape, np.uint8)
-    near[y * shape[0] // seeds.shape[0] // CELL, x * shape[1] // seeds.shape[1] // CELL] = 1
+    near[at[:, 1] * shape[0] // seeds.shape[0] // CELL, at[:, 0] * shape[1] // seeds.shape[1] // CELL] = 1
     reach = -(-shape[1] // seeds.shape[1] // CELL) + 1  # cells over which one pixel of the downscaled map extends
     near = cv2.dilate(near, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
     kept = np.bincount(numbers[near != 0], minlength=numbers.max() + 1) > 0
@@ -264,11 +264,11 @@ def _keep_connected(
     keep = kept[numbers]
     if not keep.any():
         return 0, 0, mask[:0].view(np.uint8)
-    words = _as_words(mask)
-    words &= np.where(keep, ~np.uint64(0), np.uint64(0))[:, None]
-    down, across = np.flatnonzero(keep.any(axis=1)), np.flatnonzero(keep.any(axis=0))
-    top, left = int(down[0]) * CELL, int(across[0]) * CELL
-    bottom, right = min(shape[0], (int(down[-1]) + 1) * CELL), min(shape[1], (int(across[-1]) + 1) * CELL)
+    x, y, columns, rows = cv2.boundingRect(keep.view(np.uint8))
+    words = _as_words(mask)[y : y + rows, :, x : x + columns]
+    words &= np.where(keep[y : y + rows, x : x + columns], ~np.uint64(0), np.uint64(0))[:, None]
+    top, left = y * CELL, x * CELL
+    bottom, right = min(shape[0], (y + rows) * CELL), min(shape[1], (x + columns) * CELL)
     return top, left, mask[top:bottom, left:right].view(np.uint8)
 
 

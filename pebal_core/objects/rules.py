@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import PebalError
-from ..model_file import ModelInfo
+from ..model_info import ModelInfo
 
 GROW_SHARE = 0.25
 """`grow` lies below the threshold by this share of the threshold's distance to the median inlier energy."""

@@ -10,7 +10,7 @@ import numpy as np
 from ..detector import Result
 from ..errors import PebalError
 from ..footage import Frame, FrameSource
-from ..model_file import ModelInfo
+from ..model_info import ModelInfo
 from ..objects import (
     CameraModel,
     GroundPlane,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..model_file import ModelInfo
+from ..model_info import ModelInfo
 
 OVERLAY_ALPHA = 0.8
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from ..model_file import ModelInfo
+from ..model_info import ModelInfo
 from ..networks import AnomalyBranch, SegmentationNetwork
 
 

@@ -18,7 +18,8 @@ import lightning.pytorch as pl
 from ..detector import AnomalyDetector
 from ..errors import PebalError
 from ..guarantee import Request
-from ..model_file import ModelInfo, file_sha256, load_model, resolve_model, save_model
+from ..model_file import file_sha256, load_model, resolve_model, save_model
+from ..model_info import ModelInfo
 from ..networks import KeptClasses
 from .branch import add_branch
 from .calibrate import CalibrationScene, calibrate

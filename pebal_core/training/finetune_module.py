@@ -22,7 +22,8 @@ from ..data.partial_labels import resolve_groups
 from ..errors import PebalError
 from ..labels import ANYTHING, LABELLED_OUTLIER, OUTLIER, VOID
 from ..losses import pebal_loss
-from ..model_file import ModelInfo, save_model
+from ..model_file import save_model
+from ..model_info import ModelInfo
 from ..networks import AnomalyBranch, KeptClasses, SegmentationNetwork, upsample
 from ..scores import free_energy
 from .branch import set_statistics

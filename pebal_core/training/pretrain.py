@@ -28,7 +28,8 @@ from ..errors import PebalError
 from ..guarantee import Request
 from ..labels import OUTLIER, VOID
 from ..metrics.segmentation import SegmentationMetrics
-from ..model_file import ModelInfo, save_model
+from ..model_file import save_model
+from ..model_info import ModelInfo
 from ..networks import SegmentationNetwork, build_network
 from ..ranges import RATE, SHARE, SIDE, WEIGHT, check_ranges
 from .calibrate import CalibrationScene, calibrate

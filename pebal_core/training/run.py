@@ -33,7 +33,7 @@ from ..files import write_atomically
 from ..metrics.alarms import Alarms
 from ..metrics.pooled import PooledMetrics
 from ..metrics.segmentation import SegmentationMetrics
-from ..model_file import ModelInfo
+from ..model_info import ModelInfo
 from ..networks import SegmentationNetwork
 from ..ranges import COUNT, SEED, check_ranges
 from .stream import NumberedScenes, Sample, SampleStream, stream_loader

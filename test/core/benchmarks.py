@@ -13,7 +13,8 @@ import torch
 
 from pebal_core.benchmark.results import Results, SetResult
 from pebal_core.commands.main import main
-from pebal_core.model_file import ModelInfo, save_model
+from pebal_core.model_file import save_model
+from pebal_core.model_info import ModelInfo
 from pebal_core.networks import build_network
 
 TINY: dict[str, Any] = {"encoder": "resnet18", "decoder_channels": 16}

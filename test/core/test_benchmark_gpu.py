@@ -36,7 +36,7 @@ def test_every_part_reports_figures_without_a_gpu(tmp_path: Path) -> None:
     assert sum("met" in row for row in rows.values()) >= 6, "and speed has no goal"
     for title in (
         "inference: starter 64×96, straightforward fp32",
-        "inference: espnetv2 64×96, engine fp32",
+        "inference: starter 64×96, engine fp32",
     ):
         assert rows[title]["times_faster"] > 0
     assert rows["training: times faster than straightforward, whole network, fp32"]["ours, bf16"] > 0

@@ -23,7 +23,8 @@ from pebal_core.data.outlier_mix import CITYSCAPES_ROLES, Roles
 from pebal_core.data.scenes import as_classes, check_scenes, open_scenes
 from pebal_core.errors import PebalError
 from pebal_core.labels import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE, LABELLED_OUTLIER, OUTLIER, VOID
-from pebal_core.model_file import ModelInfo, load_model, read_info, save_model
+from pebal_core.model_file import load_model, read_info, save_model
+from pebal_core.model_info import ModelInfo
 from pebal_core.objects import ObjectRules
 from pebal_core.training.emphasis import Emphasis, PixelWeights
 

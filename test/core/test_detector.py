@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from pebal_core.detector import AnomalyDetector
 from pebal_core.errors import PebalError
-from pebal_core.model_file import ModelInfo, file_sha256, load_model, save_model
+from pebal_core.model_file import file_sha256, load_model, save_model
+from pebal_core.model_info import ModelInfo
 from pebal_core.networks import build_network
 
 TINY: dict[str, Any] = {"encoder": "resnet18", "decoder_channels": 16}

@@ -8,7 +8,7 @@ import pytest
 
 from pebal_core.drift import DriftMonitor, Gambler, features, make_profile
 from pebal_core.errors import PebalError
-from pebal_core.model_file import ModelInfo
+from pebal_core.model_info import ModelInfo
 
 
 def frame(number: int) -> np.ndarray:

@@ -29,7 +29,8 @@ from pebal_core.engines.selection import model_info
 from pebal_core.engines.torch import TorchEngine
 from pebal_core.errors import PebalError
 from pebal_core.export import Parity, compare, export, to_onnx
-from pebal_core.model_file import ModelInfo, file_sha256, load_model, onnx_with_info, save_model
+from pebal_core.model_file import file_sha256, load_model, onnx_with_info, save_model
+from pebal_core.model_info import ModelInfo
 from pebal_core.networks import build_network
 from pebal_core.onnx_pooling import TRANSLATIONS
 

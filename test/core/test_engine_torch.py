@@ -15,7 +15,8 @@ from torch import nn
 from pebal_core.engines.machine import allotted_cores
 from pebal_core.engines.readout import Readout
 from pebal_core.engines.torch import TorchEngine
-from pebal_core.model_file import ModelInfo, load_model
+from pebal_core.model_file import load_model
+from pebal_core.model_info import ModelInfo
 from pebal_core.networks import SegmentationNetwork, upsample
 from pebal_core.networks.folding import fold, round_kernels
 from pebal_core.networks.winograd import WinogradConv2d, is_suited

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from pebal_core.errors import PebalError
-from pebal_core.model_file import ModelInfo, load_model, read_info, save_model
+from pebal_core.model_file import load_model, read_info, save_model
+from pebal_core.model_info import ModelInfo
 from pebal_core.networks import build_network
 
 TINY: dict[str, Any] = {"encoder": "resnet18", "decoder_channels": 16}

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pebal_core.errors import PebalError
-from pebal_core.model_file import ModelInfo
+from pebal_core.model_info import ModelInfo
 from pebal_core.objects import ObjectRules, filter_energy, find_objects, finding
 
 HEIGHT, WIDTH = 120, 160

@@ -22,7 +22,8 @@ from pebal_core.benchmark.results import Results
 from pebal_core.commands.main import main
 from pebal_core.errors import PebalError
 from pebal_core.fleet.cluster import Cluster, LostError, open_workers
-from pebal_core.model_file import ModelInfo, save_model
+from pebal_core.model_file import save_model
+from pebal_core.model_info import ModelInfo
 from pebal_core.networks import build_network
 
 from .bags import START, Messages, write_bag

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from pebal_core.data.coco import prepare_coco
-from pebal_core.model_file import ModelInfo, save_model
+from pebal_core.model_file import save_model
+from pebal_core.model_info import ModelInfo
 from pebal_core.networks import build_network
 
 from .scenes import square, write_camvid, write_coco

@@ -22,7 +22,8 @@ from pathlib import Path
 
 from pebal_core.errors import PebalError
 from pebal_core.integrity import read_tensors
-from pebal_core.model_file import ModelInfo, read_info
+from pebal_core.model_file import read_info
+from pebal_core.model_info import ModelInfo
 from pebal_core.onnx_scan import scan
 
 CORPUS = Path(__file__).parent / "corpus"

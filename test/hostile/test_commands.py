@@ -24,7 +24,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pebal_core.model_file import ModelInfo, save_model
+from pebal_core.model_file import save_model
+from pebal_core.model_info import ModelInfo
 from pebal_core.networks import build_network
 
 from ..core.scenes import write_video

@@ -15,7 +15,8 @@ import torch
 
 from pebal_core.detector import AnomalyDetector
 from pebal_core.errors import EngineError, PebalError
-from pebal_core.model_file import ModelInfo, save_model
+from pebal_core.model_file import save_model
+from pebal_core.model_info import ModelInfo
 from pebal_core.networks import build_network
 
 from .commands import refused

@@ -20,7 +20,8 @@ import torch
 from pebal_core.benchmark.results import Results
 from pebal_core.footage import FrameSource
 from pebal_core.locks import LOCK
-from pebal_core.model_file import ModelInfo, load_model, save_model
+from pebal_core.model_file import load_model, save_model
+from pebal_core.model_info import ModelInfo
 from pebal_core.networks import build_network
 
 from ..core.scenes import write_camvid

@@ -19,7 +19,8 @@ from safetensors.numpy import load_file, save_file
 from pebal_core.checkpoints import read_checkpoint
 from pebal_core.errors import PebalError
 from pebal_core.integrity import DIGEST_KEY
-from pebal_core.model_file import METADATA_KEY, MODELS_FOLDER, ModelInfo, load_model, save_model
+from pebal_core.model_file import METADATA_KEY, MODELS_FOLDER, load_model, save_model
+from pebal_core.model_info import ModelInfo
 from pebal_core.networks import build_network
 
 from .commands import refused, run

@@ -218,7 +218,7 @@ def onnx_graph() -> Any:
 
 
 def onnx_file(path: Path, model: Any) -> Path:
-    from pebal_core.model_file import ModelInfo
+    from pebal_core.model_info import ModelInfo
 
     info = ModelInfo("espnetv2", export={"precision": "fp32"})
     del model.metadata_props[:]

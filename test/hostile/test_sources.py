@@ -10,7 +10,8 @@ import pytest
 
 from pebal_core.errors import CutShortError, PebalError
 from pebal_core.footage import FrameSource
-from pebal_core.model_file import ModelInfo, save_model
+from pebal_core.model_file import save_model
+from pebal_core.model_info import ModelInfo
 from pebal_core.networks import build_network
 
 from ..core.scenes import write_video

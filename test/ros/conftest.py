@@ -25,7 +25,8 @@ def make_model(path: Path, decoder_channels: int) -> Path:
     """A network with random weights and no alarm threshold."""
     import torch
 
-    from pebal_core.model_file import ModelInfo, save_model
+    from pebal_core.model_file import save_model
+    from pebal_core.model_info import ModelInfo
     from pebal_core.networks import build_network
 
     torch.manual_seed(0)

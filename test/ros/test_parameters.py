@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pebal_core.errors import PebalError
-from pebal_core.model_file import ModelInfo
+from pebal_core.model_info import ModelInfo
 from pebal_core.objects import ObjectRules
 from pebal_ros.parameters import PARAMETERS, Settings, refusal
 
