@@ -46,8 +46,6 @@ CHECKED = 40
 OUTSTANDING = 5.0
 """A frame whose peak energy is this many robust standard deviations above the median may contain an anomaly."""
 SUSPECTS_SHOWN = 6
-SOURCES = 40
-"""Frames of which the outliers are made."""
 EVALUATIONS = 4
 """Evaluations during one training, which watch the accuracy on known classes."""
 TRAINABLE = ["fuse.*", "classify.*", "aspp.*", "low_level.*", "encoder.model.blocks.5.*", "encoder.model.blocks.6.*"]
@@ -109,8 +107,7 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     before.info.ego_mask = "" if ego is None else IgnoreMask(ego, "The ego mask").encode()
     outliers = config.outliers or work / "shapes"
     if config.outliers is None:
-        sources = parts["adapt"][:: max(1, len(parts["adapt"]) // SOURCES)]
-        write_shapes(outliers, frames=[load(work / "frames", item) for item in sources])
+        write_shapes(outliers)
     suspects = _write_scenes(work, before, parts, ego)
     if suspects:
         print(
@@ -305,7 +302,7 @@ def _finetune(config: AdaptConfig, work: Path, outliers: Path, identity: dict[st
                 validation=[SceneSource("folders", "scenes", "val", 360, str(work / CLASSES))],
                 outliers=str(outliers),
                 held_back=list(HELD_BACK) if config.outliers is None else [],
-                rich_mix=RichMix(height=[0.15, 3.5], anywhere=0.35, anywhere_height=[0.05, 0.9]),
+                rich_mix=RichMix(height=[0.15, 3.5], anywhere=0.35, anywhere_height=[0.05, 0.9], pieces=0.5),
                 crop=[320, 384],
                 scale=[0.75, 2.0],
                 color=0.4,

@@ -83,6 +83,49 @@ def random_texture(source: np.ndarray, height: int, width: int, rng: np.random.G
     return cv2.resize(source[top : top + h, left : left + w], (width, height), interpolation=cv2.INTER_LINEAR)
 
 
+def join_pieces(source: np.ndarray, label: int, rng: np.random.Generator) -> Cutout:
+    """Make an object of one to three overlapping pieces of an image in other colours and orientations.
+
+    Such an object has the texture of a real scene without showing anything that belongs there. The idea comes from
+    CutPaste (Li et al., CVPR 2021).
+
+    Args:
+        source: H×W×3 uint8 RGB.
+        label: the label of the object.
+        rng: the generator.
+
+    Examples:
+        >>> scene = np.random.default_rng(0).integers(0, 256, (90, 160, 3), np.uint8)
+        >>> made = join_pieces(scene, 254, np.random.default_rng(0))
+        >>> made.image.shape[:2] == made.opacity.shape, np.unique(made.opacity).tolist()
+        (True, [0.0, 1.0])
+    """
+    height, width = (int(side) for side in rng.integers(64, 160, 2))
+    mask = random_blob(height, width, rng)
+    image = _recolored_piece(source, height, width, rng)  # also outside the mask, so that no edge has a foreign rim
+    for _ in range(int(rng.integers(3))):
+        h, w = (int(side * rng.uniform(0.3, 0.8)) for side in (height, width))
+        top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+        window, inside = (slice(top, top + h), slice(left, left + w)), random_blob(h, w, rng)
+        image[window][inside] = _recolored_piece(source, h, w, rng)[inside]
+        mask[window] |= inside
+    return cut_out(image, mask, label)
+
+
+def _recolored_piece(source: np.ndarray, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw a window of an image, turned and in another hue and brightness, height×width×3 uint8."""
+    factor = rng.uniform(0.5, 2)
+    sides = [int(np.clip(side / factor, min(8, most), most)) for side, most in zip((height, width), source.shape)]
+    top, left = (int(rng.integers(most - side + 1)) for side, most in zip(sides, source.shape))
+    piece = np.rot90(source[top : top + sides[0], left : left + sides[1]], int(rng.integers(1, 4)))
+    hsv = cv2.cvtColor(np.ascontiguousarray(piece), cv2.COLOR_RGB2HSV).astype(np.float32)
+    hsv[..., 0] = (hsv[..., 0] + rng.uniform(20, 160)) % 180  # OpenCV's hue has 180 steps
+    hsv[..., 1] = hsv[..., 1] * rng.uniform(0.2, 1.4) + rng.uniform(0, 40)
+    hsv[..., 2] = (hsv[..., 2] - 128) * rng.uniform(0.6, 1.6) + 128 + rng.uniform(-60, 60)
+    colored = cv2.cvtColor(hsv.clip(0, (179, 255, 255)).astype(np.uint8), cv2.COLOR_HSV2RGB)
+    return cv2.resize(colored, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
 def resize(cutout: Cutout, height: int) -> Cutout:
     """Scale to a height in pixels and keep the aspect ratio; shrinking averages areas.
 

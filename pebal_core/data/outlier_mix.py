@@ -16,7 +16,7 @@ from ..errors import PebalError
 from ..labels import CARS, OUTLIER, RIDERS, SIGNS, VEHICLES, VOID
 from ..ranges import SHARE, check_ranges
 from .coco import Instance, OutlierImage, OutlierSet
-from .cutouts import Cutout, cut_out, harmonise, paste, random_blob, random_texture, resize, soften, vary
+from .cutouts import Cutout, cut_out, harmonise, join_pieces, paste, random_blob, random_texture, resize, soften, vary
 
 Scene = tuple[np.ndarray, np.ndarray]
 """Image H×W×3 uint8 RGB and labels H×W uint8."""
@@ -120,7 +120,9 @@ class RichMix:
     anywhere_height: list[float] = field(default_factory=lambda: [0.04, 0.6])
     """Bounds of the height of such outliers as a share of the scene's height."""
     shapes: float = 0.25
-    """Share of outliers that are random shapes with random textures instead of objects."""
+    """Share of objects that are replaced by random shapes with random textures."""
+    pieces: float = 0.0
+    """Share of outliers that consist of pieces of another scene, in other colours and orientations."""
     color: float = 0.3
     """Strength of the colour change of each object."""
     tilt: float = 20.0
@@ -152,6 +154,7 @@ class RichMix:
             anywhere=SHARE,
             anywhere_height=(1e-3, 10),
             shapes=SHARE,
+            pieces=SHARE,
             color=SHARE,
             tilt=(0, 180),
             harmonise=SHARE,
@@ -169,6 +172,7 @@ class RichMix:
         objects: ObjectPool,
         rng: np.random.Generator,
         roles: Roles = CITYSCAPES_ROLES,
+        other: Callable[[], tuple[Scene, str]] | None = None,
     ) -> tuple[Scene, list[str]]:
         """Paste outliers into a scene.
 
@@ -178,18 +182,25 @@ class RichMix:
             objects: the outliers to draw from.
             rng: the generator.
             roles: the roles of the scene's classes.
+            other: loads another scene and gives its file name; None makes pieces of this scene.
 
         Returns:
             The scene with pasted outliers, and the files that they come from.
         """
         image, labels, files = scene[0].copy(), scene[1].copy(), []
         for _ in range(rng.integers(self.count[0], self.count[1] + 1)):
-            source, cutout = objects.draw(rng)
-            files.append(str(source.image_path))
-            if rng.random() < self.shapes:
-                h, w = (int(n) for n in rng.integers(24, 160, 2))
-                texture = random_texture(source.load()[0], h, w, rng)
-                cutout = Cutout(texture, random_blob(h, w, rng).astype(np.float32), np.full((h, w), OUTLIER, np.uint8))
+            if self.pieces and rng.random() < self.pieces:
+                donor, file = (scene, None) if other is None else other()
+                files += [] if file is None else [file]
+                cutout = join_pieces(donor[0], OUTLIER, rng)
+            else:
+                source, cutout = objects.draw(rng)
+                files.append(str(source.image_path))
+                if rng.random() < self.shapes:
+                    h, w = (int(n) for n in rng.integers(24, 160, 2))
+                    texture = random_texture(source.load()[0], h, w, rng)
+                    opacity = random_blob(h, w, rng).astype(np.float32)
+                    cutout = Cutout(texture, opacity, np.full((h, w), OUTLIER, np.uint8))
             foot, high = self._stand(labels, horizon, rng, roles)
             self._place(image, labels, cutout, foot, high, rng)
         return (image, labels), files

@@ -228,7 +228,9 @@ class TrainingSamples:
             scene = config.rich_mix.add_known(scene, horizon - top, self.known, rng, self.roles)
         if mixed:
             assert self.objects is not None
-            scene, pasted = config.rich_mix.outliers(scene, horizon - top, self.objects, rng, self.roles)
+            scene, pasted = config.rich_mix.outliers(
+                scene, horizon - top, self.objects, rng, self.roles, lambda: self._other(source, rng)
+            )
             files += pasted
         image, labels = resize_scene(*scene, config.crop[0], config.crop[1])
         return (random_camera(random_color(image, config.color, rng), config.camera, rng), labels), files
@@ -280,7 +282,7 @@ class ValidationScenes:
         classes = classes or cityscapes_classes()
         self.roles = Roles.of(classes)
         self.mix, self.objects = config.rich_mix, ObjectPool(outliers)
-        self.far_mix = replace(self.mix, count=[4, 8], small=1.0, shapes=0.0, height=[0.15, 1.0])
+        self.far_mix = replace(self.mix, count=[4, 8], small=1.0, shapes=0.0, pieces=0.0, height=[0.15, 1.0])
         self.scenes = [
             (source, scenes, index)
             for source in config.validation
@@ -303,7 +305,7 @@ class ValidationScenes:
         source, scenes, index = self.scenes[number]
         scene = _scale_to_height(scenes.load(index), source.height)
         rng = np.random.default_rng([0x7A11D, number])
-        mix = self.far_mix if far else replace(self.mix, small=0.0)
+        mix = self.far_mix if far else replace(self.mix, small=0.0, pieces=0.0)
         horizon = horizon_row(scene[1], self.roles)
         (image, labels), _ = mix.outliers(scene, horizon, self.objects, rng, self.roles)
         labels[labels == LABELLED_OUTLIER] = OUTLIER

@@ -72,6 +72,25 @@ def test_rich_mix_is_a_pure_function_of_its_generator(outliers: OutlierSet) -> N
     assert all(np.array_equal(a, b) for a, b in zip(scene, kept))
 
 
+def test_pieces_come_from_another_scene(outliers: OutlierSet) -> None:
+    """They replace that share of the objects, and without any the samples stay as they were."""
+    scene, pool, donor = road_scene(), ObjectPool(outliers), np.full((9, 14, 3), 128, np.uint8)
+    other = lambda: ((donor, donor[..., 0]), "other.png")  # noqa: E731
+    mix = RichMix(count=[2, 2], pieces=1.0)
+    ((image, labels), files), again = (
+        mix.outliers(scene, 48, pool, np.random.default_rng(5), other=other) for _ in "ab"
+    )
+    assert files == ["other.png"] * 2 and np.array_equal(image, again[0][0])
+    assert (labels == OUTLIER).any()
+    assert mix.outliers(scene, 48, pool, np.random.default_rng(5))[1] == [], "pieces of the scene itself"
+    half = RichMix(count=[30, 30], pieces=0.5).outliers(scene, 48, pool, np.random.default_rng(5), other=other)[1]
+    assert 7 < half.count("other.png") < 23
+    plain = (
+        RichMix().outliers(scene, 48, pool, np.random.default_rng(5), other=given)[0][0] for given in (None, other)
+    )
+    assert np.array_equal(*plain)
+
+
 def test_objects_on_the_ground_follow_perspective(outliers: OutlierSet) -> None:
     """The lower in the image, the larger; and the foot is on the road."""
     mix = RichMix(count=[1, 1], height=[0.5, 0.5], anywhere=0.0, shapes=0.0, tilt=0.0, blur=0.0)
