@@ -76,7 +76,7 @@ class OperatingPoint:
         return self._objects(plain, weights, None, after)
 
     def _new(self, prefix: str) -> ObjectMetrics:
-        lowest = -np.inf if prefix == PLAIN or self.rules is None else self.rules.grow
+        lowest = -np.inf if prefix == PLAIN or self.rules is None else self.rules.sweep_from
         threshold = None if self.rules is None else self.rules.threshold
         return ObjectMetrics(len(self.class_names), threshold, lowest if self.outliers else None)
 

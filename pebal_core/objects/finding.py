@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import PebalError
 from .rules import ObjectRules, RoadObject
 
-LEVELS = 24
+LEVELS = 32
 """Number of thresholds at which `filter_energy` finds objects."""
 
 SPLITS = 3
@@ -162,11 +162,11 @@ def filter_energy(
 ) -> np.ndarray:
     """Lower the energy of all pixels that belong to no object at any threshold.
 
-    The size and place rules are applied at each of `LEVELS` thresholds between `rules.grow` and the highest energy of
-    the image, to the components of the pixels above the threshold. A pixel keeps its energy up to the level after the
-    highest one at which its component passes. If its component passes at no level, the pixel gets the lowest energy of
-    the image. A threshold on the result therefore reports the pixels that pass the rules at that threshold or at a
-    higher one. `rules.threshold` is not used, because the levels start at `rules.grow`.
+    The size and place rules are applied at each of `LEVELS` thresholds between `rules.sweep_from` and the highest
+    energy of the image, to the components of the pixels above the threshold. A pixel keeps its energy up to the level
+    after the highest one at which its component passes. If its component passes at no level, the pixel gets the lowest
+    energy of the image. A threshold on the result therefore reports the pixels that pass the rules at that threshold
+    or at a higher one. At each level, objects are seeded and grow at the level itself.
 
     Args:
         energy: H×W float32 in nats.
@@ -190,10 +190,13 @@ def filter_energy(
     """
     _check_sizes(energy, labels, ignore)
     lowest, highest = float(energy.min()), float(energy.max())
-    if highest <= rules.grow:
+    if highest <= rules.sweep_from:
         return np.minimum(energy, np.float32(lowest))
     smoothed = _smooth(energy, rules)
-    levels = np.linspace(rules.grow, highest, LEVELS, endpoint=False)
+    start = max(
+        rules.sweep_from, lowest + (highest - lowest) / LEVELS
+    )  # at the lowest energy, all pixels are one object
+    levels = np.linspace(start, highest, LEVELS, endpoint=False)
     ceiling = np.full(energy.shape, lowest, np.float32)
     for level, following in zip(levels, [*levels[1:], highest]):
         at_level = replace(rules, threshold=float(level), grow=float(level), max_objects=10000)

@@ -14,6 +14,8 @@ from ..model_info import ModelInfo
 
 GROW_SHARE = 0.25
 """`grow` lies below the threshold by this share of the threshold's distance to the median inlier energy."""
+SWEEP = 4.0
+"""Nats below `grow` at which `filter_energy` begins."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ class ObjectRules:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise PebalError(f"{name} of the object rules must lie between {low:g} and {high:g}, not {value:g}.")
+
+    @property
+    def sweep_from(self) -> float:
+        """The lowest threshold in nats at which `filter_energy` applies the rules."""
+        return self.grow - SWEEP
 
     @classmethod
     def for_model(

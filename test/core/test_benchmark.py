@@ -57,7 +57,7 @@ def test_figures_equal_scikit_learn_on_the_detectors_energies(model: Path, pairs
 def test_objects_are_those_of_the_detectors_energies_and_of_the_rules(model: Path, pairs: Path, results: Path) -> None:
     detector, data = AnomalyDetector.load(model), open_set("mine", pairs)
     rules = ObjectRules.for_model(detector.info)
-    plain, filtered = ObjectMetrics(19, THRESHOLD), ObjectMetrics(19, THRESHOLD, rules.grow)
+    plain, filtered = ObjectMetrics(19, THRESHOLD), ObjectMetrics(19, THRESHOLD, rules.sweep_from)
     pooled = PooledMetrics()
     for frame in map(data.load, range(len(data))):
         result = detector(frame.image)

@@ -189,7 +189,7 @@ def test_what_a_threshold_on_the_filtered_energy_reports_passes_the_rules(seed: 
     labels = random.choice([ROAD, BUILDING], energy.shape).astype(np.uint8)
     filtered = filter_energy(energy, labels, RULES)
     assert (filtered <= energy).all()
-    for threshold in np.linspace(-5.9, energy.max(), 5):
+    for threshold in np.linspace(RULES.sweep_from + 0.1, energy.max(), 6):
         rules = replace(RULES, threshold=float(threshold), grow=float(threshold), max_objects=10000)
         passing = np.zeros(energy.shape, bool)
         for found in find_objects(energy, labels, rules).objects:
@@ -198,7 +198,7 @@ def test_what_a_threshold_on_the_filtered_energy_reports_passes_the_rules(seed: 
         reported = filtered >= threshold
         assert (reported <= (energy >= threshold)).all()
         # The levels of the filter are a grid: what passes between two of them is reported at the one below.
-        step = (float(energy.max()) - RULES.grow) / 24
+        step = (float(energy.max()) - RULES.sweep_from) / 32
         assert (passing <= (filtered >= threshold - step)).all()
 
 
