@@ -52,7 +52,8 @@ def write_report(
         >>> import tempfile
         >>> image, energy, table = np.zeros((60, 80, 3), np.uint8), np.full((60, 80), -9.0), dict.fromkeys(ROWS, 0.5)
         >>> columns = {"before": table, "after_at_equal_recall": table, "after": table}
-        >>> summary = {"sources": ["drive.mp4"], "guarantee": {"text": "…"}, "ego_mask": "none.", **columns}
+        >>> texts = {"guarantee": {"text": "…"}, "ego_mask": "none.", "verdict": ""}
+        >>> summary = {"sources": ["drive.mp4"], **texts, **columns}
         >>> run = Energies(clean=[energy], mixed=[energy], targets=[], labels=[])
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_report(path := Path(folder) / "report.html", summary, [image], run, run, -4.0, None, [])
@@ -78,7 +79,7 @@ def write_report(
     if ego is not None:
         first[ego] = (255, 0, 255)
     body = f"""<h1>Adaptation to {html.escape(", ".join(summary["sources"]))}</h1>
-<p>{html.escape(summary["guarantee"]["text"])}</p>
+<p>{html.escape(summary["guarantee"]["text"])} {html.escape(summary["verdict"])}</p>
 <table><tr><th></th><th>before</th><th>after, at equal recall</th><th>after, at its threshold</th></tr>{rows}</table>
 <p>The column at equal recall uses the highest threshold at which the adapted model reaches the recall of the first
 model.</p>

@@ -32,7 +32,7 @@ from ..training.calibrate import CalibrationScene, calibrate
 from ..training.finetune import FinetuneConfig, finetune
 from ..training.run import CHECKPOINT, RunConfig
 from ..training.samples import DataConfig, SceneSource
-from .check import energies, figures
+from .check import Figures, energies, figures
 from .ego import FEWEST, find_ego, moved_mounting
 from .footage import PARTS, Kept, collect, load
 from .report import write_report
@@ -46,6 +46,8 @@ CHECKED = 40
 OUTSTANDING = 5.0
 """A frame whose peak energy is this many robust standard deviations above the median may contain an anomaly."""
 SUSPECTS_SHOWN = 6
+GAIN = 0.8
+"""Largest share of the first model's false objects that an adapted model may show to replace it."""
 EVALUATIONS = 4
 """Evaluations during one training, which watch the accuracy on known classes."""
 TRAINABLE = ["fuse.*", "classify.*", "aspp.*", "low_level.*", "encoder.model.blocks.5.*", "encoder.model.blocks.6.*"]
@@ -125,21 +127,18 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     first = figures(runs["before"], base, before.info.threshold, size)
     # The same recall of the same pasted objects makes the two models comparable.
     equal = figures(runs["after"], base, runs["after"].threshold_of(first.recall), size)
-    forgotten = equal.agreement < config.keep
-    if forgotten:
-        print(
-            f"The adapted model keeps the first model's label on a share of {equal.agreement:.2f} of the pixels, "
-            f"which is less than {config.keep:g}, so the model from before the adaptation is kept."
-        )
-    chosen = before if forgotten else after
+    refused = _refuse(first, equal, config.keep)
+    if refused:
+        print(refused)
+    chosen = before if refused else after
     chosen.info.ego_mask = before.info.ego_mask
     scenes = (
         CalibrationScene(f"{item.drive}/{item.block}", load(work / "frames", item)) for item in parts["calibrate"]
     )
     promised = calibrate(chosen, scenes, config.request, footage.unit, _names(config.sources), relax=True)
-    final = figures(runs["before" if forgotten else "after"], base, promised.threshold, size)
+    final = figures(runs["before" if refused else "after"], base, promised.threshold, size)
     chosen.info.training = {**chosen.info.training, "adapted_to": _names(config.sources)}
-    network, _ = load_model(config.model if forgotten else trained)
+    network, _ = load_model(config.model if refused else trained)
     save_model(config.out / "model.safetensors", network, chosen.info)
     summary = {
         "sources": [Path(source).name for source in config.sources],
@@ -150,16 +149,39 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
         "before": first.as_dict(),
         "after_at_equal_recall": equal.as_dict(),
         "after": final.as_dict(),
-        "kept_the_first_model": forgotten,
+        "kept_the_first_model": bool(refused),
+        "verdict": refused,
         "suspects": suspects,
         "guarantee": promised.as_dict(),
         "seconds": round(time.monotonic() - started, 1),
     }
     write_atomically(config.out / "summary.json", json.dumps(summary, indent=2).encode())
-    shown = runs["before" if forgotten else "after"]
+    shown = runs["before" if refused else "after"]
     foreign = [load(work / "frames", item) for item in parts["adapt"] if item.file in suspects][:SUSPECTS_SHOWN]
     write_report(config.out / "report.html", summary, images, runs["before"], shown, promised.threshold, ego, foreign)
     return summary
+
+
+def _refuse(first: Figures, adapted: Figures, keep: float) -> str:
+    """Say why the model from before the adaptation is kept; an empty text if the adapted one is better.
+
+    Args:
+        first: figures of the first model.
+        adapted: figures of the adapted model at the same recall of pasted objects.
+        keep: share of the labels that must stay.
+    """
+    if adapted.agreement < keep:
+        return (
+            f"The adapted model keeps the first model's label on a share of {adapted.agreement:.2f} of the pixels, "
+            f"which is less than {keep:g}, so the model from before the adaptation is kept."
+        )
+    if adapted.false_objects > GAIN * first.false_objects or first.false_objects == 0:
+        return (
+            f"At equal recall of pasted objects, the adapted model shows {adapted.false_objects:.2f} false objects per "
+            f"frame and the first model {first.false_objects:.2f}. This is too small a gain for what an adaptation "
+            "costs on other roads, so the model from before the adaptation is kept, with a new threshold and ego mask."
+        )
+    return ""
 
 
 def _identity(config: AdaptConfig) -> dict[str, Any]:

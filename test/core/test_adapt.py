@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from pebal_core.adaptation.check import Figures
 from pebal_core.adaptation.ego import find_ego, moved_mounting
 from pebal_core.adaptation.footage import collect
+from pebal_core.adaptation.run import _refuse
 from pebal_core.commands.main import main
 from pebal_core.errors import PebalError
 from pebal_core.model_file import read_info
@@ -130,6 +133,17 @@ def test_footage_that_cannot_be_used_is_refused_in_one_sentence(tmp_path: Path) 
         collect([str(black)], tmp_path / "c", 0.1, 5.0, 100)
 
 
+def test_an_adaptation_that_does_not_pay_is_not_kept() -> None:
+    first = Figures(threshold=-3, false_objects=2.0, alarmed=0.01, recall=0.8, ap=0.9, agreement=1.0)
+    cases = {0.5: "", 1.6: "", 1.7: "too small a gain", 3.0: "too small a gain"}
+    for false, reason in cases.items():
+        said = _refuse(first, replace(first, false_objects=false, agreement=0.9), keep=0.85)
+        assert reason in said and bool(reason) == bool(said)
+    assert "0.80 of the pixels" in _refuse(first, replace(first, false_objects=0.1, agreement=0.8), keep=0.85)
+    calm = replace(first, false_objects=0.0)
+    assert "too small a gain" in _refuse(calm, calm, keep=0.85), "there is nothing to gain"
+
+
 def test_a_model_for_a_camera(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     drive, out = write_drive(tmp_path / "drive", 140), tmp_path / "out"
     command = ["adapt", str(drive), "--out", str(out), "--steps=1", "--block=1"]
@@ -138,6 +152,7 @@ def test_a_model_for_a_camera(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert info.ego_mask and info.guarantee["unit"] == "blocks of 10 images" and info.profile["frames"] > 0
     summary = json.loads((out / "summary.json").read_text())
     assert summary["before"]["recall"] <= summary["after_at_equal_recall"]["recall"] + 1e-9
+    assert summary["kept_the_first_model"] == bool(summary["verdict"])
     page = (out / "report.html").read_text()
     assert page.count("data:image/jpeg") > 10 and 'src="http' not in page
     assert main(command) == 0, "a finished run continues at its end"
