@@ -85,10 +85,10 @@ def test_pieces_come_from_another_scene(outliers: OutlierSet) -> None:
     assert mix.outliers(scene, 48, pool, np.random.default_rng(5))[1] == [], "pieces of the scene itself"
     half = RichMix(count=[30, 30], pieces=0.5).outliers(scene, 48, pool, np.random.default_rng(5), other=other)[1]
     assert 7 < half.count("other.png") < 23
-    plain = (
+    alone, beside = (
         RichMix().outliers(scene, 48, pool, np.random.default_rng(5), other=given)[0][0] for given in (None, other)
     )
-    assert np.array_equal(*plain)
+    assert np.array_equal(alone, beside)
 
 
 def test_objects_on_the_ground_follow_perspective(outliers: OutlierSet) -> None:
