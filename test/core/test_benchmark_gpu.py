@@ -33,7 +33,7 @@ def test_every_part_reports_figures_without_a_gpu(tmp_path: Path) -> None:
     rows = {f"{name}: {row['name']}": row for name, part in parts.items() for row in part["rows"]}  # type: ignore[attr-defined]
     assert [title for title, row in rows.items() if row.get("met") is False] == [], "on the CPU, parity holds exactly"
     assert [title for title, row in rows.items() if "reason" in row] == []
-    assert sum("met" in row for row in rows.values()) >= 6, "and speed has no goal"
+    assert sum("met" in row for row in rows.values()) >= 4, "and speed has no goal"
     for title in (
         "inference: starter 64×96, straightforward fp32",
         "inference: starter 64×96, engine fp32",
