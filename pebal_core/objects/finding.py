@@ -193,9 +193,8 @@ def filter_energy(
     if highest <= rules.sweep_from:
         return np.minimum(energy, np.float32(lowest))
     smoothed = _smooth(energy, rules)
-    start = max(
-        rules.sweep_from, lowest + (highest - lowest) / LEVELS
-    )  # at the lowest energy, all pixels are one object
+    # At the lowest energy all pixels are one object.
+    start = max(rules.sweep_from, lowest + (highest - lowest) / LEVELS)
     levels = np.linspace(start, highest, LEVELS, endpoint=False)
     ceiling = np.full(energy.shape, lowest, np.float32)
     for level, following in zip(levels, [*levels[1:], highest]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from pebal_core.adaptation.check import Figures
 from pebal_core.adaptation.ego import find_ego, moved_mounting
@@ -16,7 +18,7 @@ from pebal_core.adaptation.footage import collect
 from pebal_core.adaptation.run import _refuse
 from pebal_core.commands.main import main
 from pebal_core.errors import PebalError
-from pebal_core.model_file import read_info
+from pebal_core.model_file import load_model, read_info
 from pebal_core.objects import IgnoreMask
 
 pytestmark = pytest.mark.slow
@@ -144,7 +146,9 @@ def test_an_adaptation_that_does_not_pay_is_not_kept() -> None:
     assert "too small a gain" in _refuse(calm, calm, keep=0.85), "there is nothing to gain"
 
 
-def test_a_model_for_a_camera(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_for_a_camera(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     drive, out = write_drive(tmp_path / "drive", 140), tmp_path / "out"
     command = ["adapt", str(drive), "--out", str(out), "--steps=1", "--block=1"]
     assert main(command) == 0
@@ -152,9 +156,13 @@ def test_a_model_for_a_camera(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert info.ego_mask and info.guarantee["unit"] == "blocks of 10 images" and info.profile["frames"] > 0
     summary = json.loads((out / "summary.json").read_text())
     assert summary["before"]["recall"] <= summary["after_at_equal_recall"]["recall"] + 1e-9
-    assert summary["kept_the_first_model"] == bool(summary["verdict"])
     page = (out / "report.html").read_text()
     assert page.count("data:image/jpeg") > 10 and 'src="http' not in page
+    monkeypatch.setattr("pebal_core.adaptation.run.GAIN", -1.0)
     assert main(command) == 0, "a finished run continues at its end"
+    summary, page = json.loads((out / "summary.json").read_text()), (out / "report.html").read_text()
+    assert summary["kept_the_first_model"] and html.escape(summary["verdict"]) in page
+    kept, start = (load_model(path)[0].state_dict() for path in (out / "model.safetensors", "starter"))
+    assert all(torch.equal(kept[name], value) for name, value in start.items())
     assert main([*command[:-2], "--steps=2"]) == 1
     assert "another steps" in capsys.readouterr().err
