@@ -136,6 +136,7 @@ def install(venv: Path, ros: bool) -> None:
         constraints.write_text(constraints_beside_ros((ROOT / "constraints.txt").read_text()))
     python = str(venv / "bin" / "python")
     pip = [python, "-m", "pip", "install", "--constraint", str(constraints), "--no-input", "--quiet"]
+    pip.append("--no-compile")  # Python compiles what is imported; compiling all of it takes a minute
     extras = "train,onnx,benchmark,demo,test,docs" if ros else "train,onnx,benchmark,demo,test,docs,ros"
     failed = (
         "pip could not install the packages; see its output above. Run the command again to continue where it stopped."

@@ -37,13 +37,10 @@ that is missing there is an error of the environment, which a green run would hi
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        folder = item.path.parent.name
-        for marker in FOLDERS.get(folder, ()):
+        for marker in FOLDERS.get(item.path.parent.name, ()):
             item.add_marker(marker)
-        if config.pluginmanager.has_plugin("xdist"):  # one worker for all nodes, and for the fixtures of a file
-            item.add_marker(pytest.mark.xdist_group("ros" if folder == "ros" else str(item.path)))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -149,19 +149,29 @@ def test_a_folder_of_smp_that_cannot_be_used_is_named(changes: dict[str, Any], m
 def test_without_transformers_one_sentence_says_what_to_install(tmp_path: Path) -> None:
     folder, _ = write_folder(tmp_path / "folder", "segformer")
     (tmp_path / "transformers.py").write_text("raise ModuleNotFoundError('No module named transformers')")
-    ran = convert(str(folder), tmp_path, PYTHONPATH=f"{tmp_path}:{Path(__file__).parents[2]}")
-    assert ran.returncode == 1 and ran.stderr.count("\n") == 1
-    assert "need the package transformers. Run: pip install 'transformers>=5" in ran.stderr
+    process = start_convert(str(folder), tmp_path, PYTHONPATH=f"{tmp_path}:{Path(__file__).parents[2]}")
+    error = process.communicate(timeout=240)[1]
+    assert process.returncode == 1 and error.count("\n") == 1
+    assert "need the package transformers. Run: pip install 'transformers>=5" in error
 
 
 # -- the Hub ----------------------------------------------------------------------------------------------------
 
 
-def convert(name: str, tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def start_convert(name: str, folder: Path, **environment: str) -> subprocess.Popen[str]:
     """`pebal convert` in a process of its own, as the Hub's client reads its address when it is imported."""
-    command = [sys.executable, "-m", "pebal_core", "convert", name, str(tmp_path / "out.safetensors")]
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1", **environment}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    command = [sys.executable, "-m", "pebal_core", "convert", name, str(folder / "out.safetensors")]
+    environment = {**os.environ, "HF_HOME": str(folder / "cache"), "HF_HUB_DISABLE_XET": "1", **environment}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
+    """A conversion without a connection, which starts before all tests because the Hub's client tries for 25 s."""
+    process = start_convert("hf:org/name", tmp_path_factory.mktemp("offline"), HF_ENDPOINT="http://127.0.0.1:9")
+    yield process
+    process.kill()
+    process.communicate()
 
 
 @pytest.fixture
@@ -200,19 +210,20 @@ def hub(tmp_path: Path) -> Iterator[str]:
 
 
 def test_a_model_of_the_hub_is_downloaded_and_converted(hub: str, tmp_path: Path) -> None:
-    ran = convert("hf:org/name", tmp_path, HF_ENDPOINT=hub)
-    assert ran.returncode == 0, ran.stderr
+    process = start_convert("hf:org/name", tmp_path, HF_ENDPOINT=hub)
+    error = process.communicate(timeout=240)[1]
+    assert process.returncode == 0, error
     origin = read_info(tmp_path / "out.safetensors").origin
     assert origin["file"] == "hf:org/name/model.safetensors"
     assert origin["source"] == "https://huggingface.co/org/name (0123456789ab)"
 
 
-@pytest.mark.slow  # the Hub's client tries six times
-def test_without_a_connection_one_sentence_says_so(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_without_a_connection_one_sentence_says_so(offline: subprocess.Popen[str]) -> None:
     transformers()
-    ran = convert("hf:org/name", tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
-    assert ran.returncode == 1 and "hf:org/name could not be downloaded" in ran.stderr, ran.stderr
-    assert ran.stderr.count("\n") == 1
+    error = offline.communicate(timeout=240)[1]
+    assert offline.returncode == 1 and "hf:org/name could not be downloaded" in error, error
+    assert error.count("\n") == 1
 
 
 def test_a_name_that_is_none_reaches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

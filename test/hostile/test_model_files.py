@@ -242,9 +242,7 @@ def test_whatever_is_damaged_the_weights_are_those_that_were_written(small: Path
     expected = load_model(small)[0].state_dict()
     ends = {"refused": 0, "loaded": 0}
 
-    @settings(
-        max_examples=1000, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
-    )
+    @settings(max_examples=400, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(mutations())
     def mutate(mutation: Callable[[bytes], bytes]) -> None:
         path.write_bytes(mutation(content))
@@ -264,7 +262,7 @@ def test_whatever_is_damaged_the_weights_are_those_that_were_written(small: Path
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mutate()
-    assert ends["refused"] > 500 and ends["loaded"] > 10, ends
+    assert ends["refused"] > 200 and ends["loaded"] > 10, ends
 
 
 @pytest.mark.slow

@@ -90,7 +90,7 @@ def test_overload(pair: Rig, front: TestCamera, front_labels: Inbox, factor: int
     assert change["dropped"] > 0.3 * (1 - 1 / factor) * sent, f"no overload: {change}"
     assert np.median(latencies) < idle + INFERENCE, "a frame waits for one inference at most"
     half = len(latencies) // 2
-    assert np.median(latencies[half:]) < np.median(latencies[:half]) + INFERENCE / 2, "no queue grows"
+    assert np.median(latencies[half:]) < np.median(latencies[:half]) + INFERENCE, "no queue grows"
     dead = pair.client.status("/load/left/image", lambda s: s.level == DiagnosticStatus.ERROR)
     assert "remap 'left/image' to its topic" in dead.message and frame_counts(dead)["received"] == 0
 
