@@ -211,18 +211,23 @@ class GroundPlane:
         moved = (pixels[:, None] + sigma.pixel_std * _NEIGHBOURS).reshape(-1, 2)
         rays = (self.camera.rays(moved) @ self.rotation.T).reshape(len(pixels), len(_NEIGHBOURS), 3)
         ahead, shifted = rays[:, :1], rays[:, 1:]
-        turn = self.rotation @ OPTICAL_TO_FORWARD.T
-        angles = np.radians([sigma.pitch_std, sigma.roll_std])
-        turns = [turn @ about(sign * angle) @ turn.T for about, angle in zip(_ABOUT, angles) for sign in (1, -1)]
-        turned = np.einsum("kij,nj->nki", np.stack(turns), ahead[:, 0])
+        turned = np.einsum("kij,nj->nki", self._turns, ahead[:, 0])
         directions = np.concatenate([turned, ahead, ahead, shifted], axis=1)  # pairs of a step up and a step down
         heights = np.full(directions.shape[1], self.origin[2])
-        heights[len(turns) : len(turns) + 2] += sigma.height_std, -sigma.height_std
+        heights[len(self._turns) : len(self._turns) + 2] += sigma.height_std, -sigma.height_std
         points = _intersect_ground(directions, self.origin, heights)
         jacobian = (points[:, 0::2] - points[:, 1::2]) / 2
         covariances = np.einsum("nki,nkj->nij", jacobian, jacobian)
         covariances[np.isnan(jacobian).any(axis=(1, 2))] = np.inf
         return covariances
+
+    @cached_property
+    def _turns(self) -> np.ndarray:
+        """4×3×3, rotations by the standard deviations of pitch and roll, each a step up and a step down."""
+        turn = self.rotation @ OPTICAL_TO_FORWARD.T
+        angles = np.radians([self.uncertainty.pitch_std, self.uncertainty.roll_std])
+        steps = [about(sign * angle) for about, angle in zip(_ABOUT, angles) for sign in (1, -1)]
+        return np.stack([turn @ step @ turn.T for step in steps])
 
     @cached_property
     def foot(self) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -41,26 +42,20 @@ class Locator:
         if not objects:
             return []
         contacts = self._pixels(np.array([found.contact for found in objects]))
-        located = []
-        covariances = self.ground.covariances(contacts)
-        for found, position, covariance in zip(objects, self.ground.project(contacts), covariances):
-            if np.isnan(position).any():
-                located.append(found)
-                continue
-            offset = position - self.ground.foot
-            distance = float(np.linalg.norm(offset))
-            ray = offset / max(distance, 1e-9)
-            variance = float(ray @ covariance @ ray) if np.isfinite(covariance).all() else float("inf")
-            located.append(
-                replace(
-                    found,
-                    position=(float(position[0]), float(position[1])),
-                    covariance=covariance,
-                    distance=distance,
-                    distance_std=variance**0.5,
-                )
-            )
-        return located
+        positions, covariances = self.ground.project(contacts), self.ground.covariances(contacts)
+        offsets = positions - self.ground.foot
+        distances = np.hypot(*offsets.T)
+        rays = offsets / np.maximum(distances, 1e-9)[:, None]
+        finite = np.where(np.isfinite(covariances), covariances, 0.0)
+        deviations = np.sqrt(np.einsum("ni,nij,nj->n", rays, finite, rays))
+        deviations[np.isinf(covariances).any(axis=(1, 2))] = np.inf
+        figures = zip(positions.tolist(), covariances, distances.tolist(), deviations.tolist(), strict=True)
+        return [
+            found
+            if math.isnan(distance)
+            else replace(found, position=(x, y), covariance=covariance, distance=distance, distance_std=deviation)
+            for found, ((x, y), covariance, distance, deviation) in zip(objects, figures, strict=True)
+        ]
 
     def foot(self, found: RoadObject) -> np.ndarray:
         """Compute points on the ground along the foot of an object.

@@ -62,16 +62,12 @@ class _Track:
         self.hits: deque[bool] = deque([True], maxlen=LONGEST_WINDOW)
         self.missed = 0
         self.confirmed = False
-        self._velocity = np.zeros(4)  # velocities of left, top, right and bottom in pixels per second
-
-    def predict(self, stamp: float) -> np.ndarray:
-        """Predict left, top, right and bottom at a later time in seconds, assuming constant velocity."""
-        box = self.box + self._velocity * (stamp - self.seen)
-        return box if (box[2:] > box[:2]).all() else self.box
+        self.velocity = np.zeros(4)
+        """Velocities of left, top, right and bottom in pixels per second."""
 
     def see(self, box: np.ndarray, stamp: float) -> None:
         if stamp > self.seen:
-            self._velocity += 0.5 * ((box - self.box) / (stamp - self.seen) - self._velocity)
+            self.velocity += 0.5 * ((box - self.box) / (stamp - self.seen) - self.velocity)
         self.box, self.seen, self.missed = box, stamp, 0
         self.hits.append(True)
 
@@ -147,7 +143,7 @@ class ObjectTracker:
         """The tracks that boxes continue, by the index of the box."""
         if not self._tracks or not len(boxes):
             return {}
-        overlap = generalised_iou(np.stack([track.predict(stamp) for track in self._tracks]), boxes)
+        overlap = generalised_iou(_predict(self._tracks, stamp), boxes)
         matched: dict[int, _Track] = {}
         while True:
             best = np.unravel_index(int(overlap.argmax()), overlap.shape)
@@ -155,6 +151,15 @@ class ObjectTracker:
                 return matched
             matched[int(best[1])] = self._tracks[int(best[0])]
             overlap[best[0], :] = overlap[:, best[1]] = -np.inf
+
+
+def _predict(tracks: Sequence[_Track], stamp: float) -> np.ndarray:
+    """Left, top, right and bottom (N×4) of tracks at a later time in seconds, assuming constant velocity."""
+    boxes = np.array([track.box for track in tracks])
+    elapsed = stamp - np.array([track.seen for track in tracks])
+    moved = boxes + np.array([track.velocity for track in tracks]) * elapsed[:, None]
+    valid = (moved[:, 2:] > moved[:, :2]).all(axis=1, keepdims=True)
+    return np.where(valid, moved, boxes)
 
 
 def generalised_iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
