@@ -34,8 +34,6 @@ class Figures:
     """Share of the pasted objects that are found at the threshold."""
     ap: float
     """Average precision of the pasted objects' pixels."""
-    agreement: float
-    """Share of the pixels whose label equals the one predicted by the model before the adaptation."""
 
     def as_dict(self) -> dict[str, Any]:
         """The figures by name, for summary.json."""
@@ -55,8 +53,6 @@ class Energies:
     """Energies in nats of the frames with pasted objects."""
     targets: list[np.ndarray]
     """1 on pasted objects, 0 elsewhere, 255 on the ego mask."""
-    labels: list[np.ndarray]
-    """Classes predicted on the frames as recorded."""
 
     def recall(self, threshold: float) -> float:
         """Share of the pasted objects of which at least a quarter is alarmed; NaN if there is no object."""
@@ -116,45 +112,38 @@ def energies(
         ((96, 128), (96, 128), [0, 1])
     """
     mix, pool, roles = RichMix(shapes=0.0), ObjectPool(outliers), Roles.of(detector.info.classes)
-    kept = Energies([], [], [], [])
+    kept = Energies([], [], [])
     for number, (image, labels) in enumerate(zip(images, base)):
         rng = np.random.default_rng([0xC4EC, number])
         (mixed, pasted), _ = mix.outliers((image, labels), horizon_row(labels, roles), pool, rng, roles)
         target = (pasted == OUTLIER).astype(np.uint8)
         if ego is not None:
             target[ego] = 255
-        result = detector(image)
-        kept.clean.append(result.energy)
-        kept.labels.append(result.labels)
+        kept.clean.append(detector(image).energy)
         kept.mixed.append(detector(mixed).energy)
         kept.targets.append(target)
     return kept
 
 
-def figures(run: Energies, base: Sequence[np.ndarray], threshold: float, size: int) -> Figures:
+def figures(run: Energies, threshold: float, size: int) -> Figures:
     """The figures at a threshold.
 
     Args:
         run: the model's outputs on the check frames.
-        base: labels (H×W) that the model before the adaptation predicts, one map per frame.
         threshold: in nats.
         size: smallest area of a false object in pixels.
 
     Examples:
-        >>> energy, labels = np.full((20, 20), -10, np.float32), np.zeros((20, 20), np.uint8)
+        >>> energy = np.full((20, 20), -10, np.float32)
         >>> energy[5:15, 5:15] = -2
         >>> target = (energy > -4).astype(np.uint8)
-        >>> run = Energies(clean=[np.full_like(energy, -10)], mixed=[energy], targets=[target], labels=[labels])
-        >>> figures(run, [labels], threshold=-4, size=10)
-        Figures(threshold=-4, false_objects=0.0, alarmed=0.0, recall=1.0, ap=1.0, agreement=1.0)
+        >>> run = Energies(clean=[np.full_like(energy, -10)], mixed=[energy], targets=[target])
+        >>> figures(run, threshold=-4, size=10)
+        Figures(threshold=-4, false_objects=0.0, alarmed=0.0, recall=1.0, ap=1.0)
     """
-    pooled, agreement = PooledMetrics(), []
-    for number, (energy, target, labels) in enumerate(zip(run.mixed, run.targets, run.labels)):
+    pooled = PooledMetrics()
+    for number, (energy, target) in enumerate(zip(run.mixed, run.targets)):
         pooled.update(energy, target, name=str(number))
-        agreement.append(float((labels == base[number]).mean()))
     ap = pooled.compute().ap
     objects, alarmed = run.false_objects(threshold, size)
-    return Figures(
-        threshold, objects, alarmed, run.recall(threshold), float("nan") if ap is None else ap,
-        float(np.mean(agreement)),
-    )  # fmt: skip
+    return Figures(threshold, objects, alarmed, run.recall(threshold), float("nan") if ap is None else ap)

@@ -23,7 +23,6 @@ ROWS = {
     "alarmed": "alarmed share of the known pixels",
     "recall": "recall of the pasted objects",
     "ap": "AP of the pasted objects",
-    "agreement": "share of the pixels that keep their label",
 }
 """Figures of the table and their names."""
 STYLE = (
@@ -54,7 +53,7 @@ def write_report(
         >>> columns = {"before": table, "after_at_equal_recall": table, "after": table}
         >>> texts = {"guarantee": {"text": "…"}, "ego_mask": "none.", "verdict": ""}
         >>> summary = {"sources": ["drive.mp4"], **texts, **columns}
-        >>> run = Energies(clean=[energy], mixed=[energy], targets=[], labels=[])
+        >>> run = Energies(clean=[energy], mixed=[energy], targets=[])
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_report(path := Path(folder) / "report.html", summary, [image], run, run, -4.0, None, [])
         ...     "<h1>Adaptation to drive.mp4</h1>" in path.read_text()

@@ -1,7 +1,8 @@
 """Adapts a model to one camera (``pebal adapt``).
 
 The output folder receives model.safetensors, summary.json, report.html and ego_mask.png. The intermediate results in
-work/ let an interrupted run continue. The model itself labels the frames, so footage is the only input.
+work/ let an interrupted run continue. The model itself labels the frames, so footage is the only input. What is learned
+is one linear function of the network's features (`pebal_core.adaptation.shift`).
 """
 
 from __future__ import annotations
@@ -17,26 +18,24 @@ from typing import Any
 import cv2
 import numpy as np
 import yaml
+from rich.console import Console
+from rich.progress import track
 
 from ..data.coco import OutlierSet
-from ..data.outlier_mix import RichMix
 from ..detector import AnomalyDetector
 from ..errors import PebalError, one_line
 from ..files import write_atomically
 from ..guarantee import Request
 from ..labels import VOID
-from ..losses import LossConfig
 from ..model_file import file_sha256, load_model, resolve_model, save_model
 from ..objects import IgnoreMask
 from ..training.calibrate import CalibrationScene, calibrate
-from ..training.finetune import FinetuneConfig, finetune
-from ..training.run import CHECKPOINT, RunConfig
-from ..training.samples import DataConfig, SceneSource
 from .check import Figures, energies, figures
 from .ego import FEWEST, find_ego, moved_mounting
 from .footage import PARTS, Kept, collect, load
 from .report import write_report
 from .shapes import HELD_BACK, write_shapes
+from .shift import add_function, collect_pixels, fit, samples_of
 
 CLASSES = "classes.yaml"
 EGO_FRAMES = 40
@@ -48,10 +47,7 @@ OUTSTANDING = 5.0
 SUSPECTS_SHOWN = 6
 GAIN = 0.8
 """Largest share of the first model's false objects that an adapted model may show to replace it."""
-EVALUATIONS = 4
-"""Evaluations during one training, which watch the accuracy on known classes."""
-TRAINABLE = ["fuse.*", "classify.*", "aspp.*", "low_level.*", "encoder.model.blocks.5.*", "encoder.model.blocks.6.*"]
-"""Parameters of the starter's network that are trained; of other networks, only the head is trained."""
+ADAPTED = "adapted.safetensors"
 
 
 @dataclass(frozen=True)
@@ -67,12 +63,11 @@ class AdaptConfig:
     """Folder written by ``pebal prepare-coco``; None draws random shapes with random textures."""
     ego_mask: Path | None = None
     """Image file of an ego mask; None finds the mask in the footage."""
-    steps: int = 120
+    samples: int = 300
+    """Number of crops of the footage from which the adaptation learns."""
     interval: float = 0.5
     block: float = 4.0
     frames: int = 300
-    keep: float = 0.85
-    """Share of the check frames' pixels whose label must stay the one that the first model predicts."""
     request: Request = field(default_factory=Request)
 
 
@@ -110,24 +105,24 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     outliers = config.outliers or work / "shapes"
     if config.outliers is None:
         write_shapes(outliers)
-    suspects = _write_scenes(work, before, parts, ego)
+    suspects = _write_scenes(work, before, parts["adapt"], ego)
     if suspects:
         print(
             f"{len(suspects)} frames are left out of the training, because their highest energies are far above those "
             "of the other frames, so they may show something foreign. Look at them in report.html."
         )
-    trained = _finetune(config, work, outliers, identity)
-    after = AnomalyDetector.load(trained, engine="torch")
+    adapted = _fit(config, work, outliers, before.info.threshold)
+    after = AnomalyDetector.load(adapted, engine="torch")
     images = [load(work / "frames", item) for item in parts["check"]]
     base = [before(image).labels for image in images]
     held = OutlierSet.open(outliers)
     held = held.hold_back(HELD_BACK)[1] if config.outliers is None else held
     runs = {"before": energies(before, images, base, ego, held), "after": energies(after, images, base, ego, held)}
     size = config.request.object_size
-    first = figures(runs["before"], base, before.info.threshold, size)
+    first = figures(runs["before"], before.info.threshold, size)
     # The same recall of the same pasted objects makes the two models comparable.
-    equal = figures(runs["after"], base, runs["after"].threshold_of(first.recall), size)
-    refused = _refuse(first, equal, config.keep)
+    equal = figures(runs["after"], runs["after"].threshold_of(first.recall), size)
+    refused = _refuse(first, equal)
     if refused:
         print(refused)
     chosen = before if refused else after
@@ -136,9 +131,9 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
         CalibrationScene(f"{item.drive}/{item.block}", load(work / "frames", item)) for item in parts["calibrate"]
     )
     promised = calibrate(chosen, scenes, config.request, footage.unit, _names(config.sources), relax=True)
-    final = figures(runs["before" if refused else "after"], base, promised.threshold, size)
+    final = figures(runs["before" if refused else "after"], promised.threshold, size)
     chosen.info.training = {**chosen.info.training, "adapted_to": _names(config.sources)}
-    network, _ = load_model(config.model if refused else trained)
+    network, _ = load_model(config.model if refused else adapted)
     save_model(config.out / "model.safetensors", network, chosen.info)
     summary = {
         "sources": [Path(source).name for source in config.sources],
@@ -162,19 +157,13 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     return summary
 
 
-def _refuse(first: Figures, adapted: Figures, keep: float) -> str:
+def _refuse(first: Figures, adapted: Figures) -> str:
     """Say why the model from before the adaptation is kept; an empty text if the adapted one is better.
 
     Args:
         first: figures of the first model.
         adapted: figures of the adapted model at the same recall of pasted objects.
-        keep: share of the labels that must stay.
     """
-    if adapted.agreement < keep:
-        return (
-            f"The adapted model keeps the first model's label on a share of {adapted.agreement:.2f} of the pixels, "
-            f"which is less than {keep:g}, so the model from before the adaptation is kept."
-        )
     if adapted.false_objects > GAIN * first.false_objects or first.false_objects == 0:
         return (
             f"At equal recall of pasted objects, the adapted model shows {adapted.false_objects:.2f} false objects per "
@@ -186,7 +175,7 @@ def _refuse(first: Figures, adapted: Figures, keep: float) -> str:
 
 def _identity(config: AdaptConfig) -> dict[str, Any]:
     """The options that must not change when an interrupted run continues, and the digest of the model."""
-    values = {key: str(value) for key, value in asdict(config).items() if key not in ("out", "request", "keep")}
+    values = {key: str(value) for key, value in asdict(config).items() if key not in ("out", "request")}
     return {**values, "model": file_sha256(resolve_model(config.model))}
 
 
@@ -248,9 +237,7 @@ def _mountings(detector: AnomalyDetector, folder: Path, items: list[Kept]) -> st
     return ""
 
 
-def _write_scenes(
-    work: Path, detector: AnomalyDetector, parts: dict[str, list[Kept]], ego: np.ndarray | None
-) -> list[str]:
+def _write_scenes(work: Path, detector: AnomalyDetector, items: list[Kept], ego: np.ndarray | None) -> list[str]:
     """Write the frames with the detector's labels as a labelled data set, in which the ego mask is void.
 
     Returns:
@@ -267,22 +254,20 @@ def _write_scenes(
     peaks: dict[str, float] = {}
     classes = detector.info.classes.numbered().as_dict()
     write_atomically(work / CLASSES, yaml.safe_dump(classes, allow_unicode=True, sort_keys=False).encode())
-    for split, part in (("train", "adapt"), ("val", "calibrate")):
-        images, labels = (work / "scenes" / kind / split for kind in ("images", "labels"))
-        images.mkdir(parents=True, exist_ok=True)
-        labels.mkdir(parents=True, exist_ok=True)
-        for item in parts[part]:
-            stem = Path(item.file).stem
-            result = detector(load(work / "frames", item))
-            ids = result.labels.copy()
-            if ego is not None:
-                ids[ego] = VOID
-            if part == "adapt":
-                peaks[item.file] = float(np.quantile(result.energy[ids != VOID], 0.999))
-            write_atomically(labels / f"{stem}.png", cv2.imencode(".png", ids)[1].tobytes())
-            link = images / f"{stem}.png"
-            if not link.exists():
-                link.hardlink_to(work / "frames" / item.file)
+    images, labels = (work / "scenes" / kind / "train" for kind in ("images", "labels"))
+    images.mkdir(parents=True, exist_ok=True)
+    labels.mkdir(parents=True, exist_ok=True)
+    for item in track(items, "labels of the frames", console=Console(stderr=True)):
+        stem = Path(item.file).stem
+        result = detector(load(work / "frames", item))
+        ids = result.labels.copy()
+        if ego is not None:
+            ids[ego] = VOID
+        peaks[item.file] = float(np.quantile(result.energy[ids != VOID], 0.999))
+        write_atomically(labels / f"{stem}.png", cv2.imencode(".png", ids)[1].tobytes())
+        link = images / f"{stem}.png"
+        if not link.exists():
+            link.hardlink_to(work / "frames" / item.file)
     suspects = outstanding(peaks)
     for file in suspects:
         (work / "scenes" / "images" / "train" / f"{Path(file).stem}.png").unlink()
@@ -305,44 +290,23 @@ def outstanding(peaks: dict[str, float]) -> list[str]:
     return [file for file, peak in peaks.items() if peak > np.median(values) + OUTSTANDING * spread]
 
 
-def _finetune(config: AdaptConfig, work: Path, outliers: Path, identity: dict[str, Any]) -> Path:
-    """Path of the fine-tuned model, which is trained now unless an interrupted run has done so."""
-    run = work / "run"
-    if (run / "done").is_file():
-        return run / "last.safetensors"
-    network, info = load_model(config.model)
-    names = [name for name, _ in network.named_parameters()]
-    trainable = TRAINABLE if info.network == "deeplabv3plus" and any(n.startswith("fuse.") for n in names) else []
-    resume = (run / CHECKPOINT).is_file()
-    finetune(
-        FinetuneConfig(
-            model=config.model,
-            out=str(run),
-            data=DataConfig(
-                root=str(work),
-                scenes=[SceneSource("folders", "scenes", "train", 360, str(work / CLASSES))],
-                validation=[SceneSource("folders", "scenes", "val", 360, str(work / CLASSES))],
-                outliers=str(outliers),
-                held_back=list(HELD_BACK) if config.outliers is None else [],
-                rich_mix=RichMix(height=[0.15, 3.5], anywhere=0.35, anywhere_height=[0.05, 0.9], pieces=0.5),
-                crop=[320, 384],
-                scale=[0.75, 2.0],
-                color=0.4,
-                check=False,
-                validation_every=8,
-            ),
-            trainer=RunConfig(
-                steps=config.steps, validate_every=max(1, config.steps // EVALUATIONS), checkpoint_every=20,
-                resume=resume, accelerator="cpu", devices=1,
-            ),
-            loss=LossConfig(penalty_floor=1.0, inlier_margin=-9.0, outlier_margin=-4.0),
-            trainable=trainable,
-            lr=2e-4,
-            backbone_lr=1e-4 if trainable else 1e-5,
-            ema_decay=0.98,
-            keep_accuracy=config.keep,
-            licence=info.licence,
-        )
-    )  # fmt: skip
-    write_atomically(run / "done", b"")
-    return run / "last.safetensors"
+def _fit(config: AdaptConfig, work: Path, outliers: Path, threshold: float) -> Path:
+    """Path of the adapted model, which is made now unless an interrupted run has done so."""
+    path = work / ADAPTED
+    if path.is_file():
+        return path
+    network, info = add_function(*load_model(config.model))
+    samples = samples_of(work, work / CLASSES, outliers, config.outliers is None, info)
+    numbers = track(range(config.samples), "samples of the footage", console=Console(stderr=True))
+    pixels = collect_pixels(network, info, samples, numbers, threshold)
+    try:
+        network.set_last(*fit(pixels, threshold))
+    except PebalError as error:
+        print(f"{error} The energies stay as they are.")
+    info.training = {
+        "command": "pebal adapt",
+        "samples": config.samples,
+        "started_from": {"sha256": file_sha256(resolve_model(config.model)), "training": info.training},
+    }
+    save_model(path, network, info)
+    return path

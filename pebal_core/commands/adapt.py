@@ -26,18 +26,17 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--model", type=str, default="starter", help="model file, or name of a shipped model")
     parser.add_argument("--outliers", type=Path, help="folder written by 'pebal prepare-coco'; default: random shapes")
     parser.add_argument("--ego-mask", type=Path, help="ego mask, white on the vehicle; default: found in the footage")
-    parser.add_argument("--steps", type=Whole(1, 10**6), default=120, help="optimiser steps")
+    parser.add_argument("--samples", type=Whole(1, 10**6), default=300, help="crops of the footage to learn from")
     parser.add_argument("--interval", type=Number(0.01, 3600), default=0.5, help="seconds between sampled frames")
     parser.add_argument("--block", type=Number(1, 3600), default=4.0, help="length of a block of time in seconds")
     parser.add_argument("--frames", type=Whole(10, 10**6), default=300, help="keep this many frames at most")
-    parser.add_argument("--keep", type=Number(0, 1), default=0.85, help="share of the labels that must not change")
     parser.add_argument(
         "--alpha", type=Number(1e-6, 0.5), default=0.01, help="expected share of falsely alarmed pixels"
     )
 
 
 def run(args: Namespace) -> None:
-    names = ("sources", "out", "topic", "model", "outliers", "ego_mask", "steps", "interval", "block", "frames", "keep")
+    names = ("sources", "out", "topic", "model", "outliers", "ego_mask", "samples", "interval", "block", "frames")
     with held(args.out):
         summary = adapt(AdaptConfig(**{name: args[name] for name in names}, request=Request(args.alpha)))
     first, after = summary["before"], summary["after_at_equal_recall"]

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..errors import PebalError
 from .anomaly_branch import AnomalyBranch
 from .base import CountsOnCpu, SegmentationNetwork, upsample
+from .energy_shift import EnergyShift
 from .espnetv2 import ESPNetv2
 from .kept_classes import KeptClasses
 from .smp import DeepLabV3Plus, SmpNetwork
@@ -28,10 +29,18 @@ def _anomaly_branch(num_outputs: int = 20, *, network: str, width: int = 48, **a
     return AnomalyBranch(build_network(network, num_outputs, **arguments), width)
 
 
+def _energy_shift(
+    num_outputs: int = 20, *, network: str, arguments: dict[str, object], functions: int = 1
+) -> EnergyShift:
+    """Build an `EnergyShift` on a network with this name and these arguments."""
+    return EnergyShift(build_network(network, num_outputs, **arguments), functions)
+
+
 NETWORKS: dict[str, Callable[..., SegmentationNetwork]] = {
     "anomaly_branch": _anomaly_branch,
     "deeplabv3plus": DeepLabV3Plus,
     "deeplabv3plus_wide_resnet38": DeepLabV3PlusWideResNet38,
+    "energy_shift": _energy_shift,
     "espnetv2": ESPNetv2,
     "kept_classes": _kept_classes,
     "smp": SmpNetwork,
@@ -100,6 +109,7 @@ def describe_network(name: str, num_outputs: int = 20, **arguments: object) -> d
 __all__ = [
     "NETWORKS",
     "AnomalyBranch",
+    "EnergyShift",
     "KeptClasses",
     "SegmentationNetwork",
     "build_network",

@@ -64,7 +64,8 @@ class AnomalyBranch(SegmentationNetwork):
                 f"from the plain segmentation network."
             )
         self.network = network
-        self.num_outputs, self.stride = network.num_outputs, network.stride
+        self.num_outputs, self.stride, self.logit_stride = network.num_outputs, network.stride, network.logit_stride
+        self.features = (*network.features, (network.num_outputs, network.logit_stride))
         certainty = (network.num_outputs + 2, FINEST)
         self.branch = _Branch((*(network.features[n] for n in self.used), certainty), width)
 
@@ -76,7 +77,7 @@ class AnomalyBranch(SegmentationNetwork):
     def head(self, features: tuple[Tensor, ...]) -> Tensor:
         *maps, logits = features
         fine = _bring(logits, self.network.logit_stride, FINEST)
-        shift = self.branch([*(maps[n] for n in self.used), _certainty_of(fine)])
+        shift = self.branch([*(maps[n] for n in self.used), certainty_of(fine)])
         shift = upsample(shift, logits.shape[-2:])
         return torch.cat([logits[:, :-1] + shift[:, :1], logits[:, -1:] + shift[:, 1:]], dim=1)
 
@@ -84,8 +85,13 @@ class AnomalyBranch(SegmentationNetwork):
         self.network.fold_linear()
 
 
-def _certainty_of(logits: Tensor) -> Tensor:
-    """Append log Σ exp and the entropy of the K class logits to the logits B×(K+1)×h×w; returns B×(K+3)×h×w."""
+def certainty_of(logits: Tensor) -> Tensor:
+    """Append log Σ exp and the entropy of the K class logits to the logits B×(K+1)×h×w; returns B×(K+3)×h×w.
+
+    Examples:
+        >>> certainty_of(torch.zeros(1, 3, 1, 1)).flatten().tolist()  # two classes: both are log 2
+        [0.0, 0.0, 0.0, 0.6931471824645996, 0.6931471824645996]
+    """
     log_sum = torch.logsumexp(logits[:, :-1], dim=1, keepdim=True)
     log_probability = logits[:, :-1] - log_sum
     entropy = -(log_probability.exp() * log_probability).sum(1, keepdim=True)

@@ -38,7 +38,8 @@ class KeptClasses(SegmentationNetwork):
     def __init__(self, energy: SegmentationNetwork, classes: SegmentationNetwork, own_trunk: bool) -> None:
         super().__init__()
         self.energy, self.classes, self.own_trunk = energy, classes, own_trunk
-        self.num_outputs, self.stride = energy.num_outputs, energy.stride
+        self.num_outputs, self.stride, self.logit_stride = energy.num_outputs, energy.stride, energy.logit_stride
+        self.features = (*energy.features, *(classes.features if own_trunk else ()))
         if not own_trunk:
             for name, _ in list(classes.named_children()):
                 if not classes.is_head(f"{name}."):

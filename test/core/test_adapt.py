@@ -136,14 +136,13 @@ def test_footage_that_cannot_be_used_is_refused_in_one_sentence(tmp_path: Path) 
 
 
 def test_an_adaptation_that_does_not_pay_is_not_kept() -> None:
-    first = Figures(threshold=-3, false_objects=2.0, alarmed=0.01, recall=0.8, ap=0.9, agreement=1.0)
+    first = Figures(threshold=-3, false_objects=2.0, alarmed=0.01, recall=0.8, ap=0.9)
     cases = {0.5: "", 1.6: "", 1.7: "too small a gain", 3.0: "too small a gain"}
     for false, reason in cases.items():
-        said = _refuse(first, replace(first, false_objects=false, agreement=0.9), keep=0.85)
+        said = _refuse(first, replace(first, false_objects=false))
         assert reason in said and bool(reason) == bool(said)
-    assert "0.80 of the pixels" in _refuse(first, replace(first, false_objects=0.1, agreement=0.8), keep=0.85)
     calm = replace(first, false_objects=0.0)
-    assert "too small a gain" in _refuse(calm, calm, keep=0.85), "there is nothing to gain"
+    assert "too small a gain" in _refuse(calm, calm), "there is nothing to gain"
 
 
 def test_a_model_for_a_camera(

@@ -66,8 +66,10 @@ def test_a_fresh_branch_changes_nothing() -> None:
 
 
 def test_a_network_without_features_is_refused() -> None:
-    with pytest.raises(PebalError, match="needs the features of a trunk, and KeptClasses declares none"):
-        AnomalyBranch(network_of("two heads"))
+    network = build_network("espnetv2", scale=0.5)
+    network.features = ()
+    with pytest.raises(PebalError, match="needs the features of a trunk, and ESPNetv2 declares none"):
+        AnomalyBranch(network)
 
 
 BRANCH = ("--branch=true", "--branch_width=16", "--lr=0.02")

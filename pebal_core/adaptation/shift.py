@@ -1,0 +1,203 @@
+"""Fits the linear function that makes a model calm on one camera (`EnergyShift`).
+
+The function has to lower the energy of known pixels that alarm or nearly alarm, and must not lower the energy of pasted
+outliers. Both are drawn from the footage. The network itself stays as it is, so labels do not change, and no more than
+a few hundred numbers are learned.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data.outlier_mix import RichMix
+from ..errors import PebalError
+from ..labels import OUTLIER, VOID
+from ..model_info import ModelInfo
+from ..networks import EnergyShift, SegmentationNetwork, upsample
+from ..scores import free_energy
+from ..training.samples import DataConfig, SceneSource, TrainingSamples, open_outliers
+from .shapes import HELD_BACK
+
+NEAR = 3.0
+"""A known pixel counts as nearly alarming if its energy is less than this many nats below the threshold."""
+DEPTH = 6.0
+"""Such pixels are to end this many nats below the threshold."""
+MOST_SHIFT = 8.0
+"""Largest shift in nats that is asked for."""
+OUTLIER_WEIGHT = 4.0
+"""Weight of an outlier's pixel; a known pixel has weight 1."""
+SLACK = 0.5
+"""The function is to be at most -SLACK nats on outliers, so that it does nothing there."""
+RIDGE = 0.02
+"""Weight of the squared coefficients of the standardised features."""
+PER_SAMPLE = 400
+"""Most pixels of each kind from one sample."""
+MOST_NUMBERS = 2**26
+"""Most numbers that the collected features may have (256 MB)."""
+FEWEST = 200
+"""Fewest pixels of each kind from which a function is fitted."""
+ITERATIONS, BATCH, RATE, DECAY = 600, 2048, 1e-2, 0.995
+"""Steps of Adam, pixels of each kind per step, learning rate, and its decay per step."""
+
+
+class Pixels(NamedTuple):
+    """Pixels of samples from the footage."""
+
+    features: Tensor
+    """N×D float32, the inputs of the function (`EnergyShift.inputs`)."""
+    energy: Tensor
+    """N float32, energies in nats before the adaptation."""
+    outlier: Tensor
+    """N bool, whether the pixel belongs to a pasted outlier."""
+
+
+def add_function(network: SegmentationNetwork, info: ModelInfo) -> tuple[EnergyShift, ModelInfo]:
+    """The same network with one more function, which does nothing until it is fitted, and its description.
+
+    Examples:
+        >>> from pebal_core.networks import build_network
+        >>> info = ModelInfo("espnetv2", {"scale": 0.5})
+        >>> network, info = add_function(build_network("espnetv2", scale=0.5), info)
+        >>> info.network, info.network_args
+        ('energy_shift', {'network': 'espnetv2', 'arguments': {'scale': 0.5}, 'functions': 1})
+        >>> add_function(network, info)[1].network_args["functions"]
+        2
+    """
+    info = copy.deepcopy(info)
+    if isinstance(network, EnergyShift):
+        network = network.add_function()
+        info.network_args["functions"] = network.functions
+    else:
+        network = EnergyShift(network).eval()
+        info.network_args = {"network": info.network, "arguments": info.network_args, "functions": 1}
+        info.network = "energy_shift"
+    return network, info
+
+
+def samples_of(work: Path, classes_file: Path, outliers: Path, shapes: bool, info: ModelInfo) -> TrainingSamples:
+    """Crops of the footage, some with pasted outliers.
+
+    Args:
+        work: folder with the labelled frames in ``scenes``.
+        classes_file: class list of the frames.
+        outliers: folder of the outliers.
+        shapes: whether they are the random shapes of `write_shapes`, of which some families are held back.
+        info: description of the model.
+    """
+    config = DataConfig(
+        root=str(work),
+        scenes=[SceneSource("folders", "scenes", "train", 360, str(classes_file))],
+        validation=[],
+        outliers=str(outliers),
+        held_back=list(HELD_BACK) if shapes else [],
+        rich_mix=RichMix(height=[0.15, 3.5], anywhere=0.35, anywhere_height=[0.05, 0.9], pieces=0.5),
+        outlier_share=0.6,
+        crop=[320, 384],
+        scale=[0.75, 2.0],
+        color=0.2,
+    )
+    return TrainingSamples(config, open_outliers(config)[0], 0, info.classes)
+
+
+@torch.inference_mode()
+def collect_pixels(
+    network: EnergyShift, info: ModelInfo, samples: TrainingSamples, numbers: Iterable[int], threshold: float
+) -> Pixels:
+    """Draw nearly alarming known pixels, and pixels of outliers, from samples.
+
+    Args:
+        network: the network, in eval mode, with a function that is not fitted yet.
+        info: its description.
+        samples: what `samples_of` returned.
+        numbers: numbers of the samples.
+        threshold: threshold of the model in nats.
+    """
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (info.mean, info.std))
+    most = MOST_NUMBERS // sum(network.channels)
+    parts: list[Pixels] = []
+    collected = 0
+    for number in numbers:
+        rng = np.random.default_rng([7, number])
+        image, target = samples.draw(rng, number)
+        normalised = (torch.from_numpy(image).permute(2, 0, 1)[None] / 255 - mean) / std
+        features = network.trunk(network.pad(normalised))
+        logits = network.head(features)
+        energy = free_energy(logits)[0].numpy()
+        rows, columns = (
+            np.arange(count) * side // count for count, side in zip(energy.shape, target.shape, strict=True)
+        )
+        labels = target[rows[:, None], columns]
+        known = (labels != OUTLIER) & (labels != VOID) & (energy > threshold - NEAR)
+        for outlier, pixels in ((False, np.flatnonzero(known)), (True, np.flatnonzero(labels == OUTLIER))):
+            chosen = torch.from_numpy(np.sort(rng.permutation(pixels)[:PER_SAMPLE]))
+            inputs = [upsample(x, logits.shape[-2:])[0].flatten(1)[:, chosen] for x in network.inputs(features)]
+            parts.append(
+                Pixels(
+                    torch.cat(inputs).T.contiguous(),
+                    torch.from_numpy(energy.ravel())[chosen],
+                    torch.full((len(chosen),), outlier),
+                )
+            )
+            collected += len(chosen)
+        if collected > most:
+            break
+    return Pixels(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+def fit(pixels: Pixels, threshold: float) -> tuple[Tensor, float]:
+    """Fit a function by penalised least squares.
+
+    With d = w·φ + b, the pixels to calm want d ≥ E - (threshold - `DEPTH`) and outliers want d ≤ -`SLACK`. Squared
+    violations are averaged over each kind of pixel, and the mean of the outliers counts `OUTLIER_WEIGHT` times.
+
+    Args:
+        pixels: what `collect_pixels` returned.
+        threshold: threshold of the model in nats.
+
+    Returns:
+        w, D float32, and b in nats.
+
+    Raises:
+        PebalError: there are too few pixels of a kind.
+
+    Examples:
+        >>> features = torch.cat([torch.randn(1000, 2) + 3, torch.randn(1000, 2) - 3])
+        >>> outlier = torch.arange(2000) >= 1000
+        >>> weight, bias = fit(Pixels(features, torch.full((2000,), -1.0), outlier), threshold=-3.0)
+        >>> shift = (features @ weight + bias).relu()
+        >>> bool(shift[~outlier].mean() > 6), bool(shift[outlier].mean() < 0.5)
+        (True, True)
+    """
+    groups = [torch.nonzero(pixels.outlier == outlier)[:, 0] for outlier in (False, True)]
+    if min(map(len, groups)) < FEWEST:
+        few = "known pixels near the threshold" if len(groups[0]) < FEWEST else "pixels of pasted outliers"
+        raise PebalError(f"The footage gives fewer than {FEWEST} {few}.")
+    mean, std = pixels.features.mean(0), pixels.features.std(0)
+    std = std.clamp_min(0.1 * float(std.mean()))  # what hardly varies here may vary a lot elsewhere
+    wanted = (pixels.energy - (threshold - DEPTH)).clamp(0, MOST_SHIFT)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(0)
+        weight, bias = torch.zeros(len(mean), requires_grad=True), torch.full((), 0.1, requires_grad=True)
+        optimizer = torch.optim.Adam([weight, bias], RATE)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, DECAY)
+        for _ in range(ITERATIONS):
+            known, outliers = (group[torch.randint(len(group), (BATCH,))] for group in groups)
+            calm, quiet = (
+                nn.functional.linear((pixels.features[chosen] - mean) / std, weight[None])[:, 0] + bias
+                for chosen in (known, outliers)
+            )
+            loss = (wanted[known] - calm).relu().square().mean()
+            loss = loss + OUTLIER_WEIGHT * (quiet + SLACK).relu().square().mean() + RIDGE * weight.square().sum()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+    weight = weight.detach() / std
+    return weight, float(bias.detach() - weight @ mean)
