@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pebal_core.networks import AnomalyBranch, SegmentationNetwork, build_network
+from pebal_core.networks import AnomalyBranch, EnergyShift, SegmentationNetwork, build_network
 
 PHOTOGRAPH = Path(__file__).parents[2] / "docs/demo.jpg"
 
@@ -30,6 +30,20 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {
     "two heads": (
         "kept_classes",
         {"network": "deeplabv3plus", "own_trunk": False, "encoder": "resnet18", "decoder_channels": 16},
+        0,
+    ),
+    "shift on two heads": (
+        "energy_shift",
+        {
+            "network": "kept_classes",
+            "arguments": {
+                "network": "deeplabv3plus",
+                "own_trunk": False,
+                "encoder": "resnet18",
+                "decoder_channels": 16,
+            },
+            "functions": 2,
+        },
         0,
     ),
 }
@@ -58,6 +72,9 @@ def network_of(name: str) -> SegmentationNetwork:
             module.running_var.uniform_(0.5, 1.5)
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, 0, 0.1)
+    if isinstance(network, EnergyShift):
+        for parameter in network.shift.parameters():
+            nn.init.normal_(parameter, 0, 0.1)
     if isinstance(network, AnomalyBranch):
         nn.init.normal_(network.branch.get_parameter("out.1.weight"))  # a fresh branch answers zero
     return network

@@ -149,7 +149,7 @@ def test_a_model_for_a_camera(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drive, out = write_drive(tmp_path / "drive", 140), tmp_path / "out"
-    command = ["adapt", str(drive), "--out", str(out), "--steps=1", "--block=1"]
+    command = ["adapt", str(drive), "--out", str(out), "--samples=20", "--block=1"]
     assert main(command) == 0
     info = read_info(out / "model.safetensors")
     assert info.ego_mask and info.guarantee["unit"] == "blocks of 10 images" and info.profile["frames"] > 0
@@ -163,5 +163,5 @@ def test_a_model_for_a_camera(
     assert summary["kept_the_first_model"] and html.escape(summary["verdict"]) in page
     kept, start = (load_model(path)[0].state_dict() for path in (out / "model.safetensors", "starter"))
     assert all(torch.equal(kept[name], value) for name, value in start.items())
-    assert main([*command[:-2], "--steps=2"]) == 1
-    assert "another steps" in capsys.readouterr().err
+    assert main([*command[:-2], "--samples=2"]) == 1
+    assert "another samples" in capsys.readouterr().err

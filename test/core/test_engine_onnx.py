@@ -84,7 +84,7 @@ def test_an_answer_outlives_the_next(onnx_path: Path) -> None:
     [
         ("efficientnet_lite0", (80, 112)),
         ("wide_resnet38", (64, 96)),
-        ("two heads", (100,)),  # shrinks the first image only
+        ("shift on two heads", (100,)),  # shrinks the first image only
         ("branch on espnetv2", (72, 100)),  # with all of an ESPNetv2 in it
     ],
 )

@@ -142,7 +142,7 @@ def test_a_network_goes_through_every_command(
         cv2.imwrite(str(drive / f"{number:03d}.png"), cv2.resize(picture, (120, 90), interpolation=cv2.INTER_CUBIC))
     calibration = ["calibrate", str(drive), f"--model={trained}", "--out=calibrated.safetensors", "--alpha=0.04"]
     assert main(calibration) == 0, capsys.readouterr().err
-    assert main(["adapt", str(drive), "--out=adapted", "--model=calibrated.safetensors", "--steps=1"]) == 0
+    assert main(["adapt", str(drive), "--out=adapted", "--model=calibrated.safetensors", "--samples=20"]) == 0
     adapted = Path("adapted/model.safetensors")
     assert main(["export", str(adapted), "model.onnx", f"--images={drive}", "--input-size", "64", "96"]) == 0
     answers = [AnomalyDetector.load(path, input_size=(64, 96))(IMAGE) for path in (adapted, Path("model.onnx"))]
