@@ -59,6 +59,9 @@ class ModelInfo:
     """Mask of the pixels that move with the camera and raise no alarm, as PNG in base64 (`IgnoreMask.encode`)."""
     profile: dict[str, Any] = field(default_factory=dict)
     """Statistics of the calibration frames, as `drift.Profile`."""
+    outlier_statistics: str = ""
+    """Statistics of the features at outliers of the training, which adaptations keep in mind, as
+    `adaptation.shift.OutlierStatistics.encode`; empty if they are not known."""
     energy_range: list[float] = field(default_factory=lambda: [-15.0, 0.0])
     """Energies in nats that are displayed as 0 and 255."""
     training: dict[str, Any] = field(default_factory=dict)
@@ -148,6 +151,7 @@ def _check(info: ModelInfo, source: Path) -> None:
         "threshold_note": isinstance(info.threshold_note, str),
         "energy_range": _numbers(info.energy_range, 2) and info.energy_range[0] < info.energy_range[1],
         "licence": isinstance(info.licence, str),
+        "outlier_statistics": isinstance(info.outlier_statistics, str),
         **{name: isinstance(getattr(info, name), dict) for name in ("network_args", "training", "origin", "export")},
     }
     for name, fine in faults.items():

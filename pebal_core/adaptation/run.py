@@ -35,7 +35,7 @@ from .ego import FEWEST, find_ego, moved_mounting
 from .footage import PARTS, Kept, collect, load
 from .report import write_report
 from .shapes import HELD_BACK, write_shapes
-from .shift import add_function, collect_pixels, fit, samples_of
+from .shift import OutlierStatistics, add_function, collect_pixels, fit, samples_of
 
 CLASSES = "classes.yaml"
 EGO_FRAMES = 40
@@ -300,7 +300,8 @@ def _fit(config: AdaptConfig, work: Path, outliers: Path, threshold: float) -> P
     numbers = track(range(config.samples), "samples of the footage", console=Console(stderr=True))
     pixels = collect_pixels(network, info, samples, numbers, threshold)
     try:
-        network.set_last(*fit(pixels, threshold))
+        remembered = OutlierStatistics.decode(info.outlier_statistics) if info.outlier_statistics else None
+        network.set_last(*fit(pixels, threshold, remembered))
     except PebalError as error:
         print(f"{error} The energies stay as they are.")
     info.training = {

@@ -7,6 +7,7 @@ a few hundred numbers are learned.
 
 from __future__ import annotations
 
+import base64
 import copy
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data.outlier_mix import RichMix
 from ..errors import PebalError
@@ -31,7 +32,7 @@ DEPTH = 6.0
 """Such pixels are to end this many nats below the threshold."""
 MOST_SHIFT = 8.0
 """Largest shift in nats that is asked for."""
-OUTLIER_WEIGHT = 4.0
+OUTLIER_WEIGHT = 8.0
 """Weight of an outlier's pixel; a known pixel has weight 1."""
 SLACK = 0.5
 """The function is to be at most -SLACK nats on outliers, so that it does nothing there."""
@@ -41,6 +42,8 @@ PER_SAMPLE = 400
 """Most pixels of each kind from one sample."""
 MOST_NUMBERS = 2**26
 """Most numbers that the collected features may have (256 MB)."""
+DRAWN = 20000
+"""Number of outlier pixels that are drawn from `OutlierStatistics`."""
 FEWEST = 200
 """Fewest pixels of each kind from which a function is fitted."""
 ITERATIONS, BATCH, RATE, DECAY = 600, 2048, 1e-2, 0.995
@@ -56,6 +59,55 @@ class Pixels(NamedTuple):
     """N float32, energies in nats before the adaptation."""
     outlier: Tensor
     """N bool, whether the pixel belongs to a pasted outlier."""
+
+
+class OutlierStatistics(NamedTuple):
+    """Mean and covariance of the inputs of the function at outliers of the training.
+
+    They let an adaptation leave alone what resembles these outliers, without the data of the training.
+
+    Examples:
+        >>> statistics = OutlierStatistics.of(Pixels(torch.randn(500, 3) + 2, torch.zeros(500), torch.ones(500) > 0))
+        >>> decoded = OutlierStatistics.decode(statistics.encode())
+        >>> bool((decoded.mean - 2).abs().max() < 0.3), decoded.draw(1000).shape
+        (True, torch.Size([1000, 3]))
+    """
+
+    mean: Tensor
+    """D float32."""
+    covariance: Tensor
+    """D×D float32."""
+
+    @classmethod
+    def of(cls, pixels: Pixels) -> OutlierStatistics:
+        """The statistics of the outliers among some pixels."""
+        features = pixels.features[pixels.outlier]
+        return cls(features.mean(0), torch.cov(features.T))
+
+    def encode(self) -> str:
+        """The statistics as half-precision numbers in base64, for a model file."""
+        numbers = torch.cat([self.mean[None], self.covariance]).numpy().astype(np.float16)
+        return base64.b64encode(numbers.tobytes()).decode()
+
+    @classmethod
+    def decode(cls, text: str) -> OutlierStatistics:
+        """The statistics from the text in a model file.
+
+        Raises:
+            PebalError: the text is damaged.
+        """
+        try:
+            numbers = np.frombuffer(base64.b64decode(text, validate=True), np.float16).astype(np.float32)
+            size = int(numbers.size**0.5)
+            table = torch.from_numpy(numbers.reshape(size + 1, size))
+        except ValueError as error:
+            raise PebalError("The outlier statistics in the model file are damaged; export the model again.") from error
+        return cls(table[0], table[1:])
+
+    def draw(self, count: int) -> Tensor:
+        """Draw inputs (count×D) from the normal distribution with these statistics."""
+        values, vectors = torch.linalg.eigh((self.covariance + self.covariance.T) / 2)
+        return self.mean + torch.randn(count, len(values)) * values.clamp_min(0).sqrt() @ vectors.T
 
 
 def add_function(network: SegmentationNetwork, info: ModelInfo) -> tuple[EnergyShift, ModelInfo]:
@@ -151,15 +203,17 @@ def collect_pixels(
     return Pixels(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
-def fit(pixels: Pixels, threshold: float) -> tuple[Tensor, float]:
+def fit(pixels: Pixels, threshold: float, remembered: OutlierStatistics | None = None) -> tuple[Tensor, float]:
     """Fit a function by penalised least squares.
 
     With d = w·φ + b, the pixels to calm want d ≥ E - (threshold - `DEPTH`) and outliers want d ≤ -`SLACK`. Squared
     violations are averaged over each kind of pixel, and the mean of the outliers counts `OUTLIER_WEIGHT` times.
+    Outliers of the training, if known, share this weight equally with those of the footage.
 
     Args:
         pixels: what `collect_pixels` returned.
         threshold: threshold of the model in nats.
+        remembered: statistics of outliers of the training; None if they are not known.
 
     Returns:
         w, D float32, and b in nats.
@@ -187,14 +241,20 @@ def fit(pixels: Pixels, threshold: float) -> tuple[Tensor, float]:
         weight, bias = torch.zeros(len(mean), requires_grad=True), torch.full((), 0.1, requires_grad=True)
         optimizer = torch.optim.Adam([weight, bias], RATE)
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, DECAY)
+        known = pixels.features[groups[0]], wanted[groups[0]]
+        outliers = [pixels.features[groups[1]]] + ([] if remembered is None else [remembered.draw(DRAWN)])
+
+        def function(features: Tensor) -> Tensor:
+            return ((features - mean) / std) @ weight + bias
+
         for _ in range(ITERATIONS):
-            known, outliers = (group[torch.randint(len(group), (BATCH,))] for group in groups)
-            calm, quiet = (
-                nn.functional.linear((pixels.features[chosen] - mean) / std, weight[None])[:, 0] + bias
-                for chosen in (known, outliers)
-            )
-            loss = (wanted[known] - calm).relu().square().mean()
-            loss = loss + OUTLIER_WEIGHT * (quiet + SLACK).relu().square().mean() + RIDGE * weight.square().sum()
+            chosen = torch.randint(len(known[0]), (BATCH,))
+            loss = (
+                known[1][chosen] - function(known[0][chosen])
+            ).relu().square().mean() + RIDGE * weight.square().sum()
+            for features in outliers:
+                values = function(features[torch.randint(len(features), (BATCH,))])
+                loss = loss + OUTLIER_WEIGHT / len(outliers) * (values + SLACK).relu().square().mean()
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
