@@ -24,9 +24,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="the model file, which is changed in place")
     parser.add_argument("--data", type=Path, required=True, help="folder with camvid and outliers/coco")
     parser.add_argument("--samples", type=int, default=300)
-    parser.add_argument(
-        "--half", action="store_true", help="store convolution kernels as float16, as in shipped models"
-    )
+    parser.add_argument("--half", action="store_true", help="store kernels as float16, as in shipped models")
     args = parser.parse_args()
     network, info = load_model(args.model)
     config = DataConfig(

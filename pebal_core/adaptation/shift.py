@@ -249,9 +249,8 @@ def fit(pixels: Pixels, threshold: float, remembered: OutlierStatistics | None =
 
         for _ in range(ITERATIONS):
             chosen = torch.randint(len(known[0]), (BATCH,))
-            loss = (
-                known[1][chosen] - function(known[0][chosen])
-            ).relu().square().mean() + RIDGE * weight.square().sum()
+            missing = (known[1][chosen] - function(known[0][chosen])).relu()
+            loss = missing.square().mean() + RIDGE * weight.square().sum()
             for features in outliers:
                 values = function(features[torch.randint(len(features), (BATCH,))])
                 loss = loss + OUTLIER_WEIGHT / len(outliers) * (values + SLACK).relu().square().mean()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pebal_core.adaptation.shift import FEWEST, Pixels, add_function, fit
+from pebal_core.adaptation.shift import FEWEST, OutlierStatistics, Pixels, add_function, fit
 from pebal_core.errors import PebalError
 from pebal_core.model_file import load_model, save_model
 from pebal_core.model_info import ModelInfo
@@ -80,6 +80,24 @@ def test_known_pixels_are_calmed_and_outliers_are_not() -> None:
     assert (energy[pixels.outlier] > -3).float().mean() > 0.95
     again = fit(pixels, threshold=-3.0)
     assert torch.equal(again[0], weight) and again[1] == bias
+
+
+def test_outliers_of_the_training_are_left_alone() -> None:
+    """They lie where the known pixels of the footage lie, apart from the second feature."""
+    pixels, others = draw(2000, 1000), draw(1000, 1000)
+    others.features[:1000, 1] += 6
+    trained = OutlierStatistics.of(Pixels(others.features, others.energy, ~others.outlier))
+    remembered = OutlierStatistics.decode(trained.encode())
+    shifts = []
+    for known in (None, remembered):
+        weight, bias = fit(pixels, -3.0, known)
+        shifts.append(
+            [(part @ weight + bias).relu().mean() for part in (pixels.features[:2000], others.features[:1000])]
+        )
+    assert shifts[0][1] > 1.5, "without a memory they are calmed as well"
+    assert shifts[1][1] < 0.3 < shifts[1][0]
+    with pytest.raises(PebalError, match="outlier statistics .* damaged"):
+        OutlierStatistics.decode("AAA")
 
 
 @pytest.mark.parametrize(("known", "outliers", "what"), [(FEWEST - 1, 900, "known"), (900, FEWEST - 1, "outliers")])
