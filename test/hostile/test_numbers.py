@@ -28,8 +28,8 @@ OPTIONS = {
         "interval": ["-1", "nan", "inf"], "frames": ["0", "-3"],
     },
     "adapt x --out=y": {
-        "steps": ["0", "-1", "1.5"], "interval": ["0", "-1", "nan"], "block": ["0", "inf"], "frames": ["0", "-3"],
-        "keep": ["-1", "2", "nan"], "alpha": ["0", "1", "nan"],
+        "samples": ["0", "-1", "1.5"], "interval": ["0", "-1", "nan"], "block": ["0", "inf"], "frames": ["0", "-3"],
+        "alpha": ["0", "1", "nan"],
     },
     "convert a b.safetensors": {"seed": ["-1", "4294967296", "x"]},
     "prepare-coco a b": {"min-side": ["-1", "99999999"]},
