@@ -296,11 +296,12 @@ def _fit(config: AdaptConfig, work: Path, outliers: Path, threshold: float) -> P
     if path.is_file():
         return path
     network, info = add_function(*load_model(config.model))
+    statistics = info.outlier_statistics
+    remembered = OutlierStatistics.decode(statistics, sum(network.channels)) if statistics else None
     samples = samples_of(work, work / CLASSES, outliers, config.outliers is None, info)
     numbers = track(range(config.samples), "samples of the footage", console=Console(stderr=True))
     pixels = collect_pixels(network, info, samples, numbers, threshold)
     try:
-        remembered = OutlierStatistics.decode(info.outlier_statistics) if info.outlier_statistics else None
         network.set_last(*fit(pixels, threshold, remembered))
     except PebalError as error:
         print(f"{error} The energies stay as they are.")

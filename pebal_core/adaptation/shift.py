@@ -68,7 +68,7 @@ class OutlierStatistics(NamedTuple):
 
     Examples:
         >>> statistics = OutlierStatistics.of(Pixels(torch.randn(500, 3) + 2, torch.zeros(500), torch.ones(500) > 0))
-        >>> decoded = OutlierStatistics.decode(statistics.encode())
+        >>> decoded = OutlierStatistics.decode(statistics.encode(), features=3)
         >>> bool((decoded.mean - 2).abs().max() < 0.3), decoded.draw(1000).shape
         (True, torch.Size([1000, 3]))
     """
@@ -90,18 +90,24 @@ class OutlierStatistics(NamedTuple):
         return base64.b64encode(numbers.tobytes()).decode()
 
     @classmethod
-    def decode(cls, text: str) -> OutlierStatistics:
+    def decode(cls, text: str, features: int) -> OutlierStatistics:
         """The statistics from the text in a model file.
 
+        Args:
+            text: the text.
+            features: D, the number of features of the network.
+
         Raises:
-            PebalError: the text is damaged.
+            PebalError: the text is damaged, or the statistics are those of another network.
         """
         try:
             numbers = np.frombuffer(base64.b64decode(text, validate=True), np.float16).astype(np.float32)
-            size = int(numbers.size**0.5)
-            table = torch.from_numpy(numbers.reshape(size + 1, size))
+            table = torch.from_numpy(numbers.reshape(features + 1, features))
         except ValueError as error:
-            raise PebalError("The outlier statistics in the model file are damaged; export the model again.") from error
+            raise PebalError(
+                "The outlier statistics in the model file are damaged or those of another network; add them again with "
+                "scripts/outlier_statistics.py."
+            ) from error
         return cls(table[0], table[1:])
 
     def draw(self, count: int) -> Tensor:

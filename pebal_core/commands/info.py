@@ -38,6 +38,8 @@ def run(args: Namespace) -> None:
         if name == "ego_mask":
             mask = IgnoreMask.decode(value)
             text = "" if mask is None else f"{100 * mask.share:.1f} % of the image"
+        elif name == "outlier_statistics" and value:
+            text = f"stored, {len(value) // 1024} KB"
         elif name == "guarantee" and value:
             text = str(value.get("text", "damaged"))
         elif isinstance(value, dict):

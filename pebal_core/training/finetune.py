@@ -20,7 +20,7 @@ from ..errors import PebalError
 from ..guarantee import Request
 from ..model_file import file_sha256, load_model, resolve_model, save_model
 from ..model_info import ModelInfo
-from ..networks import KeptClasses
+from ..networks import EnergyShift, KeptClasses
 from .branch import add_branch
 from .calibrate import CalibrationScene, calibrate
 from .emphasis import PixelWeights
@@ -55,6 +55,10 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
     if isinstance(network, KeptClasses):
         raise PebalError(
             f"{config.model} was fine-tuned with keep_classes; start from the model that it was made from."
+        )
+    if isinstance(network, EnergyShift):
+        raise PebalError(
+            f"{config.model} was adapted to a camera; train the model that it was made from, and adapt the result."
         )
     if config.branch:
         if config.keep_classes or config.trainable or not config.freeze_bn:
@@ -114,6 +118,7 @@ def _describe(info: ModelInfo, config: FinetuneConfig, data: str) -> ModelInfo:
         "data": data,
         "started_from": {"sha256": file_sha256(resolve_model(config.model)), "training": info.training},
     }
+    info.outlier_statistics = ""  # those of the starting network
     info.input_size = config.input_size or info.input_size
     info.smoothing = config.smoothing
     info.licence = config.licence or info.licence

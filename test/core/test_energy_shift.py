@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from pebal_core.adaptation.shift import FEWEST, OutlierStatistics, Pixels, add_function, fit
+from pebal_core.commands.main import main
 from pebal_core.errors import PebalError
 from pebal_core.model_file import load_model, save_model
 from pebal_core.model_info import ModelInfo
 from pebal_core.networks import EnergyShift
 from pebal_core.scores import free_energy
+from pebal_core.training.finetune import FinetuneConfig, finetune
+from pebal_core.training.samples import DataConfig
 
 from .sample_networks import NETWORKS, network_of
 
@@ -63,6 +66,20 @@ def test_each_adaptation_adds_a_function(name: str, tmp_path: Path) -> None:
         assert torch.equal(loaded(images), both)
 
 
+def test_an_adapted_model_is_not_trained(tmp_path: Path) -> None:
+    kind, arguments, _ = NETWORKS["resnet18"]
+    save_model(tmp_path / "model.safetensors", *add_function(network_of("resnet18"), ModelInfo(kind, arguments)))
+    config = FinetuneConfig(str(tmp_path / "model.safetensors"), DataConfig([], [], "outliers"), out=str(tmp_path))
+    with pytest.raises(PebalError, match="was adapted to a camera; train the model that it was made from"):
+        finetune(config)
+
+
+def test_info_does_not_print_the_statistics(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "starter"]) == 0
+    said = capsys.readouterr().out
+    assert "stored, 102 KB" in said and len(said) < 20000
+
+
 def draw(known: int, outliers: int) -> Pixels:
     """Known pixels that alarm and outliers, which differ in the first of four features."""
     features = torch.randn(known + outliers, 4, generator=torch.Generator().manual_seed(0))
@@ -87,7 +104,7 @@ def test_outliers_of_the_training_are_left_alone() -> None:
     pixels, others = draw(2000, 1000), draw(1000, 1000)
     others.features[:1000, 1] += 6
     trained = OutlierStatistics.of(Pixels(others.features, others.energy, ~others.outlier))
-    remembered = OutlierStatistics.decode(trained.encode())
+    remembered = OutlierStatistics.decode(trained.encode(), 4)
     shifts = []
     for known in (None, remembered):
         weight, bias = fit(pixels, -3.0, known)
@@ -96,8 +113,9 @@ def test_outliers_of_the_training_are_left_alone() -> None:
         )
     assert shifts[0][1] > 1.5, "without a memory they are calmed as well"
     assert shifts[1][1] < 0.3 < shifts[1][0]
-    with pytest.raises(PebalError, match="outlier statistics .* damaged"):
-        OutlierStatistics.decode("AAA")
+    for text, features in (("AAA", 4), (trained.encode(), 5)):
+        with pytest.raises(PebalError, match="outlier statistics .* damaged or those of another network"):
+            OutlierStatistics.decode(text, features)
 
 
 @pytest.mark.parametrize(("known", "outliers", "what"), [(FEWEST - 1, 900, "known"), (900, FEWEST - 1, "outliers")])

@@ -116,6 +116,7 @@ def test_the_model_says_how_it_was_made(trained: Path) -> None:
     assert 0 < info.training["validation"]["val_ap"] <= 1
     assert info.training["data"] == "CamVid train (3); outliers: COCO train2017 by images (2 images)"
     assert str(trained) not in info.to_json(), "no path of this machine"
+    assert not info.outlier_statistics, "its features are others"
     assert (trained / "log" / "metrics.csv").is_file() and list((trained / "log").glob("events.out.tfevents*"))
 
 

@@ -27,7 +27,8 @@ def make_workshop(root: Path) -> Path:
     prepare_coco(coco, root / "outliers", min_side=100)
     torch.manual_seed(0)
     network = build_network("deeplabv3plus", **TINY)
-    save_model(root / "model.safetensors", network, ModelInfo("deeplabv3plus", TINY))
+    info = ModelInfo("deeplabv3plus", TINY, outlier_statistics="of this network")
+    save_model(root / "model.safetensors", network, info)
     return root
 
 
