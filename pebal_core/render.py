@@ -24,7 +24,10 @@ def score_map(energy: np.ndarray, low: float, high: float) -> np.ndarray:
         >>> score_map(np.array([[-20.0, -12.0, 0.0]]), -15.0, 0.0).tolist()
         [[0, 51, 255]]
     """
-    return cv2.convertScaleAbs(np.clip(energy, low, high) - low, alpha=255 / (high - low))
+    factor = 255 / (high - low)
+    # One pass over the pixels, which saturates at 0; larger energies would overflow before they saturate.
+    limited = np.minimum(energy, high)
+    return cv2.addWeighted(limited, factor, limited, 0, -low * factor, dtype=cv2.CV_8U)
 
 
 def overlay(image: np.ndarray, score: np.ndarray, alpha: float = 0.8) -> np.ndarray:
@@ -38,9 +41,17 @@ def overlay(image: np.ndarray, score: np.ndarray, alpha: float = 0.8) -> np.ndar
         >>> overlay(grey, np.array([[0, 255]], np.uint8)).tolist()  # the second pixel is anomalous
         [[[100, 100, 100], [224, 224, 224]]]
     """
-    opacity = cv2.LUT(score, _opacity(alpha))[..., None].astype(np.uint16)
-    heat = cv2.applyColorMap(score, cv2.COLORMAP_HOT)[..., ::-1]
-    return ((image * (255 - opacity) + heat * opacity) // 255).astype(np.uint8)
+    opacity = _opacity(alpha)
+    picture = np.array(image)
+    x, y, width, height = cv2.boundingRect((score >= np.argmax(opacity > 0)).view(np.uint8))
+    if width:
+        heat = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_HOT).reshape(-1, 3)[:, ::-1]
+        kept, added = np.repeat(255 - opacity[:, None], 3, axis=1), np.round(heat * (opacity[:, None] / 255))
+        part = picture[y : y + height, x : x + width]
+        scores = cv2.merge([score[y : y + height, x : x + width]] * 3)
+        cv2.multiply(part, cv2.LUT(scores, kept[None]), dst=part, scale=1 / 255)
+        cv2.add(part, cv2.LUT(scores, added.astype(np.uint8)[None]), dst=part)
+    return picture
 
 
 def draw_objects(picture: np.ndarray, objects: Sequence[RoadObject]) -> np.ndarray:

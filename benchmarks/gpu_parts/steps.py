@@ -57,7 +57,7 @@ def distributed(bench: Bench) -> None:
     expected = pebal_loss(plain.head(tuple(f.detach() for f in plain.trunk(images))), target).total
     expected.backward()  # type: ignore[no-untyped-call]
     if not bench.toy:
-        torch.cuda.set_device(bench.device)
+        torch.cuda.set_device(0)
     store = dist.HashStore()  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=0, world_size=1)
     try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,18 +88,20 @@ class TorchEngine(LogitsEngine):
         self.scale = 1 / (255 * torch.tensor(info.std, device=self.device).view(1, 3, 1, 1))
         self._pixels = torch.empty(0, device=self.device)
         self._forward: Function = self._plain_forward
+        self._fast_layers: Guarded | None = None
         self._transfers: Transfers | None = None
         if self.device.type == "cpu":
             release_freed_memory()
         elif accelerate:
-            self._forward = Graphed("the network", self._plain_forward)
+            self._fast_layers = Guarded("The fast layers", self._fast_forward(), self._plain_forward, compare=False)
+            self._forward = Graphed("the network", self._fast_layers)
             self._transfers = Transfers(self.device)
             self._readout.use_kernels()
 
     @property
     def notes(self) -> list[str]:
         """See `Engine`."""
-        parts = (self._forward, self._transfers, *self._readout.guarded)
+        parts = (self._forward, self._fast_layers, self._transfers, *self._readout.guarded)
         return [part.reason for part in parts if isinstance(part, (Graphed, Transfers, Guarded)) and part.reason]
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -145,6 +149,21 @@ class TorchEngine(LogitsEngine):
 
     def _plain_forward(self, batch: Tensor) -> tuple[Tensor, ...]:
         return (self.network.head(self.network.trunk(batch)),)
+
+    def _fast_forward(self) -> Function:
+        """The same with faster layers, which are made at the first call, because they may fail."""
+
+        @functools.cache
+        def layers() -> Any:
+            from .layers import FastLayers
+
+            return FastLayers(self.network)
+
+        def forward(batch: Tensor) -> tuple[Tensor, ...]:
+            with layers() as fast:
+                return (fast.network.head(fast.network.trunk(batch)),)
+
+        return forward
 
     def _preprocess(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         """Scale, normalise and pad images N×H×W×3 uint8 to N×3×h×w; the bytes are already channels last.

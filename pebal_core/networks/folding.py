@@ -38,13 +38,14 @@ def fold(network: SegmentationNetwork) -> SegmentationNetwork:
     """
     network.eval()
     with torch.no_grad():
-        for convolution, norm in _pairs(network):
-            _merge(convolution, norm)
-            _replace(network, norm, nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else None)
+        for convolution, norm in pairs(network, (nn.Conv2d,), (nn.BatchNorm2d,)):
+            if norm.track_running_stats:
+                _merge(convolution, norm)
+                replace(network, norm, nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else None)
         network.fold_linear()
     for module in list(network.modules()):
         if isinstance(module, Conv2dSame):
-            _replace(network, module, _fixed_padding(module))
+            replace(network, module, _fixed_padding(module))
     return network.requires_grad_(False)
 
 
@@ -78,41 +79,53 @@ def round_kernels(network: nn.Module, dtype: torch.dtype) -> None:
             error = wanted - tap
 
 
-def _pairs(network: SegmentationNetwork) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Find convolutions whose output is used by one BatchNorm and nothing else, by running the network once."""
+def pairs(
+    network: SegmentationNetwork, makers: tuple[type[nn.Module], ...], users: tuple[type[nn.Module], ...]
+) -> list[tuple[Any, Any]]:
+    """Find layers whose output is used by one other layer and nothing else, by running the network once.
+
+    Args:
+        network: a network in eval mode.
+        makers: types of the first layers.
+        users: types of the second layers.
+
+    Examples:
+        >>> from pebal_core.networks import build_network
+        >>> network = build_network("espnetv2", num_outputs=6, scale=0.5).eval()
+        >>> len(pairs(network, (nn.Conv2d,), (nn.BatchNorm2d,)))
+        47
+    """
     uses = _Uses()
-    made_by: dict[int, nn.Conv2d] = {}
-    found: list[tuple[nn.Conv2d, nn.BatchNorm2d, int]] = []
+    made_by: dict[int, nn.Module] = {}
+    found: list[tuple[nn.Module, nn.Module, int]] = []
     calls: Counter[nn.Module] = Counter()
 
-    def after_convolution(module: nn.Module, _: Any, output: Tensor) -> None:
-        assert isinstance(module, nn.Conv2d)
+    def after(module: nn.Module, _: Any, output: Tensor) -> None:
         uses.kept.append(output)
         made_by[id(output)] = module
         calls[module] += 1
 
-    def before_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(module, nn.BatchNorm2d)
+    def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         calls[module] += 1
         if id(inputs[0]) in made_by:
             found.append((made_by[id(inputs[0])], module, id(inputs[0])))
 
     hooks = []
     for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            hooks.append(module.register_forward_hook(after_convolution))
-        elif isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
-            hooks.append(module.register_forward_pre_hook(before_norm))
+        if isinstance(module, makers):
+            hooks.append(module.register_forward_hook(after))
+        if isinstance(module, users):
+            hooks.append(module.register_forward_pre_hook(before))
+    images = torch.zeros(1, 3, TRACE_SIDE, TRACE_SIDE)
+    weight = next(network.parameters(), images)
     try:
-        with uses:
-            network(torch.zeros(1, 3, TRACE_SIDE, TRACE_SIDE))
+        with torch.no_grad(), uses:
+            network(images.to(weight))
     finally:
         for hook in hooks:
             hook.remove()
     return [
-        (convolution, norm)
-        for convolution, norm, output in found
-        if uses.count[output] == 1 and calls[convolution] == calls[norm] == 1
+        (maker, user) for maker, user, output in found if uses.count[output] == 1 and calls[maker] == calls[user] == 1
     ]
 
 
@@ -170,7 +183,18 @@ def _fixed_padding(convolution: Conv2dSame) -> nn.Module:
     return nn.Sequential(nn.ZeroPad2d((before[1], after[1], before[0], after[0])), plain)
 
 
-def _replace(network: nn.Module, old: nn.Module, new: nn.Module | None) -> None:
+def replace(network: nn.Module, old: nn.Module, new: nn.Module | None) -> None:
+    """Put a module in the place of another one, or nothing.
+
+    Examples:
+        >>> network = nn.Sequential(nn.ReLU(), nn.PReLU())
+        >>> replace(network, network[0], None)
+        >>> network
+        Sequential(
+          (0): Identity()
+          (1): PReLU(num_parameters=1)
+        )
+    """
     for parent in network.modules():
         for name, child in parent.named_children():
             if child is old:
