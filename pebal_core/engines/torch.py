@@ -38,8 +38,8 @@ class TorchEngine(LogitsEngine):
         input_size: (height, width) at which the network runs, or (longer side,), to which larger images are scaled
             down; None keeps the size of the image.
         smoothing: whether the energy is smoothed by the 7×7 Gaussian.
-        accelerate: on CUDA, whether to use graphs, fused kernels for the readout, and pinned, overlapped copies. Those
-            that are unavailable on a machine are switched off, and `notes` say so.
+        accelerate: on CUDA, whether to use graphs, fast layers, fused kernels for the readout, and pinned, overlapped
+            copies. Those that are unavailable on a machine are switched off, and `notes` say so.
 
     Raises:
         PebalError: the named device is missing; there is no silent fallback.
@@ -93,7 +93,7 @@ class TorchEngine(LogitsEngine):
         if self.device.type == "cpu":
             release_freed_memory()
         elif accelerate:
-            self._fast_layers = Guarded("The fast layers", self._fast_forward(), self._plain_forward, compare=False)
+            self._fast_layers = Guarded("The faster network", self._fast_forward(), self._plain_forward, compare=False)
             self._forward = Graphed("the network", self._fast_layers)
             self._transfers = Transfers(self.device)
             self._readout.use_kernels()
@@ -151,7 +151,7 @@ class TorchEngine(LogitsEngine):
         return (self.network.head(self.network.trunk(batch)),)
 
     def _fast_forward(self) -> Function:
-        """The same with faster layers, which are made at the first call, because they may fail."""
+        """The same with fast layers, which are made at the first call, because that may fail."""
 
         @functools.cache
         def layers() -> Any:

@@ -1,4 +1,4 @@
-"""The fast layers of a GPU, run by Triton's interpreter: each kernel, and a network that uses all of them."""
+"""The faster network of a GPU, run by Triton's interpreter: each kernel, and a network that uses all of them."""
 
 from __future__ import annotations
 
@@ -139,10 +139,10 @@ def test_a_wrong_layer_leaves_the_plain_network(
         with fast:
             return (fast.network(images),)
 
-    guarded = Guarded("The fast layers", run, lambda images: (network(images),), compare=False)
+    guarded = Guarded("The faster network", run, lambda images: (network(images),), compare=False)
     images = torch.rand(1, 3, 16, 24)
     with torch.inference_mode():
         for _ in range(2):
             assert torch.equal(guarded(images)[0], network(images))
-    reason = "The fast layers is off (RuntimeError: the answer of interpolate is not that of plain PyTorch)."
+    reason = "The faster network is off (RuntimeError: the answer of interpolate is not that of plain PyTorch)."
     assert guarded.reason == reason
