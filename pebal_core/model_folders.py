@@ -16,6 +16,7 @@ import json
 import logging
 import math
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,9 +128,9 @@ def _download(name: str) -> Path:
                 if file == PROCESSOR:  # folders of segmentation-models-pytorch have none
                     continue
                 raise PebalError(f"{name} has no {file}, and no other format of a model is read.") from error
-            reason = one_line(error)
+            reason = textwrap.shorten(one_line(error), 150, placeholder=" …")
             raise PebalError(
-                f"{name} could not be downloaded ({type(error).__name__}: {reason:.150}); check the name and the "
+                f"{name} could not be downloaded ({type(error).__name__}: {reason}); check the name and the "
                 "connection, or use the folder of a copy."
             ) from error
     return path.parent

@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 
 from ..data.coco import OutlierSet
-from ..data.outlier_mix import ObjectPool, RichMix, Roles, horizon_row
+from ..data.outlier_mix import ObjectPool, RichMix
+from ..data.placement import Roles, horizon_row
 from ..detector import AnomalyDetector
 from ..labels import OUTLIER
 from ..metrics.pooled import PooledMetrics

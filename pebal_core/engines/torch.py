@@ -155,7 +155,7 @@ class TorchEngine(LogitsEngine):
 
         @functools.cache
         def layers() -> Any:
-            from .layers import FastLayers
+            from .fast_layers import FastLayers
 
             return FastLayers(self.network)
 

@@ -20,7 +20,8 @@ from ..data.augment import (
     scale_scene,
 )
 from ..data.coco import KNOWN_LABELS, OutlierSet
-from ..data.outlier_mix import ObjectPool, RichMix, Roles, Scene, anomaly_mix, horizon_row, log_uniform
+from ..data.outlier_mix import ObjectPool, RichMix, Scene, anomaly_mix
+from ..data.placement import Roles, horizon_row, log_uniform
 from ..data.scenes import SceneSet, as_classes, check_scenes, open_scenes
 from ..errors import PebalError
 from ..labels import LABELLED_OUTLIER, OUTLIER, VOID

@@ -19,7 +19,7 @@ import pebal_core
 from pebal_core.adaptation.shapes import write_shapes
 from pebal_core.class_list import ClassList, KnownClass, cityscapes_classes, load_class_list, read_mapping
 from pebal_core.commands.main import main
-from pebal_core.data.outlier_mix import CITYSCAPES_ROLES, Roles
+from pebal_core.data.placement import CITYSCAPES_ROLES, Roles
 from pebal_core.data.scenes import as_classes, check_scenes, open_scenes
 from pebal_core.errors import PebalError
 from pebal_core.labels import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE, LABELLED_OUTLIER, OUTLIER, VOID

@@ -24,8 +24,14 @@ def layers() -> Iterator[ModuleType]:
     pytest.importorskip("triton", reason="Triton comes with PyTorch for CUDA alone")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        patch.delitem(sys.modules, "pebal_core.engines.layers", raising=False)
+        for name in ("layers", "fast_layers"):
+            patch.delitem(sys.modules, f"pebal_core.engines.{name}", raising=False)
         yield importlib.import_module("pebal_core.engines.layers")
+
+
+@pytest.fixture(scope="module")
+def fast_layers(layers: ModuleType) -> Any:
+    return importlib.import_module("pebal_core.engines.fast_layers").FastLayers
 
 
 def random(*shape: int) -> Tensor:
@@ -112,8 +118,8 @@ def network() -> SegmentationNetwork:
     return fold(network)
 
 
-def test_a_network_with_fast_layers_says_the_same(network: SegmentationNetwork, layers: ModuleType) -> None:
-    fast = layers.FastLayers(network)
+def test_a_network_with_fast_layers_says_the_same(network: SegmentationNetwork, fast_layers: Any) -> None:
+    fast = fast_layers(network)
     for dtype, shape in ((torch.float32, (1, 3, 24, 36)), (torch.float32, (2, 3, 16, 24))):
         images = torch.rand(shape, dtype=dtype)
         with torch.inference_mode():
@@ -129,11 +135,11 @@ def test_a_network_with_fast_layers_says_the_same(network: SegmentationNetwork, 
 
 
 def test_a_wrong_layer_leaves_the_plain_network(
-    network: SegmentationNetwork, layers: ModuleType, monkeypatch: pytest.MonkeyPatch
+    network: SegmentationNetwork, layers: ModuleType, fast_layers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = layers.upsample
     monkeypatch.setattr(layers, "upsample", lambda *arguments: 1.1 * right(*arguments))
-    fast = layers.FastLayers(network)
+    fast = fast_layers(network)
 
     def run(images: Any) -> tuple[Tensor, ...]:
         with fast:

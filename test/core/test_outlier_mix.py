@@ -11,8 +11,9 @@ import torch
 
 from pebal_core.data.coco import OutlierSet, prepare_coco
 from pebal_core.data.cutouts import Cutout, cut_out, paste, random_blob, resize
-from pebal_core.data.outlier_mix import ObjectPool, RichMix, anomaly_mix, draw_foot, horizon_row
+from pebal_core.data.outlier_mix import ObjectPool, RichMix, anomaly_mix
 from pebal_core.data.partial_labels import GROUPS, resolve_groups
+from pebal_core.data.placement import draw_foot, horizon_row
 from pebal_core.data.scenes import check_scenes, open_scenes, read_image
 from pebal_core.errors import PebalError
 from pebal_core.labels import ANYTHING, CARS, GREEN, OUTLIER, VOID, WALLS
