@@ -61,7 +61,7 @@ class ModelInfo:
     """Statistics of the calibration frames, as `drift.Profile`."""
     outlier_statistics: str = ""
     """Statistics of the features at outliers of the training, which adaptations keep in mind, as
-    `adaptation.shift.OutlierStatistics.encode`; empty if they are not known."""
+    `training.shift.OutlierStatistics.encode`; empty if they are not known."""
     energy_range: list[float] = field(default_factory=lambda: [-15.0, 0.0])
     """Energies in nats that are displayed as 0 and 255."""
     training: dict[str, Any] = field(default_factory=dict)

@@ -11,12 +11,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rich.progress import track
-
-from pebal_core.adaptation.shift import OutlierStatistics, add_function, collect_pixels
 from pebal_core.data.outlier_mix import RichMix
 from pebal_core.model_file import load_model, save_model
 from pebal_core.training.samples import DataConfig, SceneSource, TrainingSamples, open_outliers
+from pebal_core.training.shift import OutlierStatistics, add_function, collect_pixels
 
 
 def main() -> None:
@@ -42,7 +40,7 @@ def main() -> None:
     )
     samples = TrainingSamples(config, open_outliers(config)[0], 0, info.classes)
     shifted, _ = add_function(network, info)
-    pixels = collect_pixels(shifted, info, samples, track(range(args.samples)), float("inf"))
+    pixels = collect_pixels(shifted, info, samples, args.samples, float("inf"))
     info.outlier_statistics = OutlierStatistics.of(pixels).encode()
     save_model(args.model, network, info, half=args.half)
 

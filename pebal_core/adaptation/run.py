@@ -2,7 +2,7 @@
 
 The output folder receives model.safetensors, summary.json, report.html and ego_mask.png. The intermediate results in
 work/ let an interrupted run continue. The model itself labels the frames, so footage is the only input. What is learned
-is one linear function of the network's features (`pebal_core.adaptation.shift`).
+is one linear function of the network's features (`pebal_core.training.shift`).
 """
 
 from __future__ import annotations
@@ -22,20 +22,23 @@ from rich.console import Console
 from rich.progress import track
 
 from ..data.coco import OutlierSet
+from ..data.outlier_mix import RichMix
 from ..detector import AnomalyDetector
 from ..errors import PebalError, one_line
 from ..files import write_atomically
 from ..guarantee import Request
 from ..labels import VOID
 from ..model_file import file_sha256, load_model, resolve_model, save_model
+from ..model_info import ModelInfo
 from ..objects import IgnoreMask
 from ..training.calibrate import CalibrationScene, calibrate
+from ..training.samples import DataConfig, SceneSource, TrainingSamples, open_outliers
+from ..training.shift import OutlierStatistics, add_function, collect_pixels, fit_function
 from .check import Figures, energies, figures
 from .ego import FEWEST, find_ego, moved_mounting
 from .footage import PARTS, Kept, collect, load
 from .report import write_report
 from .shapes import HELD_BACK, write_shapes
-from .shift import OutlierStatistics, add_function, collect_pixels, fit, samples_of
 
 CLASSES = "classes.yaml"
 EGO_FRAMES = 40
@@ -290,6 +293,23 @@ def outstanding(peaks: dict[str, float]) -> list[str]:
     return [file for file, peak in peaks.items() if peak > np.median(values) + OUTSTANDING * spread]
 
 
+def _samples_of(work: Path, classes_file: Path, outliers: Path, shapes: bool, info: ModelInfo) -> TrainingSamples:
+    """Crops of the labelled frames in ``scenes``, some with pasted outliers; random shapes hold some families back."""
+    config = DataConfig(
+        root=str(work),
+        scenes=[SceneSource("folders", "scenes", "train", 360, str(classes_file))],
+        validation=[],
+        outliers=str(outliers),
+        held_back=list(HELD_BACK) if shapes else [],
+        rich_mix=RichMix(height=[0.15, 3.5], anywhere=0.35, anywhere_height=[0.05, 0.9], pieces=0.5),
+        outlier_share=0.6,
+        crop=[320, 384],
+        scale=[0.75, 2.0],
+        color=0.2,
+    )
+    return TrainingSamples(config, open_outliers(config)[0], 0, info.classes)
+
+
 def _fit(config: AdaptConfig, work: Path, outliers: Path, threshold: float) -> Path:
     """Path of the adapted model, which is made now unless an interrupted run has done so."""
     path = work / ADAPTED
@@ -298,11 +318,10 @@ def _fit(config: AdaptConfig, work: Path, outliers: Path, threshold: float) -> P
     network, info = add_function(*load_model(config.model))
     statistics = info.outlier_statistics
     remembered = OutlierStatistics.decode(statistics, sum(network.channels)) if statistics else None
-    samples = samples_of(work, work / CLASSES, outliers, config.outliers is None, info)
-    numbers = track(range(config.samples), "samples of the footage", console=Console(stderr=True))
-    pixels = collect_pixels(network, info, samples, numbers, threshold)
+    samples = _samples_of(work, work / CLASSES, outliers, config.outliers is None, info)
+    pixels = collect_pixels(network, info, samples, config.samples, threshold)
     try:
-        network.set_last(*fit(pixels, threshold, remembered))
+        network.set_last(*fit_function(pixels, threshold, remembered))
     except PebalError as error:
         print(f"{error} The energies stay as they are.")
     info.training = {

@@ -19,7 +19,7 @@ class EnergyShift(SegmentationNetwork):
 
     Labels therefore equal those of the frozen network, and no energy rises. The features are the maps that the trunk
     computes anyway and the certainty of the head, which consists of its logits, their log-sum-exp and their entropy.
-    All functions start at δ = 0. `pebal_core.adaptation.shift` fits them.
+    All functions start at δ = 0. `pebal_core.training.shift` fits them.
 
     Args:
         network: the network; its weights are never changed.

@@ -10,6 +10,7 @@ The output folder gets last.ckpt, log/, and the models best.safetensors and last
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,7 +28,8 @@ from .emphasis import PixelWeights
 from .finetune_config import FinetuneConfig
 from .finetune_module import FinetuneModule
 from .run import AveragedWeights, find_checkpoint, fit, make_trainer
-from .samples import FinetuneData, anomaly_digests
+from .samples import FinetuneData, TrainingSamples, ValidationScenes, anomaly_digests
+from .shift import NEAR, add_function, collect_pixels, fit_function
 
 __all__ = ["FinetuneConfig", "finetune"]
 
@@ -58,7 +60,8 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
         )
     if isinstance(network, EnergyShift):
         raise PebalError(
-            f"{config.model} was adapted to a camera; train the model that it was made from, and adapt the result."
+            f"{config.model} has a function that lowers its energies, from 'pebal adapt' or calm_samples; train the "
+            "model that it was made from."
         )
     if config.branch:
         if config.keep_classes or config.trainable or not config.freeze_bn:
@@ -92,12 +95,37 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
             save_model(out / "last.safetensors", module.published.network, info)
         for name in ("best", "last"):
             path = out / f"{name}.safetensors"
-            detector = AnomalyDetector.load(path)
-            scenes = (CalibrationScene(str(n), *validation.clean(n)) for n in range(len(validation)))
-            request = Request(config.target_fpr)
-            calibrate(detector, scenes, request, "scenes", f"{len(validation)} validation scenes", relax=True)
-            save_model(path, load_model(path)[0], detector.info)
+            _calibrate(path, validation, config.target_fpr)
+            if config.calm_samples and _calm(path, samples, config.calm_samples, weights.calm_labels):
+                _calibrate(path, validation, config.target_fpr)
     return module.best
+
+
+def _calibrate(path: Path, validation: ValidationScenes, target_fpr: float) -> None:
+    """Choose the threshold of a model on the validation scenes without pasted objects."""
+    detector = AnomalyDetector.load(path)
+    scenes = (CalibrationScene(str(n), *validation.clean(n)) for n in range(len(validation)))
+    request, source = Request(target_fpr), f"{len(validation)} validation scenes"
+    calibrate(detector, scenes, request, "scenes", source, relax=True)
+    save_model(path, load_model(path)[0], detector.info)
+
+
+def _calm(path: Path, samples: TrainingSamples, count: int, calm: Sequence[int]) -> bool:
+    """Add a function to a model that lowers the energies of known things; False if it has one or none can be fitted."""
+    network, info = load_model(path)
+    threshold = info.threshold
+    assert threshold is not None
+    if isinstance(network, EnergyShift):  # this run was complete before
+        return False
+    network, info = add_function(network, info)
+    pixels = collect_pixels(network, info, samples, count, threshold, calm)
+    try:
+        network.set_last(*fit_function(pixels, threshold, depth=NEAR))
+    except PebalError as error:
+        print(f"{error} The energies of {path} stay as they are.")
+        return False
+    save_model(path, network, info)
+    return True
 
 
 def _describe(info: ModelInfo, config: FinetuneConfig, data: str) -> ModelInfo:

@@ -63,6 +63,9 @@ class FinetuneConfig:
     keep_accuracy: float = 0.0
     """Share of the starting model's pixel accuracy on the validation set that must remain. If an evaluation finds less,
     the run ends, and last.safetensors holds the state of the evaluation before; 0: the run never ends for this."""
+    calm_samples: int = 0
+    """Number of training samples to which one linear function of the features is fitted after the training; it lowers
+    the energies of known pixels that alarm or nearly alarm (`EnergyShift`). 0: none."""
     licence: str = ""
     """Licence of the resulting weights, which depends on the data."""
 
@@ -80,4 +83,5 @@ class FinetuneConfig:
             target_fpr=(1e-6, 0.5),
             branch_width=(1, 4096),
             keep_accuracy=SHARE,
+            calm_samples=(0, 10**6),
         )

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from pebal_core.adaptation.shift import FEWEST, OutlierStatistics, Pixels, add_function, fit
 from pebal_core.commands.main import main
 from pebal_core.errors import PebalError
 from pebal_core.model_file import load_model, save_model
@@ -16,6 +15,7 @@ from pebal_core.networks import EnergyShift
 from pebal_core.scores import free_energy
 from pebal_core.training.finetune import FinetuneConfig, finetune
 from pebal_core.training.samples import DataConfig
+from pebal_core.training.shift import FEWEST, OutlierStatistics, Pixels, add_function, fit_function
 
 from .sample_networks import NETWORKS, network_of
 
@@ -70,7 +70,7 @@ def test_an_adapted_model_is_not_trained(tmp_path: Path) -> None:
     kind, arguments, _ = NETWORKS["resnet18"]
     save_model(tmp_path / "model.safetensors", *add_function(network_of("resnet18"), ModelInfo(kind, arguments)))
     config = FinetuneConfig(str(tmp_path / "model.safetensors"), DataConfig([], [], "outliers"), out=str(tmp_path))
-    with pytest.raises(PebalError, match="was adapted to a camera; train the model that it was made from"):
+    with pytest.raises(PebalError, match="has a function that lowers its energies"):
         finetune(config)
 
 
@@ -85,29 +85,42 @@ def draw(known: int, outliers: int) -> Pixels:
     features = torch.randn(known + outliers, 4, generator=torch.Generator().manual_seed(0))
     features[:known, 0] += 6
     outlier = torch.arange(known + outliers) >= known
-    return Pixels(features, torch.full((known + outliers,), -1.0), outlier)
+    return Pixels(features, torch.full((known + outliers,), -1.0), outlier, torch.zeros_like(outlier))
 
 
 def test_known_pixels_are_calmed_and_outliers_are_not() -> None:
     pixels = draw(2000, 1000)
-    weight, bias = fit(pixels, threshold=-3.0)
+    weight, bias = fit_function(pixels, threshold=-3.0)
     shift = (pixels.features @ weight + bias).relu()
     energy = pixels.energy - shift
     assert (energy[~pixels.outlier] < -3).float().mean() > 0.95
     assert (energy[pixels.outlier] > -3).float().mean() > 0.95
-    again = fit(pixels, threshold=-3.0)
+    again = fit_function(pixels, threshold=-3.0)
     assert torch.equal(again[0], weight) and again[1] == bias
+
+
+def test_few_pixels_that_must_not_alarm_weigh_as_much_as_all_others() -> None:
+    """They differ from outliers in the second feature alone, and are too few to matter by their number."""
+    pixels = draw(2000, 1000)
+    must = torch.arange(3000) < 40
+    pixels.features[must] += torch.tensor([-6.0, 3.0, 0.0, 0.0])
+    alarming = []
+    for calm in (torch.zeros(3000, dtype=torch.bool), must):
+        weight, bias = fit_function(pixels._replace(calm=calm), threshold=-3.0)
+        energy = pixels.energy - (pixels.features @ weight + bias).relu()
+        alarming.append(float((energy[must] > -3).float().mean()))
+    assert alarming[0] > 0.9 and alarming[1] < 0.5
 
 
 def test_outliers_of_the_training_are_left_alone() -> None:
     """They lie where the known pixels of the footage lie, apart from the second feature."""
     pixels, others = draw(2000, 1000), draw(1000, 1000)
     others.features[:1000, 1] += 6
-    trained = OutlierStatistics.of(Pixels(others.features, others.energy, ~others.outlier))
+    trained = OutlierStatistics.of(others._replace(outlier=~others.outlier))
     remembered = OutlierStatistics.decode(trained.encode(), 4)
     shifts = []
     for known in (None, remembered):
-        weight, bias = fit(pixels, -3.0, known)
+        weight, bias = fit_function(pixels, -3.0, known)
         shifts.append(
             [(part @ weight + bias).relu().mean() for part in (pixels.features[:2000], others.features[:1000])]
         )
@@ -121,4 +134,4 @@ def test_outliers_of_the_training_are_left_alone() -> None:
 @pytest.mark.parametrize(("known", "outliers", "what"), [(FEWEST - 1, 900, "known"), (900, FEWEST - 1, "outliers")])
 def test_too_few_pixels_are_refused(known: int, outliers: int, what: str) -> None:
     with pytest.raises(PebalError, match=f"fewer than {FEWEST} .*{what}"):
-        fit(draw(known, outliers), threshold=-3.0)
+        fit_function(draw(known, outliers), threshold=-3.0)

@@ -24,6 +24,7 @@ from pebal_core.commands.train import read_config
 from pebal_core.data.partial_labels import resolve_groups
 from pebal_core.labels import FAR
 from pebal_core.model_file import load_model, read_info, save_model
+from pebal_core.networks import EnergyShift, upsample
 from pebal_core.scores import free_energy
 
 from .training import log_of, train_options
@@ -214,6 +215,22 @@ def test_kept_classes_are_those_of_the_start_and_the_energies_those_that_were_le
     assert miou == [miou[0]] * len(miou), "what is evaluated is what is kept"
     assert main(train_options(workshop, tmp_path / "again", f"--model={models[2]}")) == 1
     assert "was fine-tuned with keep_classes; start from the model that it was made from" in capsys.readouterr().err
+
+
+def test_calm_samples_lower_energies_and_change_no_label(workshop: Path, trained: Path, tmp_path: Path) -> None:
+    command = train_options(workshop, tmp_path, "--calm_samples=200")
+    assert main(command) == 0
+    calm, info = load_model(tmp_path / "last.safetensors")
+    assert isinstance(calm, EnergyShift) and info.threshold is not None
+    images = torch.rand(2, 3, 64, 96)
+    with torch.inference_mode():
+        start, after = (upsample(n(images), (64, 96)) for n in (load_model(trained / "last.safetensors")[0], calm))
+    assert torch.equal(after[:, :-1].argmax(1), start[:, :-1].argmax(1))
+    lowered = free_energy(start) - free_energy(after)
+    assert lowered.min() > -1e-4 and lowered.max() > 0.1
+    assert main([*command, "--trainer.resume=true"]) == 0
+    for name in ("best", "last"):
+        assert read_info(tmp_path / f"{name}.safetensors").network_args["functions"] == 1, "not a second one"
 
 
 def test_nan_stops_with_the_files_named(workshop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,7 +84,7 @@ BEYOND: dict[str, dict[str, list[Any]]] = {
         "data.rich_mix.small": [-1, 2], "data.rich_mix.pieces": [-0.1, 1.5],
         "data.rich_mix.small_height": ["[0, 1]", "[1]"], "data.rich_mix.known": [-1],
         "branch_width": [0, -1], "emphasis.calm_weight": [0, ".nan"], "emphasis.size_exponent": [-1, 2],
-        "emphasis.labelled_anomalies": [0, ".nan"], "keep_accuracy": [-1, 2],
+        "emphasis.labelled_anomalies": [0, ".nan"], "keep_accuracy": [-1, 2], "calm_samples": [-1],
         "data.rich_mix.blur": [-1], "data.rich_mix.distractors": [-1, ".inf"], "data.rich_mix.harmonise": [2],
         "loss.penalty": [0, -1, ".nan"], "loss.penalty_floor": [0], "loss.inlier_margin": [".nan", 5000],
         "loss.outlier_margin": [-5000, -100], "loss.energy_weight": [-1], "loss.hinge_weight": [".inf"],

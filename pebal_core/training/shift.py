@@ -1,30 +1,30 @@
-"""Fits the linear function that makes a model calm on one camera (`EnergyShift`).
+"""Fits the linear function that makes a model calm on known things (`EnergyShift`).
 
 The function has to lower the energy of known pixels that alarm or nearly alarm, and must not lower the energy of pasted
-outliers. Both are drawn from the footage. The network itself stays as it is, so labels do not change, and no more than
-a few hundred numbers are learned.
+outliers. Both are drawn from samples, which are those of a training or the footage of a camera. The network itself
+stays as it is, so labels do not change, and only one number per feature is learned.
 """
 
 from __future__ import annotations
 
 import base64
 import copy
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
-from ..data.outlier_mix import RichMix
 from ..errors import PebalError
 from ..labels import OUTLIER, VOID
 from ..model_info import ModelInfo
-from ..networks import EnergyShift, SegmentationNetwork, upsample
+from ..networks import EnergyShift, SegmentationNetwork
 from ..scores import free_energy
-from ..training.samples import DataConfig, SceneSource, TrainingSamples, open_outliers
-from .shapes import HELD_BACK
+from .samples import TrainingSamples
 
 NEAR = 3.0
 """A known pixel counts as nearly alarming if its energy is less than this many nats below the threshold."""
@@ -40,8 +40,8 @@ RIDGE = 0.02
 """Weight of the squared coefficients of the standardised features."""
 PER_SAMPLE = 400
 """Most pixels of each kind from one sample."""
-MOST_NUMBERS = 2**26
-"""Most numbers that the collected features may have (256 MB)."""
+MOST_NUMBERS = 2**27
+"""Most numbers that the collected features may have (512 MB); wide networks give fewer pixels per sample."""
 DRAWN = 20000
 """Number of outlier pixels that are drawn from `OutlierStatistics`."""
 FEWEST = 200
@@ -51,7 +51,7 @@ ITERATIONS, BATCH, RATE, DECAY = 600, 2048, 1e-2, 0.995
 
 
 class Pixels(NamedTuple):
-    """Pixels of samples from the footage."""
+    """Pixels of samples."""
 
     features: Tensor
     """N×D float32, the inputs of the function (`EnergyShift.inputs`)."""
@@ -59,6 +59,9 @@ class Pixels(NamedTuple):
     """N float32, energies in nats before the adaptation."""
     outlier: Tensor
     """N bool, whether the pixel belongs to a pasted outlier."""
+    calm: Tensor
+    """N bool, whether the pixel belongs to a class that must not alarm. Together such pixels weigh as much as the other
+    known ones."""
 
 
 class OutlierStatistics(NamedTuple):
@@ -67,7 +70,9 @@ class OutlierStatistics(NamedTuple):
     They let an adaptation leave alone what resembles these outliers, without the data of the training.
 
     Examples:
-        >>> statistics = OutlierStatistics.of(Pixels(torch.randn(500, 3) + 2, torch.zeros(500), torch.ones(500) > 0))
+        >>> statistics = OutlierStatistics.of(
+        ...     Pixels(torch.randn(500, 3) + 2, torch.zeros(500), torch.ones(500) > 0, torch.zeros(500) > 0)
+        ... )
         >>> decoded = OutlierStatistics.decode(statistics.encode(), features=3)
         >>> bool((decoded.mean - 2).abs().max() < 0.3), decoded.draw(1000).shape
         (True, torch.Size([1000, 3]))
@@ -139,47 +144,24 @@ def add_function(network: SegmentationNetwork, info: ModelInfo) -> tuple[EnergyS
     return network, info
 
 
-def samples_of(work: Path, classes_file: Path, outliers: Path, shapes: bool, info: ModelInfo) -> TrainingSamples:
-    """Crops of the footage, some with pasted outliers.
-
-    Args:
-        work: folder with the labelled frames in ``scenes``.
-        classes_file: class list of the frames.
-        outliers: folder of the outliers.
-        shapes: whether they are the random shapes of `write_shapes`, of which some families are held back.
-        info: description of the model.
-
-    Examples:
-        >>> work, info = Path("front_camera/work"), ModelInfo("espnetv2", {"scale": 0.5})
-        >>> samples = samples_of(work, work / "classes.yaml", work / "shapes", True, info)  # doctest: +SKIP
-    """
-    config = DataConfig(
-        root=str(work),
-        scenes=[SceneSource("folders", "scenes", "train", 360, str(classes_file))],
-        validation=[],
-        outliers=str(outliers),
-        held_back=list(HELD_BACK) if shapes else [],
-        rich_mix=RichMix(height=[0.15, 3.5], anywhere=0.35, anywhere_height=[0.05, 0.9], pieces=0.5),
-        outlier_share=0.6,
-        crop=[320, 384],
-        scale=[0.75, 2.0],
-        color=0.2,
-    )
-    return TrainingSamples(config, open_outliers(config)[0], 0, info.classes)
-
-
 @torch.inference_mode()
 def collect_pixels(
-    network: EnergyShift, info: ModelInfo, samples: TrainingSamples, numbers: Iterable[int], threshold: float
+    network: EnergyShift,
+    info: ModelInfo,
+    samples: TrainingSamples,
+    count: int,
+    threshold: float,
+    calm: Sequence[int] = (),
 ) -> Pixels:
     """Draw nearly alarming known pixels, and pixels of outliers, from samples.
 
     Args:
         network: the network, in eval mode, with a function that is not fitted yet.
         info: its description.
-        samples: what `samples_of` returned.
-        numbers: numbers of the samples.
+        samples: scenes with pasted outliers.
+        count: number of samples.
         threshold: threshold of the model in nats.
+        calm: ids of classes that must not alarm.
 
     Examples:
         >>> class Grey:
@@ -189,15 +171,14 @@ def collect_pixels(
         ...         return image, labels
         >>> from pebal_core.networks import build_network
         >>> network, info = add_function(build_network("espnetv2", scale=0.5).eval(), ModelInfo("espnetv2"))
-        >>> pixels = collect_pixels(network, info, Grey(), range(3), threshold=-100.0)
+        >>> pixels = collect_pixels(network, info, Grey(), 3, threshold=-100.0)
         >>> pixels.features.shape[1] == sum(network.channels), int(pixels.outlier.sum()), len(pixels.energy)
         (True, 450, 1650)
     """
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (info.mean, info.std))
-    most = MOST_NUMBERS // sum(network.channels)
+    most = min(PER_SAMPLE, max(1, MOST_NUMBERS // sum(network.channels) // (2 * count)))
     parts: list[Pixels] = []
-    collected = 0
-    for number in numbers:
+    for number in track(range(count), "pixels of samples", console=Console(stderr=True)):
         rng = np.random.default_rng([7, number])
         image, target = samples.draw(rng, number)
         normalised = (torch.from_numpy(image).permute(2, 0, 1)[None] / 255 - mean) / std
@@ -208,27 +189,37 @@ def collect_pixels(
             np.arange(count) * side // count for count, side in zip(energy.shape, target.shape, strict=True)
         )
         labels = target[rows[:, None], columns]
-        known = (labels != OUTLIER) & (labels != VOID) & (energy > threshold - NEAR)
-        for outlier, pixels in ((False, np.flatnonzero(known)), (True, np.flatnonzero(labels == OUTLIER))):
-            chosen = torch.from_numpy(np.sort(rng.permutation(pixels)[:PER_SAMPLE]))
-            inputs = [upsample(x, logits.shape[-2:])[0].flatten(1)[:, chosen] for x in network.inputs(features)]
+        known, must = (labels != OUTLIER) & (labels != VOID) & (energy > threshold - NEAR), np.isin(labels, calm)
+        kinds = [(False, False, known & ~must), (False, True, known & must), (True, False, labels == OUTLIER)]
+        for outlier, calmed, here in kinds:
+            pixels = np.flatnonzero(here)
+            chosen = torch.from_numpy(np.sort(rng.permutation(pixels)[:most]))
+            inputs = [_read_at(x, chosen, energy.shape) for x in network.inputs(features)]
             parts.append(
                 Pixels(
-                    torch.cat(inputs).T.contiguous(),
+                    torch.cat(inputs, dim=1),
                     torch.from_numpy(energy.ravel())[chosen],
                     torch.full((len(chosen),), outlier),
+                    torch.full((len(chosen),), calmed),
                 )
             )
-            collected += len(chosen)
-        if collected > most:
-            break
     return Pixels(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
-def fit(pixels: Pixels, threshold: float, remembered: OutlierStatistics | None = None) -> tuple[Tensor, float]:
+def _read_at(x: Tensor, pixels: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Values (N×C) of a map 1×C×h×w at N pixels of its upsampled form, given as indices into H·W of `size`."""
+    height, width = size
+    places = torch.stack([pixels % width / max(width - 1, 1), pixels // width / max(height - 1, 1)], dim=-1)
+    values = F.grid_sample(x, (2 * places - 1).view(1, 1, -1, 2).to(x.dtype), align_corners=True)
+    return values[0, :, 0].T.contiguous()
+
+
+def fit_function(
+    pixels: Pixels, threshold: float, remembered: OutlierStatistics | None = None, depth: float = DEPTH
+) -> tuple[Tensor, float]:
     """Fit a function by penalised least squares.
 
-    With d = w·φ + b, the pixels to calm want d ≥ E - (threshold - `DEPTH`) and outliers want d ≤ -`SLACK`. Squared
+    With d = w·φ + b, the pixels to calm want d ≥ E - (threshold - `depth`) and outliers want d ≤ -`SLACK`. Squared
     violations are averaged over each kind of pixel, and the mean of the outliers counts `OUTLIER_WEIGHT` times.
     Outliers of the training, if known, share this weight equally with those of the footage.
 
@@ -236,6 +227,7 @@ def fit(pixels: Pixels, threshold: float, remembered: OutlierStatistics | None =
         pixels: what `collect_pixels` returned.
         threshold: threshold of the model in nats.
         remembered: statistics of outliers of the training; None if they are not known.
+        depth: number of nats below the threshold at which known pixels are to end.
 
     Returns:
         w, D float32, and b in nats.
@@ -246,7 +238,8 @@ def fit(pixels: Pixels, threshold: float, remembered: OutlierStatistics | None =
     Examples:
         >>> features = torch.cat([torch.randn(1000, 2) + 3, torch.randn(1000, 2) - 3])
         >>> outlier = torch.arange(2000) >= 1000
-        >>> weight, bias = fit(Pixels(features, torch.full((2000,), -1.0), outlier), threshold=-3.0)
+        >>> pixels = Pixels(features, torch.full((2000,), -1.0), outlier, torch.zeros(2000) > 0)
+        >>> weight, bias = fit_function(pixels, threshold=-3.0)
         >>> shift = (features @ weight + bias).relu()
         >>> bool(shift[~outlier].mean() > 3), bool(shift[outlier].mean() < 0.5)
         (True, True)
@@ -254,23 +247,25 @@ def fit(pixels: Pixels, threshold: float, remembered: OutlierStatistics | None =
     groups = [torch.nonzero(pixels.outlier == outlier)[:, 0] for outlier in (False, True)]
     if min(map(len, groups)) < FEWEST:
         few = "known pixels near the threshold" if len(groups[0]) < FEWEST else "pixels of pasted outliers"
-        raise PebalError(f"The footage gives fewer than {FEWEST} {few}.")
+        raise PebalError(f"The samples give fewer than {FEWEST} {few}.")
     mean, std = pixels.features.mean(0), pixels.features.std(0)
     std = std.clamp_min(0.1 * float(std.mean()))  # what hardly varies here may vary a lot elsewhere
-    wanted = (pixels.energy - (threshold - DEPTH)).clamp(0, MOST_SHIFT)
+    wanted = (pixels.energy - (threshold - depth)).clamp(0, MOST_SHIFT)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
         weight, bias = torch.zeros(len(mean), requires_grad=True), torch.full((), 0.1, requires_grad=True)
         optimizer = torch.optim.Adam([weight, bias], RATE)
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, DECAY)
         known = pixels.features[groups[0]], wanted[groups[0]]
+        calm = pixels.calm[groups[0]]
+        weights = torch.where(calm, max(1, int((~calm).sum())) / max(1, int(calm.sum())), 1.0)
         outliers = [pixels.features[groups[1]]] + ([] if remembered is None else [remembered.draw(DRAWN)])
 
         def function(features: Tensor) -> Tensor:
             return ((features - mean) / std) @ weight + bias
 
         for _ in range(ITERATIONS):
-            chosen = torch.randint(len(known[0]), (BATCH,))
+            chosen = torch.multinomial(weights, BATCH, replacement=True)
             missing = (known[1][chosen] - function(known[0][chosen])).relu()
             loss = missing.square().mean() + RIDGE * weight.square().sum()
             for features in outliers:
