@@ -24,10 +24,7 @@ def score_map(energy: np.ndarray, low: float, high: float) -> np.ndarray:
         >>> score_map(np.array([[-20.0, -12.0, 0.0]]), -15.0, 0.0).tolist()
         [[0, 51, 255]]
     """
-    factor = 255 / (high - low)
-    # One pass over the pixels, which saturates at 0; larger energies would overflow before they saturate.
-    limited = np.minimum(energy, high)
-    return cv2.addWeighted(limited, factor, limited, 0, -low * factor, dtype=cv2.CV_8U)
+    return cv2.convertScaleAbs(np.clip(energy, low, high) - low, alpha=255 / (high - low))
 
 
 def overlay(image: np.ndarray, score: np.ndarray, alpha: float = 0.8) -> np.ndarray:

@@ -30,7 +30,7 @@ ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.PReLU)
 
 
 class FastLayers(TorchFunctionMode):
-    """Inside this context, layers use the kernels above, and narrow grouped convolutions become dense ones.
+    """Inside this context, layers use the kernels of `layers`, and narrow grouped convolutions become dense ones.
 
     The result of each layer is compared with that of PyTorch when it first occurs with a shape.
 

@@ -247,7 +247,7 @@ def fit_function(
     groups = [torch.nonzero(pixels.outlier == outlier)[:, 0] for outlier in (False, True)]
     if min(map(len, groups)) < FEWEST:
         few = "known pixels near the threshold" if len(groups[0]) < FEWEST else "pixels of pasted outliers"
-        raise PebalError(f"The samples give fewer than {FEWEST} {few}.")
+        raise PebalError(f"The samples give fewer than {FEWEST} {few}; use more samples.")
     mean, std = pixels.features.mean(0), pixels.features.std(0)
     std = std.clamp_min(0.1 * float(std.mean()))  # what hardly varies here may vary a lot elsewhere
     wanted = (pixels.energy - (threshold - depth)).clamp(0, MOST_SHIFT)
