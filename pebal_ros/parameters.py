@@ -232,6 +232,14 @@ PARAMETERS: tuple[Spec, ...] = (
         runtime=True,
     ),
     Spec("confirm_window", int, 5, "Number of last frames in which sightings are counted.", (1, 100), runtime=True),
+    Spec(
+        "min_overlap",
+        float,
+        0.6,
+        "IoU with the previous or the predicted box, 0.2 s later, from which a sighting counts; 0 counts all.",
+        (0.0, 0.99),
+        runtime=True,
+    ),
     Spec("max_gap", float, 0.5, "Seconds without a sighting after which a track ends.", (0.0, 60.0), runtime=True),
     Spec(
         "camera_height",
@@ -312,7 +320,12 @@ class Settings(PictureSettings):
             max_rate=values["max_rate"],
             max_age=values["max_age"],
             object_rules=rules,
-            track_rules=TrackRules(values["confirm_hits"], values["confirm_window"], values["max_gap"]),
+            track_rules=TrackRules(
+                values["confirm_hits"],
+                values["confirm_window"],
+                values["max_gap"],
+                min_overlap=values["min_overlap"],
+            ),
             mounting=Mounting(
                 values["camera_height"],
                 values["camera_pitch"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import torch
@@ -47,6 +48,11 @@ NETWORKS: dict[str, Callable[..., SegmentationNetwork]] = {
     "transformers": TransformersNetwork,
 }
 
+_descriptions: dict[tuple[str, int, str], dict[str, Tensor]] = {}
+"""Results of `describe_network`, because every loading and saving of a model asks for one and building takes long."""
+MOST_DESCRIPTIONS = 64
+"""Number of results that are kept."""
+
 
 def register_network(name: str, build: Callable[..., SegmentationNetwork]) -> None:
     """Register your own network under a name, for configurations and model files.
@@ -63,6 +69,7 @@ def register_network(name: str, build: Callable[..., SegmentationNetwork]) -> No
         6
     """
     NETWORKS[name] = build
+    _descriptions.clear()  # a network may contain another one that it names
 
 
 def build_network(name: str, num_outputs: int = 20, **arguments: object) -> SegmentationNetwork:
@@ -102,8 +109,14 @@ def describe_network(name: str, num_outputs: int = 20, **arguments: object) -> d
         >>> describe_network("espnetv2", num_outputs=6)["bu_dec_l4.merge_layer.3.weight"].shape
         torch.Size([6, 3, 1, 1])
     """
-    with torch.device("meta"), CountsOnCpu():
-        return build_network(name, num_outputs, **arguments).state_dict()
+    key = name, num_outputs, json.dumps(arguments, sort_keys=True, default=repr)
+    if key not in _descriptions:
+        with torch.device("meta"), CountsOnCpu():
+            described = build_network(name, num_outputs, **arguments).state_dict()
+        if len(_descriptions) >= MOST_DESCRIPTIONS:
+            _descriptions.clear()
+        _descriptions[key] = dict(described)
+    return dict(_descriptions[key])
 
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Tracks objects over time, and confirms those that were seen in several frames."""
+"""Tracks objects over time, and confirms those that were seen with a steady outline in several frames."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from .rules import RoadObject
 
 LONGEST_WINDOW = 100
 """Largest number of images over which sightings can be counted."""
+
+OVERLAP_TIME = 0.2
+"""Seconds between two sightings to which `TrackRules.min_overlap` refers."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,17 @@ class TrackRules:
     """
 
     confirm_hits: int = 3
-    """Number of sightings within the window that confirm an object."""
+    """Number of sightings within the window that confirm an object; see `min_overlap`."""
     confirm_window: int = 5
     """Length of the window in images."""
     max_gap: float = 0.5
     """Seconds without a sighting after which a track ends; one missed image never ends it."""
     min_giou: float = -0.3
     """Smallest generalised IoU (Rezatofighi et al., CVPR 2019) of a box and its prediction; -1 matches any boxes."""
+    min_overlap: float = 0.6
+    """Smallest IoU of a box with the previous one, or with its prediction, for a sighting to count. False objects change
+    their outlines from image to image much more than real ones. For t seconds between two sightings, with t above
+    `OVERLAP_TIME`, the IoU must be at least ``min_overlap ** (t / OVERLAP_TIME)``. With 0, every sighting counts."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.confirm_window <= LONGEST_WINDOW:
@@ -52,6 +59,17 @@ class TrackRules:
             raise PebalError(f"max_gap must lie between 0 and 60 seconds, not {self.max_gap:g}.")
         if not -1 <= self.min_giou < 1:
             raise PebalError(f"min_giou must lie between -1 and 1, not {self.min_giou:g}.")
+        if not 0 <= self.min_overlap < 1:
+            raise PebalError(f"min_overlap must be at least 0 and below 1, not {self.min_overlap:g}.")
+
+    def overlap_after(self, seconds: float) -> float:
+        """Smallest IoU at which a sighting counts, for a time in seconds since the previous one.
+
+        Examples:
+            >>> TrackRules(min_overlap=0.5).overlap_after(0.4)
+            0.25
+        """
+        return self.min_overlap ** max(1.0, seconds / OVERLAP_TIME)
 
 
 class _Track:
@@ -65,18 +83,20 @@ class _Track:
         self.velocity = np.zeros(4)
         """Velocities of left, top, right and bottom in pixels per second."""
 
-    def see(self, box: np.ndarray, stamp: float) -> None:
+    def see(self, box: np.ndarray, stamp: float, rules: TrackRules) -> None:
+        known = np.stack([self.box, _predict([self], stamp)[0]])
+        overlap, union = _overlap_and_union(known, box)
+        self.hits.append(bool((overlap / union).max() >= rules.overlap_after(stamp - self.seen)))
         if stamp > self.seen:
             self.velocity += 0.5 * ((box - self.box) / (stamp - self.seen) - self.velocity)
         self.box, self.seen, self.missed = box, stamp, 0
-        self.hits.append(True)
 
     def miss(self) -> None:
         self.missed += 1
         self.hits.append(False)
 
     def sightings(self, window: int) -> int:
-        """Number of the last `window` images in which the object was seen."""
+        """Number of sightings in the last `window` images that count."""
         return sum(itertools.islice(reversed(self.hits), window))
 
 
@@ -129,7 +149,7 @@ class ObjectTracker:
                 track = _Track(next(self._numbers), boxes[index], stamp)
                 self._tracks.append(track)
             else:
-                track.see(boxes[index], stamp)
+                track.see(boxes[index], stamp, self.rules)
             track.confirmed |= track.sightings(self.rules.confirm_window) >= self.rules.confirm_hits
             tracked.append(replace(found, id=track.number, confirmed=track.confirmed))
         seen = {found.id for found in tracked}
@@ -172,11 +192,16 @@ def generalised_iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         [[1.0, 0.0, -0.5]]
     """
     a, b = one[:, None], other[None]
-    overlap = np.prod(np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None), -1)
-    area_a, area_b = (np.prod(boxes[..., 2:] - boxes[..., :2], -1) for boxes in (a, b))
-    union = area_a + area_b - overlap
+    overlap, union = _overlap_and_union(a, b)
     hull = np.prod(np.maximum(a[..., 2:], b[..., 2:]) - np.minimum(a[..., :2], b[..., :2]), -1)
     return overlap / union - (hull - union) / hull
+
+
+def _overlap_and_union(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Areas of the intersections and the unions of boxes (…×4: left, top, right, bottom), which are broadcast."""
+    overlap = np.prod(np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None), -1)
+    area_a, area_b = (np.prod(boxes[..., 2:] - boxes[..., :2], -1) for boxes in (a, b))
+    return overlap, area_a + area_b - overlap
 
 
 def _corners(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:

@@ -44,17 +44,36 @@ def test_one_missed_image_never_ends_an_object_however_slow_the_camera() -> None
     assert tracker.update([at(101, 100)], 2.0)[0].id == 1
 
 
-@pytest.mark.parametrize("intervals", [[1 / 30], [0.1], [1 / 30, 0.1, 0.2, 1 / 30, 0.033, 0.25]])
-def test_an_object_that_approaches_keeps_its_number_at_any_rate(intervals: list[float]) -> None:
+@pytest.mark.parametrize("intervals", [[1 / 30], [0.1], [0.4], [1 / 30, 0.1, 0.2, 1 / 30, 0.033, 0.25]])
+def test_an_object_that_approaches_is_confirmed_and_keeps_its_number_at_any_rate(intervals: list[float]) -> None:
     """A box of 1 m at 12 m/s, from 40 m to 6 m, before a camera of 1000 px focal length 1.5 m above the road."""
     tracker = ObjectTracker(TrackRules())
     stamp, numbers, step = 0.0, set(), 0
     while (distance := 40 - 12 * stamp) > 6:
         size = 1000 / distance
-        numbers |= {found.id for found in tracker.update([at(640 - size / 2, 360 + 500 / distance, size, size)], stamp)}
+        (found,) = tracker.update([at(640 - size / 2, 360 + 500 / distance, size, size)], stamp)
+        numbers.add(found.id)
+        assert found.confirmed == (step >= 2)
         stamp += intervals[step % len(intervals)]
         step += 1
     assert numbers == {1}
+
+
+@pytest.mark.parametrize(("min_overlap", "confirmed"), [(0.6, False), (0.0, True)])
+def test_a_sighting_with_another_outline_does_not_count(min_overlap: float, confirmed: bool) -> None:
+    """A glow that spreads and shrinks from image to image, such as that of a verge."""
+    tracker = ObjectTracker(TrackRules(min_overlap=min_overlap))
+    for step in range(8):
+        objects = tracker.update([at(100, 100, 60 if step % 2 else 30, 40 if step % 2 else 20)], step / 5)
+    assert objects[0].id == 1 and objects[0].confirmed == confirmed
+
+
+def test_the_prediction_counts_as_well_as_the_previous_box() -> None:
+    """An object that crosses by its own width from image to image overlaps only with its prediction."""
+    tracker = ObjectTracker(TrackRules(min_giou=-0.6))
+    objects = [tracker.update([at(100 + 24 * step, 100)], step / 5)[0] for step in range(8)]
+    assert {found.id for found in objects} == {1}
+    assert objects[-1].confirmed and not objects[2].confirmed
 
 
 def test_two_objects_that_pass_each_other_keep_their_numbers() -> None:
@@ -85,6 +104,7 @@ def test_equal_stamps_are_taken() -> None:
         ({"confirm_window": 0}, "confirm_window must lie between 1 and 100 images"),
         ({"max_gap": -1}, "max_gap must lie between 0 and 60 seconds"),
         ({"min_giou": 2}, "min_giou"),
+        ({"min_overlap": 1}, "min_overlap must be at least 0 and below 1"),
     ],
 )
 def test_rules_are_checked(settings: dict[str, int], reason: str) -> None:
