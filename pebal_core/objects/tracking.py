@@ -83,10 +83,8 @@ class _Track:
         self.velocity = np.zeros(4)
         """Velocities of left, top, right and bottom in pixels per second."""
 
-    def see(self, box: np.ndarray, stamp: float, rules: TrackRules) -> None:
-        known = np.stack([self.box, _predict([self], stamp)[0]])
-        overlap, union = _overlap_and_union(known, box)
-        self.hits.append(bool((overlap / union).max() >= rules.overlap_after(stamp - self.seen)))
+    def see(self, box: np.ndarray, stamp: float, counts: bool) -> None:
+        self.hits.append(counts)
         if stamp > self.seen:
             self.velocity += 0.5 * ((box - self.box) / (stamp - self.seen) - self.velocity)
         self.box, self.seen, self.missed = box, stamp, 0
@@ -144,12 +142,12 @@ class ObjectTracker:
         matched = self._match(boxes, stamp)
         tracked = []
         for index, found in enumerate(objects):
-            track = matched.get(index)
-            if track is None:
+            if index in matched:
+                track, overlap = matched[index]
+                track.see(boxes[index], stamp, overlap >= self.rules.overlap_after(stamp - track.seen))
+            else:
                 track = _Track(next(self._numbers), boxes[index], stamp)
                 self._tracks.append(track)
-            else:
-                track.see(boxes[index], stamp, self.rules)
             track.confirmed |= track.sightings(self.rules.confirm_window) >= self.rules.confirm_hits
             tracked.append(replace(found, id=track.number, confirmed=track.confirmed))
         seen = {found.id for found in tracked}
@@ -159,18 +157,21 @@ class ObjectTracker:
         self._tracks = [t for t in self._tracks if t.missed <= 1 or stamp - t.seen <= self.rules.max_gap]
         return tracked
 
-    def _match(self, boxes: np.ndarray, stamp: float) -> dict[int, _Track]:
-        """The tracks that boxes continue, by the index of the box."""
+    def _match(self, boxes: np.ndarray, stamp: float) -> dict[int, tuple[_Track, float]]:
+        """The tracks that boxes continue, with the IoU of the previous or the predicted box, by the index of the box."""
         if not self._tracks or not len(boxes):
             return {}
-        overlap = generalised_iou(_predict(self._tracks, stamp), boxes)
-        matched: dict[int, _Track] = {}
+        predicted, previous = _predict(self._tracks, stamp), np.array([track.box for track in self._tracks])
+        likeness = generalised_iou(predicted, boxes)
+        overlap, union = _overlap_and_union(np.stack([predicted, previous])[:, :, None], boxes)
+        shares = (overlap / union).max(axis=0)
+        matched: dict[int, tuple[_Track, float]] = {}
         while True:
-            best = np.unravel_index(int(overlap.argmax()), overlap.shape)
-            if overlap[best] < self.rules.min_giou:
+            best = np.unravel_index(int(likeness.argmax()), likeness.shape)
+            if likeness[best] < self.rules.min_giou:
                 return matched
-            matched[int(best[1])] = self._tracks[int(best[0])]
-            overlap[best[0], :] = overlap[:, best[1]] = -np.inf
+            matched[int(best[1])] = self._tracks[int(best[0])], float(shares[best])
+            likeness[best[0], :] = likeness[:, best[1]] = -np.inf
 
 
 def _predict(tracks: Sequence[_Track], stamp: float) -> np.ndarray:
