@@ -42,8 +42,8 @@ class TrackRules:
     min_giou: float = -0.3
     """Smallest generalised IoU (Rezatofighi et al., CVPR 2019) of a box and its prediction; -1 matches any boxes."""
     min_overlap: float = 0.6
-    """Smallest IoU of a box with the previous one, or with its prediction, for a sighting to count. False objects change
-    their outlines from image to image much more than real ones. For t seconds between two sightings, with t above
+    """Smallest IoU of a box with the previous one, or with its prediction, for a sighting to count. The outlines of
+    false objects change more from image to image than those of real ones. For t seconds between two sightings, with t above
     `OVERLAP_TIME`, the IoU must be at least ``min_overlap ** (t / OVERLAP_TIME)``. With 0, every sighting counts."""
 
     def __post_init__(self) -> None:
@@ -158,7 +158,7 @@ class ObjectTracker:
         return tracked
 
     def _match(self, boxes: np.ndarray, stamp: float) -> dict[int, tuple[_Track, float]]:
-        """The tracks that boxes continue, with the IoU of the previous or the predicted box, by the index of the box."""
+        """The tracks that boxes continue, and the IoU with their previous or predicted box, by the index of the box."""
         if not self._tracks or not len(boxes):
             return {}
         predicted, previous = _predict(self._tracks, stamp), np.array([track.box for track in self._tracks])

@@ -218,7 +218,7 @@ def test_kept_classes_are_those_of_the_start_and_the_energies_those_that_were_le
 
 
 def test_calm_samples_lower_energies_and_change_no_label(workshop: Path, trained: Path, tmp_path: Path) -> None:
-    command = train_options(workshop, tmp_path, "--calm_samples=200")
+    command = train_options(workshop, tmp_path, "--calm_samples=60")
     assert main(command) == 0
     calm, info = load_model(tmp_path / "last.safetensors")
     assert isinstance(calm, EnergyShift) and info.threshold is not None
