@@ -43,8 +43,9 @@ class TrackRules:
     """Smallest generalised IoU (Rezatofighi et al., CVPR 2019) of a box and its prediction; -1 matches any boxes."""
     min_overlap: float = 0.6
     """Smallest IoU of a box with the previous one, or with its prediction, for a sighting to count. The outlines of
-    false objects change more from image to image than those of real ones. For t seconds between two sightings, with t above
-    `OVERLAP_TIME`, the IoU must be at least ``min_overlap ** (t / OVERLAP_TIME)``. With 0, every sighting counts."""
+    false objects change more from image to image than those of real ones. For t seconds between two sightings, with t
+    above `OVERLAP_TIME`, the IoU must be at least ``min_overlap ** (t / OVERLAP_TIME)``. With 0, every sighting
+    counts."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.confirm_window <= LONGEST_WINDOW:
