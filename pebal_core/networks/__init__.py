@@ -110,13 +110,14 @@ def describe_network(name: str, num_outputs: int = 20, **arguments: object) -> d
         torch.Size([6, 3, 1, 1])
     """
     key = name, num_outputs, json.dumps(arguments, sort_keys=True, default=repr)
-    if key not in _descriptions:
+    described = _descriptions.get(key)
+    if described is None:
         with torch.device("meta"), CountsOnCpu():
-            described = build_network(name, num_outputs, **arguments).state_dict()
+            described = dict(build_network(name, num_outputs, **arguments).state_dict())
         if len(_descriptions) >= MOST_DESCRIPTIONS:
             _descriptions.clear()
-        _descriptions[key] = dict(described)
-    return dict(_descriptions[key])
+        _descriptions[key] = described
+    return dict(described)
 
 
 __all__ = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from pebal_core.losses import pebal_loss
 from pebal_core.model_file import load_model, save_model
 from pebal_core.model_folders import load_folder
 from pebal_core.model_info import ModelInfo
-from pebal_core.networks import AnomalyBranch, SegmentationNetwork, build_network
+from pebal_core.networks import AnomalyBranch, SegmentationNetwork, build_network, describe_network, register_network
 
 from .model_folders import FOLDERS, NAMES, SMP, write_folder, write_smp_folder
 from .scenes import write_folders
@@ -192,3 +193,14 @@ def test_logits_are_those_of_segmentation_models_pytorch(kind: str, tmp_path: Pa
 def test_an_architecture_that_cannot_be_built_is_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(PebalError, match=message):
         build_network("smp", 7, **arguments)
+
+
+def test_a_network_that_is_registered_again_is_described_anew() -> None:
+    for scale in (0.5, 1.0):
+        register_network("my_espnetv2", partial(build_network, "espnetv2", scale=scale))
+        described, built = describe_network("my_espnetv2", 4), build_network("my_espnetv2", 4).state_dict()
+        assert {name: tensor.shape for name, tensor in described.items()} == {
+            name: tensor.shape for name, tensor in built.items()
+        }
+    described.clear()
+    assert describe_network("my_espnetv2", 4), "the caller's copy"
